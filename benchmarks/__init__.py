@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers; not part of the test suite."""

@@ -1,0 +1,1 @@
+"""Where the batches come from: one LightningDataModule per experiment, and the pure functions below them."""

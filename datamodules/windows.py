@@ -1,0 +1,199 @@
+"""Batches of the training stream, one optimizer step at a time.
+
+A *window* is everything that one optimizer step sees. The loader yields windows, so one Lightning batch is one
+optimizer step: `val_check_interval`, checkpoint cadence and `batch_idx` all count the same thing (Lightning#12205,
+#17903), no step is taken early at an epoch's end (Lightning#21808), and the number of target tokens of the whole
+window is known before its first backward pass. The whole run is one Lightning epoch of `num_steps` windows; epochs of
+the data are positions in that stream (Lightning#19764: mid-epoch resume of a shuffling loader repeats samples).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.order import sample_indices
+
+Batch = dict[str, Any]
+BuildBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Batch]
+"""(epochs (n,), indices (n,)) -> batch; epochs let a data set draw noise that is a pure function of the position."""
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
+    """Optimizer steps in one pass over the data; the last window may be smaller."""
+    return math.ceil(num_samples / global_batch_size)
+
+
+def window_keys(step: int, *, num_samples: int, global_batch_size: int, seed: int) -> tuple[int, NDArray[np.int64]]:
+    """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
+    epoch, window = divmod(step, steps_per_epoch(num_samples, global_batch_size))
+    start = window * global_batch_size
+    stop = min(start + global_batch_size, num_samples)
+    return epoch, sample_indices(start, stop, num_samples=num_samples, seed=seed, epoch=epoch)
+
+
+class WindowSampler(Sampler[list[tuple[int, int]]]):
+    """Keys (epoch, index) of each window of a run, this rank's share of them.
+
+    `len()` counts the windows of the whole run, as Lightning's progress does; iteration begins at `start_step`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        global_batch_size: int,
+        num_steps: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError("there is no training sample: relax the data filters")
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.num_steps = num_steps
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_step, self.num_steps):
+            epoch, indices = window_keys(
+                step, num_samples=self.num_samples, global_batch_size=self.global_batch_size, seed=self.seed
+            )
+            yield [(epoch, int(index)) for index in indices[self.rank :: self.world_size]]
+
+
+class KeyDataset(Dataset[tuple[int, int]]):
+    """Hands the sampler's keys to the collate function, which reads all samples of a batch at once."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+
+class WindowCollator:
+    """Builds a window `{"micro_batches": [batch, ...], "sample_ids": (n,) int64}` from its keys.
+
+    Micro-batches hold at most `device_batch_size` samples. A rank without a sample gets an empty list and still takes
+    part in the step's reductions.
+    """
+
+    def __init__(self, build_batch: BuildBatch, device_batch_size: int) -> None:
+        self.build_batch = build_batch
+        self.device_batch_size = device_batch_size
+
+    def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """Keys of one window -> the window."""
+        epochs, indices = _columns(keys)
+        size = self.device_batch_size
+        return {
+            "micro_batches": [
+                self.build_batch(epochs[start : start + size], indices[start : start + size])
+                for start in range(0, len(indices), size)
+            ],
+            "sample_ids": torch.from_numpy(indices),
+        }
+
+
+class WindowLoader(DataLoader):
+    """A DataLoader over windows that can be saved and resumed at an optimizer step.
+
+    The saved state names the order, not a position in a prefetch queue: loading it into a loader over other data, or
+    with another seed or batch size, is refused instead of silently training on a different stream.
+    """
+
+    def __init__(self, sampler: WindowSampler, collate: WindowCollator, completed_steps: Callable[[], int], **kw: Any):
+        self.window_sampler = sampler
+        self.completed_steps = completed_steps
+        # a private generator: creating an iterator must not draw from the global one (it would shift dropout)
+        generator = torch.Generator().manual_seed(sampler.seed)
+        super().__init__(
+            KeyDataset(sampler.num_samples), batch_sampler=sampler, collate_fn=collate, generator=generator, **kw
+        )
+
+    def _identity(self) -> dict[str, int]:
+        sampler = self.window_sampler
+        return {
+            "num_samples": sampler.num_samples,
+            "global_batch_size": sampler.global_batch_size,
+            "seed": sampler.seed,
+        }
+
+    def state_dict(self) -> dict[str, int]:
+        """Order identity and the number of optimizer steps completed."""
+        return {**self._identity(), "step": self.completed_steps()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after `state["step"]` windows.
+
+        Raises:
+            ValueError: the checkpoint was made with other data, batch size or seed.
+        """
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise ValueError(
+                    f"cannot resume: the checkpoint was trained with {name}={state[name]}, this run has {value}; "
+                    "restore that setting or start a new run (run.name=...)"
+                )
+        self.window_sampler.start_step = state["step"]
+
+
+class EvaluationSampler(Sampler[list[tuple[int, int]]]):
+    """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks."""
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_samples, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+
+
+class EvaluationCollator:
+    """Builds one evaluation batch from its keys, with `sample_ids` (n,) int64 beside the tensors."""
+
+    def __init__(self, build_batch: BuildBatch) -> None:
+        self.build_batch = build_batch
+
+    def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        """Keys of one batch -> the batch."""
+        epochs, indices = _columns(keys)
+        return {**self.build_batch(epochs, indices), "sample_ids": torch.from_numpy(indices)}
+
+
+def evaluation_loader(
+    build_batch: BuildBatch, *, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, **kw: Any
+) -> DataLoader:
+    """A loader that visits every sample once, in order."""
+    return DataLoader(
+        KeyDataset(num_samples),
+        batch_sampler=EvaluationSampler(num_samples, batch_size, rank, world_size),
+        collate_fn=EvaluationCollator(build_batch),
+        generator=torch.Generator().manual_seed(0),
+        **kw,
+    )
+
+
+def _columns(keys: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    table = np.array(keys, dtype=np.int64).reshape(-1, 2)
+    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])

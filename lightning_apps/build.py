@@ -1,0 +1,217 @@
+"""From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
+
+import inspect
+import os
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger
+
+from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lightning_apps.callbacks.progress import RunProgress
+from lightning_apps.callbacks.run_clock import RunClock
+from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.config import bind
+from lightning_apps.errors import ConfigError
+from lightning_apps.metrics_csv import MetricsCSV
+from lightning_apps.plan import RunPlan, plan_run
+from lightning_apps.run_directory import RunDirectory
+
+Config = Mapping[str, Any]
+
+
+def quiet_libraries() -> None:
+    """Silence notices that no user of these commands can act on."""
+    import logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork; fast tokenizers would warn each time
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are built in memory; workers would slow them down
+        ".*GPU available but not used.*",  # hardware=cpu asked for that
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*You are using `torch.load` with `weights_only=False`.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*LeafSpec.*",
+        ".*Found .* module\\(s\\) in eval mode.*",
+        ".*sync_dist=True.*",  # values are reduced before they are logged
+        ".*pin_memory.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def build_datamodule(config: Config) -> Any:
+    """The experiment's data module, prepared and set up.
+
+    Raises:
+        ConfigError: the data contradict the configuration.
+    """
+    datamodule = bind("data", config["data"])()
+    try:
+        datamodule.prepare_data()
+        datamodule.setup()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return datamodule
+
+
+def build_plan(config: Config, datamodule: Any) -> RunPlan:
+    """The clock of the run."""
+    return plan_run(
+        num_train_samples=datamodule.num_train_samples,
+        tokens_per_sample=datamodule.tokens_per_sample,
+        global_batch_size=config["data"]["global_batch_size"],
+        trainer=config["trainer"],
+        warmup=config["scheduler"]["warmup_steps"],
+    )
+
+
+def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningModule:
+    """The experiment's LightningModule with freshly drawn weights."""
+    scheduler = {**config["scheduler"], "warmup_steps": plan.warmup_steps}
+    torch.manual_seed(config["seed"])
+    # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
+    fused = config["precision"]["name"] != "fp16_mixed"
+    module: L.LightningModule = bind("module", config["module"])(
+        build_net=partial(bind("model", config["model"]), **datamodule.net_arguments),
+        build_optimizer=partial(bind("optimizer", config["optimizer"]), fused=fused),
+        schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
+        plan=plan,
+    )
+    return module
+
+
+def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
+    """Callbacks in the order in which they run: clock, log, the configured ones, stopping; checkpoints come last."""
+    settings, trainer = config["callbacks"], config["trainer"]
+    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
+    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, RunProgress(step_log)]
+    callbacks += build_extra_callbacks(config, directory, plan)
+    checkpoints = settings["checkpoints"]
+    if (stopping := settings["early_stopping"]) is not None:
+        callbacks.append(
+            EarlyStopping(
+                checkpoints["monitor"],
+                mode=checkpoints["mode"],
+                patience=stopping["patience"],
+                min_delta=stopping["min_delta"],
+                check_on_train_epoch_end=False,
+            )
+        )
+    callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, **checkpoints))
+    return callbacks
+
+
+def build_extra_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
+    """The callbacks of `callbacks.extra`; null switches one off."""
+    runtime = {"run_directory": directory, "plan": plan}
+    return [
+        _call(bind(f"callbacks.extra.{name}", node), runtime)
+        for name, node in config["callbacks"]["extra"].items()
+        if node is not None
+    ]
+
+
+def _call(call: partial, runtime: Mapping[str, Any]) -> Any:
+    wanted = inspect.signature(call.func).parameters
+    return call(**{name: value for name, value in runtime.items() if name in wanted})
+
+
+def build_loggers(config: Config, directory: RunDirectory) -> list[Logger]:
+    """metrics.csv, and what the `logger` group adds."""
+    loggers: list[Logger] = [MetricsCSV(directory.metrics)]
+    for name, node in config["logger"].items():
+        if name == "wandb":
+            loggers.append(_wandb_logger(node, config, directory))
+        else:
+            loggers.append(bind(f"logger.{name}", node)(save_dir=directory.path))
+    return loggers
+
+
+def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirectory) -> Logger:
+    offline = node.get("offline", False) or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    netrc = Path.home() / ".netrc"
+    known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+    if not offline and not known:
+        raise ConfigError(
+            "logger=wandb needs an account: run `wandb login`, set WANDB_API_KEY, or use logger.wandb.offline=true"
+        )
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logger: Logger = bind("logger.wandb", node)(
+        save_dir=directory.path,
+        name=f"{config['experiment']}/{config['run']['name']}",
+        id=f"{config['experiment']}-{config['run']['name']}"[:64],  # a resumed run goes on in the same W&B run
+        resume="allow",
+    )
+    return logger
+
+
+def build_trainer(
+    config: Config,
+    plan: RunPlan,
+    *,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    evaluation_only: bool = False,
+) -> L.Trainer:
+    """Lightning's Trainer over one Lightning epoch of `plan.total_steps` windows.
+
+    Raises:
+        ConfigError: the hardware or precision that was asked for is not here.
+    """
+    hardware = config["hardware"]
+    if hardware["num_threads"] is not None:
+        torch.set_num_threads(hardware["num_threads"])
+    accelerator = available_accelerator(hardware["accelerator"])
+    if accelerator == "cpu" and config["precision"]["name"] == "fp16_mixed":
+        raise ConfigError("precision=fp16_mixed needs a GPU, and none is here; choose precision=fp32 or bf16_mixed")
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=hardware["devices"],
+        strategy=hardware["strategy"],
+        precision=config["precision"]["lightning"],
+        deterministic=hardware["deterministic"],
+        max_epochs=1,
+        max_steps=plan.total_steps,
+        val_check_interval=plan.total_steps,  # RunClock sets the steps
+        limit_val_batches=None if plan.evaluation_steps or evaluation_only else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=not evaluation_only,
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,  # WindowSampler gives each rank its share
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(callback, RunProgress) for callback in callbacks),
+    )
+
+
+def available_accelerator(wanted: str) -> str:
+    """`auto` becomes gpu, mps or cpu, whatever is here.
+
+    Raises:
+        ConfigError: the wanted accelerator is not here.
+    """
+    here = {
+        "gpu": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in here.items() if there)
+    if wanted not in here:
+        raise ConfigError(f"hardware.accelerator={wanted!r}: allowed are auto, {', '.join(here)}")
+    if not here[wanted]:
+        raise ConfigError(f"hardware={wanted}: no such device here; choose hardware=auto or hardware=cpu")
+    return wanted

@@ -1,0 +1,1 @@
+"""Trainer callbacks: clock, logging, checkpoints, generation evals, pictures."""

@@ -1,0 +1,72 @@
+"""The progress bar: loss, tokens per second, time left."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.console import say
+
+SECONDS_BETWEEN_LINES = 15
+
+
+class RunProgress(TQDMProgressBar):
+    """One bar over the optimizer steps of the run; evaluations are announced by their result, not by bars.
+
+    Where the output is no terminal (a log file, a pipe), a line every fifteen seconds takes the bar's place.
+    """
+
+    def __init__(self, step_log: StepLog) -> None:
+        super().__init__(refresh_rate=1)
+        self.step_log = step_log
+        self.is_terminal = sys.stderr.isatty()
+        self._start = self._last_line = time.perf_counter()
+        self._start_step = 0
+
+    def init_train_tqdm(self) -> Tqdm:
+        """A bar whose unit is the optimizer step."""
+        if not self.is_terminal:
+            return Tqdm(disable=True)
+        bar = super().init_train_tqdm()
+        bar.unit = "step"
+        bar.bar_format = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar."""
+        return Tqdm(disable=True)
+
+    init_test_tqdm = init_validation_tqdm
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """The whole run is one Lightning epoch, so the bar is not named after it."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.set_description("training")
+        self._start = self._last_line = time.perf_counter()
+        self._start_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar, or say a line now and then."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        now = time.perf_counter()
+        if self.is_terminal or now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        step = trainer.global_step
+        left_s = (now - self._start) / (step - self._start_step) * (trainer.max_steps - step)
+        say(
+            f"step {step:,}/{trainer.max_steps:,}: loss {float(self.step_log.last_loss):.3f}, "
+            f"{self.step_log.tokens_per_s:,.0f} tokens/s, {left_s:,.0f} s left"
+        )
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        log = self.step_log
+        return {"loss": f"{float(log.last_loss):.3f}", "tokens/s": f"{log.tokens_per_s:,.0f}"}

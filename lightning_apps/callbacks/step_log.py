@@ -1,0 +1,114 @@
+"""What every optimizer step leaves behind: loss, learning rate, norms, tokens, speed."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch.optim import Optimizer
+
+from lightning_apps.metrics_csv import MetricsCSV
+from lightning_apps.optimizers import global_norm
+from lightning_apps.plan import RunPlan
+
+
+class StepLog(L.Callback):
+    """Clips gradients by their global norm and logs `train/*` values of every `log_every`-th step.
+
+    The norm is taken here and not in the training step because with float16 gradients are unscaled only just before
+    the optimizer runs. Values go to the loggers directly and before any checkpoint of the same step is written:
+    Lightning logs them after its checkpoint hooks, so that a run killed in between would lose a row.
+
+    Args:
+        plan: the clock of the run.
+        clip_norm: largest global gradient norm; None leaves gradients alone.
+        log_every: optimizer steps between two rows.
+    """
+
+    def __init__(self, plan: RunPlan, *, clip_norm: float | None, log_every: int) -> None:
+        self.plan = plan
+        self.clip_norm = clip_norm
+        self.log_every = log_every
+        self.tokens_seen = 0
+        self.target_tokens_seen = 0
+        self.train_s = 0.0
+        self.completed_steps = 0
+        self.earlier_wall_s = 0.0
+        self._wall_start = time.perf_counter()
+        self.tokens_per_s = 0.0
+        self.last_loss = torch.tensor(float("nan"))
+        self._grad_norm = torch.tensor(float("nan"))
+        self._learning_rate = 0.0
+        self._started_at = 0.0
+        self._logged = (0, 0.0)  # tokens and training seconds at the last row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts over the whole run, resumed ones included."""
+        return {
+            "tokens_seen": self.tokens_seen,
+            "target_tokens_seen": self.target_tokens_seen,
+            "train_s": self.train_s,
+            "wall_s": self.earlier_wall_s + time.perf_counter() - self._wall_start,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens_seen = state_dict["tokens_seen"]
+        self.target_tokens_seen = state_dict["target_tokens_seen"]
+        self.train_s = state_dict["train_s"]
+        self.earlier_wall_s = state_dict["wall_s"]
+        self._logged = (self.tokens_seen, self.train_s)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop the rows that an interrupted run wrote after its last checkpoint."""
+        self.completed_steps = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.start_after(trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the watch: only the step itself counts as training time."""
+        self._started_at = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Measure the gradient norm, then clip."""
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        self._grad_norm = global_norm(gradients)
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+        if self.clip_norm is not None:
+            scale = torch.clamp(self.clip_norm / (self._grad_norm + 1e-6), max=1.0)
+            torch._foreach_mul_(gradients, scale)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count tokens and log."""
+        self.train_s += time.perf_counter() - self._started_at
+        self.tokens_seen += outputs["num_tokens"]
+        self.target_tokens_seen += outputs["num_targets"]
+        self.last_loss = outputs["loss"]
+        step = self.completed_steps = trainer.global_step
+        if step % self.log_every and step != self.plan.total_steps:
+            return
+        tokens, seconds = self._logged
+        self.tokens_per_s = (self.tokens_seen - tokens) / max(self.train_s - seconds, 1e-9)
+        self._logged = (self.tokens_seen, self.train_s)
+        values = {
+            "train/loss": float(self.last_loss),
+            "train/learning_rate": self._learning_rate,
+            "train/grad_norm": float(self._grad_norm),
+            "train/param_norm": float(global_norm(parameter.detach() for parameter in pl_module.parameters())),
+            "train/epoch": self.plan.epoch(step),
+            "train/tokens": float(self.tokens_seen),
+            "train/tokens_per_s": self.tokens_per_s,
+        }
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)

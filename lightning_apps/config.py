@@ -1,0 +1,322 @@
+"""The root schema, the checks across groups, and what every command derives from a configuration.
+
+Nothing here imports torch: composing, `--help` and most mistakes are answered in about a second.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from lightning_apps.errors import ConfigError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+# The dataclasses hold types; the values are in conf/.
+@dataclass
+class PrecisionConfig:
+    """How numbers are stored and multiplied."""
+
+    name: str = MISSING
+    lightning: str = MISSING
+
+
+@dataclass
+class HardwareConfig:
+    """Where the run happens."""
+
+    name: str = MISSING
+    accelerator: str = MISSING
+    devices: int = MISSING
+    strategy: str = MISSING
+    num_threads: int | None = MISSING
+    num_workers: int = MISSING
+    pin_memory: bool = MISSING
+    deterministic: bool = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how often."""
+
+    max_steps: int | None = MISSING
+    max_epochs: float | None = MISSING
+    max_tokens: int | None = MISSING
+    evaluate_every: Any = MISSING
+    save_every: Any = MISSING
+    log_every: int = MISSING
+    clip_norm: float | None = MISSING
+
+
+@dataclass
+class CheckpointsConfig:
+    """Which checkpoint is best, and how many are kept."""
+
+    monitor: str = MISSING
+    mode: str = MISSING
+    keep: int | None = MISSING
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """When to stop before the end; patience counts evaluations."""
+
+    patience: int = MISSING
+    min_delta: float = 0.0
+
+
+@dataclass
+class CallbacksConfig:
+    """What happens beside training."""
+
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    early_stopping: EarlyStoppingConfig | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RunConfig:
+    """Where the run's files go."""
+
+    output_root: str = MISSING
+    name: str | None = MISSING
+    resume: str | None = MISSING
+    overwrite: bool = MISSING
+    cache_root: str = MISSING
+
+
+@dataclass
+class RootConfig:
+    """The root keys."""
+
+    experiment: str = MISSING
+    seed: int = MISSING
+    module: Any = MISSING
+    model: Any = MISSING
+    data: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: dict[str, Any] = field(default_factory=dict)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+ConfigStore.instance().store(name="schema", node=RootConfig)
+
+RUNTIME_ARGUMENTS = {
+    "model": {"vocab_size", "pad_token_id", "eos_token_id", "num_labels"},
+    "module": {"build_net", "build_optimizer", "schedule", "plan"},
+    "optimizer": {"module", "fused"},
+    "scheduler": {"total_steps"},
+    "callbacks": {"run_directory", "plan"},
+    "logger": {"save_dir"},
+}
+"""Arguments that the program supplies when it calls a node's target; every other one comes from the configuration."""
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dicts and lists."""
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = re.search(r"full_key: (\S+)", str(error))
+        name = key[1] if key else str(error).rpartition(" ")[2]
+        raise ConfigError(f"{name} is missing: give it on the command line, {name}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def target(key: str, node: Mapping[str, Any]) -> Any:
+    """The callable that a node's `_target_` names.
+
+    Raises:
+        ConfigError: there is no such thing.
+    """
+    path = node.get("_target_")
+    if not isinstance(path, str) or "." not in path:
+        raise ConfigError(f"{key}._target_={path!r}: expected the dotted path of a class or function")
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}._target_={path!r} cannot be imported: {error}") from error
+
+
+def bind(key: str, node: Mapping[str, Any]) -> Any:
+    """A partial of the node's target over its arguments, after checking each name and type against its signature.
+
+    Raises:
+        ConfigError: an argument is unknown, missing, or of the wrong type.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    call = target(key, node)
+    signature = inspect.signature(call, eval_str=True)
+    given = {name: value for name, value in node.items() if name != "_target_"}
+    runtime = RUNTIME_ARGUMENTS.get(key.split(".")[0], set())
+    parameters = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    takes_any = len(parameters) < len(signature.parameters)
+    arguments = {}
+    for name, value in given.items():
+        if name not in parameters and not takes_any:
+            allowed = [known for known in parameters if known not in runtime]
+            raise ConfigError(
+                f"{key}.{name} does not exist{did_you_mean(name, allowed)}; allowed: {', '.join(allowed)}"
+            )
+        annotation = parameters[name].annotation if name in parameters else inspect.Parameter.empty
+        if annotation is inspect.Parameter.empty or takes_any:  # another library's signature
+            arguments[name] = value
+            continue
+        try:
+            arguments[name] = TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(
+                f"{key}.{name}={value!r}: {error.errors()[0]['msg'].lower()}; expected {_readable(annotation)}"
+            ) from error
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in {*given, *runtime}:
+            raise ConfigError(f"{key}.{name} is missing; {node['_target_']} needs it")
+    return partial(call, **arguments)
+
+
+def _readable(annotation: Any) -> str:
+    text = inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:typing|collections\.abc|datamodules|lightning_apps)\.(?:\w+\.)*", "", text)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """` (did you mean x?)`, or nothing where no known word is near."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Reject what groups can only get wrong together, and every argument that its target would refuse.
+
+    Raises:
+        ConfigError: with the key, what is allowed and the remedy.
+    """
+    for key in ("model", "data", "optimizer", "scheduler", "module"):
+        if not isinstance(config[key], Mapping):
+            raise ConfigError(f"{key}={config[key]!r}: choose an option of the group, {key}=<{'|'.join(options(key))}>")
+        bind(key, config[key])
+    for group, nodes in (("callbacks.extra", config["callbacks"]["extra"]), ("logger", config["logger"])):
+        for name, node in nodes.items():
+            if node is not None:
+                bind(f"{group}.{name}", node)
+    _check_run_name(config["run"]["name"])
+    _check_numbers(config)
+    _check_model(config["model"])
+    _check_data(config["data"], config["hardware"])
+    _check_devices(config)
+
+
+def options(group: str) -> list[str]:
+    """Options of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _check_run_name(name: str | None) -> None:
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+@\[\]-]*", name):
+        raise ConfigError(f"run.name={name!r}: use letters, digits and . _ = , + - (no slashes), starting with one")
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    trainer, checkpoints = config["trainer"], config["callbacks"]["checkpoints"]
+    if trainer["log_every"] < 1:
+        raise ConfigError(f"trainer.log_every={trainer['log_every']}: must be at least 1")
+    if trainer["clip_norm"] is not None and trainer["clip_norm"] <= 0:
+        raise ConfigError(f"trainer.clip_norm={trainer['clip_norm']}: must be positive, or null for no clipping")
+    if checkpoints["mode"] not in ("min", "max"):
+        raise ConfigError(f"callbacks.checkpoints.mode={checkpoints['mode']!r}: allowed are min, max")
+    if not checkpoints["monitor"].startswith("val/"):
+        raise ConfigError(
+            f"callbacks.checkpoints.monitor={checkpoints['monitor']!r}: selection looks at val/ metrics only"
+        )
+    if checkpoints["keep"] is not None and checkpoints["keep"] < 1:
+        raise ConfigError(f"callbacks.checkpoints.keep={checkpoints['keep']}: must be at least 1, or null for all")
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"seed={config['seed']}: must lie between 0 and 2**32 - 1")
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    width, heads, key_heads = (
+        model.get("hidden_size"),
+        model.get("num_attention_heads"),
+        model.get("num_key_value_heads"),
+    )
+    for name, value in model.items():
+        if name.startswith("num_") or name.endswith("_size"):  # noqa: SIM102
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"model.{name}={value}: must be at least 1")
+    if width and heads and width % heads:
+        raise ConfigError(f"model.hidden_size={width} is not a multiple of model.num_attention_heads={heads}")
+    if width and heads and (width // heads) % 2:
+        raise ConfigError(
+            f"model.hidden_size={width} / model.num_attention_heads={heads} = {width // heads}: "
+            "rotary positions need an even head size"
+        )
+    if heads and key_heads and heads % key_heads:
+        raise ConfigError(
+            f"model.num_attention_heads={heads} is not a multiple of model.num_key_value_heads={key_heads}"
+        )
+
+
+def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
+    for name in ("global_batch_size", "device_batch_size", "evaluation_batch_size", "max_train_samples"):
+        value = data.get(name)
+        if value is not None and value < 1:
+            raise ConfigError(f"data.{name}={value}: must be at least 1")
+    for name in ("num_validation", "num_test", "blend_cities"):
+        lowest = 0 if name == "num_test" else 1
+        if data.get(name) is not None and data[name] < lowest:
+            raise ConfigError(f"data.{name}={data[name]}: must be at least {lowest}")
+    whole, per_device, devices = data["global_batch_size"], data.get("device_batch_size"), hardware["devices"]
+    if per_device is not None and per_device > -(-whole // devices):
+        raise ConfigError(
+            f"data.device_batch_size={per_device} is more than a device's share of "
+            f"data.global_batch_size={whole} on {devices} device(s)"
+        )
+
+
+def _check_devices(config: Mapping[str, Any]) -> None:
+    precision, accelerator = config["precision"]["name"], config["hardware"]["accelerator"]
+    if config["hardware"]["devices"] < 1:
+        raise ConfigError(f"hardware.devices={config['hardware']['devices']}: must be at least 1")
+    if accelerator == "cpu" and precision == "fp16_mixed":
+        raise ConfigError("precision=fp16_mixed needs a GPU; with hardware=cpu choose precision=fp32 or bf16_mixed")
+    if accelerator == "mps" and precision == "bf16_true":
+        raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")
+
+
+def run_name(overrides: list[str]) -> str:
+    """Name of a run made from its command-line overrides: the same command finds the same run again.
+
+    Settings that do not change what is trained are left out. Long names are cut and end in a hash of the whole.
+    """
+    neutral = ("run.", "experiment=", "hydra.", "hydra/", "logger", "~logger")
+    parts = sorted(override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral))
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts)) or "default"
+    if len(name) > 100:
+        name = f"{name[:80]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:12]}"
+    return name if name[0].isalnum() else f"run{name}"

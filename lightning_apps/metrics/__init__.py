@@ -1,0 +1,1 @@
+"""Metrics with a known definition, as pure functions of arrays."""

@@ -1,0 +1,187 @@
+"""The run directory: where a run's files are, who may start in it, and what overwriting may delete."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_apps.errors import ConfigError
+
+WRITTEN_BY_A_RUN = (
+    "config.yaml",
+    "summary.json",
+    "metrics.csv",
+    "summary.png",
+    "predictions.jsonl",
+    "train.log",
+    "report.html",
+    "checkpoints",
+    "model",
+    "evaluations",
+    "tensorboard",
+    "wandb",
+)
+"""Everything that overwriting may delete; a user's own files in the folder stay."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration; enough to run again."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """Outcome of the run."""
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per logged step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def picture(self) -> Path:
+        """The picture of the run."""
+        return self.path / "summary.png"
+
+    @property
+    def predictions(self) -> Path:
+        """What the model said in the last evaluation."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What was said to the user, and tracebacks."""
+        return self.path / "train.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The best weights in Hugging Face layout, with the tokenizer."""
+        return self.path / "model"
+
+    @property
+    def evaluations(self) -> Path:
+        """Results of the evaluate command."""
+        return self.path / "evaluations"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run has started here."""
+        return self.config.exists() or self.checkpoints.exists()
+
+    def checkpoint(self, name: str) -> Path:
+        """A checkpoint by `best`, `last`, `step=120`, file name, or path.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if name.startswith("step=") and not name.endswith(".ckpt"):
+            name = f"step={int(name.removeprefix('step=')):08d}"
+        for candidate in (self.checkpoints / f"{name}.ckpt", self.checkpoints / name, Path(name)):
+            if candidate.is_file():
+                return candidate
+        there = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
+        raise ConfigError(f"checkpoint={name}: not in {self.checkpoints}; there are: {', '.join(there) or 'none'}")
+
+
+def locate_run(run: dict[str, Any], experiment: str) -> RunDirectory:
+    """The directory that the settings name; nothing is made.
+
+    Raises:
+        ConfigError: it would lie outside the output root.
+    """
+    root = Path(run["output_root"])
+    directory = RunDirectory(root / experiment / run["name"])
+    if not directory.path.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"run.name={run['name']!r} leads out of run.output_root={run['output_root']} (a symlink?)")
+    return directory
+
+
+def check_start(directory: RunDirectory, run: dict[str, Any]) -> None:
+    """Whether a run may start here; nothing is changed.
+
+    Raises:
+        ConfigError: another run is here and neither run.resume nor run.overwrite was given, or overwriting is unsafe.
+    """
+    if run["resume"] is not None and run["overwrite"]:
+        raise ConfigError("run.resume and run.overwrite=true exclude each other: continue the run, or delete it")
+    if directory.path.exists() and not directory.path.is_dir():
+        raise ConfigError(f"{directory.path} is a file; choose another run.name")
+    if run["overwrite"]:
+        check_overwrite(directory, Path(run["output_root"]))
+    elif run["resume"] is None and directory.holds_a_run():
+        raise ConfigError(
+            f"{directory.path} holds another run: continue it with run.resume=auto, replace it with "
+            "run.overwrite=true, or choose another run.name"
+        )
+
+
+def check_overwrite(directory: RunDirectory, output_root: Path) -> None:
+    """Whether this folder may be cleared: inside the output root, not a symlink, and a run's.
+
+    Raises:
+        ConfigError: otherwise, saying which rule it breaks.
+    """
+    root, path = output_root.resolve(), directory.path.resolve()
+    if root == Path(root.anchor) or root == Path.home().resolve():
+        raise ConfigError(f"run.overwrite=true refuses run.output_root={output_root}: it is the root or home folder")
+    if directory.path.is_symlink() or directory.path.parent.is_symlink():
+        raise ConfigError(f"run.overwrite=true refuses {directory.path}: a symlink is in the way")
+    if path == root or not path.is_relative_to(root):
+        raise ConfigError(
+            f"run.overwrite=true refuses {directory.path}: it is not inside run.output_root={output_root}"
+        )
+    if not directory.path.exists() or not any(directory.path.iterdir()):
+        return
+    try:
+        config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+        is_run = isinstance(config, dict) and {"experiment", "run", "trainer"} <= config.keys()
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        is_run = False
+    if not is_run:
+        raise ConfigError(
+            f"run.overwrite=true refuses {directory.path}: it has no config.yaml of a run; "
+            "delete it by hand if it is yours to delete"
+        )
+
+
+def clear(directory: RunDirectory, output_root: Path) -> None:
+    """Delete what an earlier run wrote here; anything else stays.
+
+    Raises:
+        ConfigError: check_overwrite forbids it.
+    """
+    check_overwrite(directory, output_root)
+    # config.yaml goes last: until then a killed clean-up can be repeated
+    for name in sorted(WRITTEN_BY_A_RUN, key=lambda entry: entry == "config.yaml"):
+        entry = directory.path / name
+        if entry.is_symlink() or entry.is_file():
+            entry.unlink()
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+
+
+def open_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
+    """An existing run and its resolved configuration.
+
+    Raises:
+        ConfigError: there is no run at this path.
+    """
+    directory = RunDirectory(Path(path))
+    if not directory.config.is_file():
+        near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
+        raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
+    config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    return directory, config

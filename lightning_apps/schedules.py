@@ -1,0 +1,42 @@
+"""Learning-rate schedules: pure functions of the optimizer step, as factors of each group's peak learning rate."""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+"""Number of completed optimizer steps -> factor for the next one."""
+
+
+def _with_warmup(warmup_steps: float, after: Callable[[float], float]) -> Schedule:
+    # the first step already learns: factor 1 / warmup, not 0
+    return lambda step: (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
+
+
+def constant(*, warmup_steps: float, total_steps: int) -> Schedule:
+    """The peak rate after a linear warmup."""
+    return _with_warmup(warmup_steps, lambda step: 1.0)
+
+
+def linear(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
+    """Linear warmup, then a straight line from 1 to `floor` at the end of the run."""
+    remaining = max(1, total_steps - warmup_steps)
+    return _with_warmup(warmup_steps, lambda step: 1 - (1 - floor) * min(1.0, step / remaining))
+
+
+def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
+    """Linear warmup, then half a cosine from 1 to `floor` (Loshchilov and Hutter 2017, without restarts)."""
+    remaining = max(1, total_steps - warmup_steps)
+    return _with_warmup(
+        warmup_steps,
+        lambda step: floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, step / remaining))) / 2,
+    )
+
+
+def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, decay_share: float) -> Schedule:
+    """Linear warmup, the peak rate, then a straight line to `floor` over the last `decay_share` of the run."""
+    decay_steps = max(1, round(decay_share * total_steps))
+    stable_steps = total_steps - warmup_steps - decay_steps
+    return _with_warmup(
+        warmup_steps,
+        lambda step: 1.0 if step < stable_steps else 1 - (1 - floor) * min(1.0, (step - stable_steps) / decay_steps),
+    )

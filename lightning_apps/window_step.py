@@ -1,0 +1,77 @@
+"""One optimizer step over one window: the loss is summed over target tokens and divided once.
+
+Averaging the means of micro-batches weighs a token by the size of its micro-batch (transformers#34191,
+Lightning#20350). Here the number of targets of the whole window, on all ranks, is known before the first backward
+pass, so every micro-batch contributes sum / total and any split of the window gives the same gradient.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.order import hash_key
+
+LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
+"""Batch -> loss summed over its targets, number of targets."""
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make every draw of one optimizer step (dropout, numpy, random) a pure function of (seed, step, rank).
+
+    A resumed run then needs no saved generator, an extra evaluation changes nothing, and any step can be replayed.
+    """
+    key = hash_key(seed, step, rank)
+    torch.manual_seed(key >> 1)
+    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (other people's code draws from it)
+    random.seed(key)
+
+
+def step_on_window(
+    module: L.LightningModule,
+    window: dict[str, Any],
+    loss_sum: LossSum,
+    count_targets: Callable[[dict[str, Any]], int],
+) -> dict[str, Any]:
+    """Backward over all micro-batches, then one optimizer and schedule step.
+
+    Args:
+        module: with manual optimization.
+        window: as WindowCollator builds it.
+        loss_sum: see LossSum.
+        count_targets: targets of a batch, before any forward pass.
+
+    Returns:
+        `loss`, the mean over the window's targets on all ranks (detached () tensor), `num_targets` and `num_tokens`
+        (int, on all ranks, padding not counted).
+
+    Raises:
+        ValueError: the window has no target at all.
+    """
+    optimizer, schedule = module.optimizers(), module.lr_schedulers()
+    assert not isinstance(optimizer, list)
+    micro_batches = window["micro_batches"]
+    num_targets = sum(count_targets(batch) for batch in micro_batches)
+    num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+    world_size = module.trainer.world_size
+    if world_size > 1:
+        counts = torch.tensor([num_targets, num_tokens], device=module.device)
+        num_targets, num_tokens = module.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    if num_targets == 0:
+        raise ValueError("a window without a single target token: every label is masked")
+    total = torch.zeros((), device=module.device)
+    for batch in micro_batches:
+        loss, _ = loss_sum(batch)
+        # strategies average gradients over ranks; the factor turns that into a sum
+        module.manual_backward(loss * (world_size / num_targets))
+        total += loss.detach()
+    optimizer.step()
+    optimizer.zero_grad()
+    schedule.step()  # type: ignore[union-attr]
+    if world_size > 1:
+        total = module.trainer.strategy.reduce(total, reduce_op="sum")
+    return {"loss": total / num_targets, "num_targets": num_targets, "num_tokens": num_tokens}

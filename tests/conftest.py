@@ -1,0 +1,58 @@
+"""Shared fixtures: composed configurations and tiny runs in temporary folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import settings
+from omegaconf import OmegaConf
+
+from lightning_apps.config import CONF, plain, run_name
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+settings.register_profile("project", deadline=None, max_examples=60)
+settings.load_profile("project")
+
+TINY = [
+    "model.hidden_size=16",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=2",
+    "model.intermediate_size=16",
+    "data.min_population=3000000",
+    "data.num_validation=12",
+    "data.global_batch_size=8",
+    "hardware=cpu",
+]
+"""About 170 cities and five thousand parameters: a run takes a second."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def composed(tmp_path: Path, cache_root: Path) -> Callable[..., dict[str, Any]]:
+    """compose("model.hidden_size=8") -> the plain resolved configuration, with outputs in the test's folder."""
+
+    def make(*overrides: str, name: str | None = None) -> dict[str, Any]:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            cfg = compose("config", overrides=[*overrides])
+        OmegaConf.update(cfg, "run.output_root", str(tmp_path / "outputs"))
+        OmegaConf.update(cfg, "run.cache_root", str(cache_root))
+        if cfg.run.name is None:
+            OmegaConf.update(cfg, "run.name", name or run_name(list(overrides)))
+        return plain(cfg)
+
+    return make

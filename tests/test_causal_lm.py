@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from models.causal_lm import count_targets, hidden_states, qwen2, target_loss
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+    "attention_dropout": 0.0,
+    "init_scale": 1.0,
+}
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    return qwen2(vocab_size=21, pad_token_id=0, eos_token_id=1, **{**SIZES, **changes})
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    ids = torch.randint(2, 21, (5, 14))
+    ids[:, :4] = ids[0, :4]
+    labels = ids.clone()
+    labels[:, :8] = -100
+    labels[2, 9:11] = -100
+    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+def test_loss_is_that_of_transformers_times_the_targets(batch):
+    net = tiny()
+    reference = net(**batch).loss
+    loss, targets = target_loss(net, batch)
+    assert targets == 5 * 6 - 2 == count_targets(batch)
+    torch.testing.assert_close(loss / targets, reference, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("prefix", [1, 4])
+def test_shared_prefix_changes_neither_loss_nor_gradient(batch, prefix):
+    losses, gradients = [], []
+    for length in (0, prefix):
+        net = tiny()
+        loss, targets = target_loss(net, batch, shared_prefix_length=length)
+        (loss / targets).backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+
+
+def test_states_after_the_prefix_have_their_positions(batch):
+    net = tiny().eval()
+    whole = hidden_states(net, batch["input_ids"])
+    after = hidden_states(net, batch["input_ids"], shared_prefix_length=4)
+    torch.testing.assert_close(after, whole[:, 4:], rtol=1e-5, atol=1e-6)
+
+
+def test_init_scale_scales_the_initial_weights():
+    deviations = [tiny(init_scale=scale).model.layers[0].mlp.up_proj.weight.detach().std() for scale in (1.0, 2.0)]
+    assert deviations[0] == pytest.approx(0.02, rel=0.1)
+    assert deviations[1] / deviations[0] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_default_model_has_about_1_6_million_parameters(composed):
+    model = {key: value for key, value in composed()["model"].items() if key != "_target_"}
+    net = qwen2(vocab_size=21, pad_token_id=0, eos_token_id=1, **model)
+    assert 1.5e6 < sum(parameter.numel() for parameter in net.parameters()) < 1.7e6
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+    assert net.lm_head.weight is net.model.embed_tokens.weight
+
+
+def test_all_masked_labels_give_a_zero_sum():
+    net = tiny()
+    ids = torch.randint(2, 21, (2, 6))
+    loss, targets = target_loss(net, {"input_ids": ids, "labels": torch.full_like(ids, -100)})
+    assert (loss.item(), targets.item()) == (0.0, 0)
