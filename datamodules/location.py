@@ -103,6 +103,7 @@ class LocationDataModule(L.LightningDataModule):
         self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self.cache_root = Path(cache_root)
         self.folder: Path | None = None
+        self.evaluation_split: Split = "validation"
 
     # ------------------------------------------------------------------ preparation
 
@@ -275,8 +276,8 @@ class LocationDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Validation sentences, each once."""
-        return self._evaluation_loader("validation")
+        """Sentences of `evaluation_split`, each once."""
+        return self._evaluation_loader(self.evaluation_split)
 
     def test_dataloader(self) -> DataLoader:
         """Test sentences, each once."""

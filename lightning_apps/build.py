@@ -17,6 +17,7 @@ from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoi
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
 from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.config import bind
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
@@ -97,6 +98,9 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> l
     step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
     callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, RunProgress(step_log)]
     callbacks += build_extra_callbacks(config, directory, plan)
+    if (average := settings["weight_average"]) is not None:
+        # behind the evaluations: it puts the raw weights back when it is its turn at their end
+        callbacks.append(ExponentialWeightAverage(decay=average["decay"]))
     checkpoints = settings["checkpoints"]
     if (stopping := settings["early_stopping"]) is not None:
         callbacks.append(

@@ -77,11 +77,19 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class WeightAverageConfig:
+    """Exponential moving average of the weights."""
+
+    decay: float = MISSING
+
+
+@dataclass
 class CallbacksConfig:
     """What happens beside training."""
 
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     early_stopping: EarlyStoppingConfig | None = None
+    weight_average: WeightAverageConfig | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -255,6 +263,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         )
     if checkpoints["keep"] is not None and checkpoints["keep"] < 1:
         raise ConfigError(f"callbacks.checkpoints.keep={checkpoints['keep']}: must be at least 1, or null for all")
+    average = config["callbacks"]["weight_average"]
+    if average is not None and not 0 < average["decay"] < 1:
+        raise ConfigError(f"callbacks.weight_average.decay={average['decay']}: must lie between 0 and 1, both excluded")
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed={config['seed']}: must lie between 0 and 2**32 - 1")
 

@@ -11,7 +11,7 @@ from lightning_apps.config import CONF, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_directory import RunDirectory, open_run
 
-SPLITS = ("validation", "test")
+SPLITS = ("validation", "test", "train")
 
 
 @dataclass
@@ -71,9 +71,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     trainer = build_trainer(
         config, plan, callbacks=build_extra_callbacks(config, results, plan), loggers=[], evaluation_only=True
     )
-    run = trainer.validate if split == "validation" else trainer.test
-    (measured,) = run(module, datamodule, verbose=False)
-    metrics = {key: float(value) for key, value in sorted(measured.items())}
+    if split == "test":
+        (measured,) = trainer.test(module, datamodule, verbose=False)
+    else:
+        datamodule.evaluation_split = split
+        (measured,) = trainer.validate(module, datamodule, verbose=False)
+    prefix = "train/" if split == "train" else ""
+    metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
     write_json_atomically(
         results.path / "metrics.json",
         {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"],

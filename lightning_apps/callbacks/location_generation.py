@@ -41,9 +41,9 @@ class LocationGeneration(L.Callback):
         self.references: dict[str, float] = {}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the validation split."""
-        if not trainer.sanity_checking:
-            self._evaluate(trainer, pl_module, "validation", "val")
+        """Evaluate the split that the data module names, `validation` while training."""
+        data: LocationDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._evaluate(trainer, pl_module, data.evaluation_split, "val")
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the test split."""

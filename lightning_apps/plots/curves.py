@@ -226,7 +226,7 @@ def log_ticks(low: float, high: float) -> list[float]:
         inside = [tick for tick in ticks if low <= tick <= high]
         if len(inside) >= 3:
             return inside
-    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    return [float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
 
 
 def draw_references(axes: Axes, references: Sequence[tuple[float, str, str]]) -> None:
@@ -272,7 +272,9 @@ def legend_above(axes: Axes) -> None:
 
 def say_empty(axes: Axes, text: str) -> None:
     """Words in the middle of axes that have nothing to show."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=12)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=12).set_bbox(
+        {"facecolor": "white", "edgecolor": "none"}
+    )
 
 
 def printable(text: str, max_length: int = 30) -> str:
@@ -331,16 +333,21 @@ def place_labels(
     radii = np.repeat([14.0, 35.0, 60.0, 90.0, 130.0, 180.0], len(angles))[:, None]
     rays = np.tile(directions, (len(radii) // len(angles), 1))
     placed: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    leaders = np.empty((0, 2))
+    along = np.linspace(0, 1, 12)[:, None, None]
     for anchor, size in zip(anchors, sizes, strict=True):
         low = anchor + rays * (radii + size / 2) - size / 2
         low = np.clip(low, 4, np.maximum(np.array([width, height]) - size - 4, 4))
         high = low + size
-        cost = np.linalg.norm(np.clip(anchor, low, high) - anchor, axis=-1)
-        for points, weight in ((obstacles, 8.0), (anchors, 200.0)):
-            covered = (points[None] >= low[:, None] - 3) & (points[None] <= high[:, None] + 3)
-            cost += weight * covered.all(axis=-1).sum(axis=-1)
+        nearest = np.clip(anchor, low, high)
+        leader = anchor + along * (nearest - anchor)  # (12, candidates, 2)
+        cost = np.linalg.norm(nearest - anchor, axis=-1)
+        for points, weight in ((obstacles, 8.0), (anchors, 200.0), (leaders, 200.0)):
+            cost += weight * ((low[:, None] - 3 <= points) & (points <= high[:, None] + 3)).all(axis=-1).sum(axis=-1)
         for other_low, other_high in placed:
             cost += 1e4 * ((low < other_high + 6) & (other_low - 6 < high)).all(axis=-1)
+            cost += 200 * ((other_low <= leader) & (leader <= other_high)).all(axis=-1).sum(axis=0)
         best = int(cost.argmin())
         placed.append((low[best], high[best]))
+        leaders = np.concatenate([leaders, leader[:, best]])
     return [low for low, _ in placed]

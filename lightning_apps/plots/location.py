@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 
 from datamodules.cities import to_radians
@@ -38,7 +39,7 @@ from lightning_apps.plots.curves import (
 )
 
 WIDTH_PX, HEIGHT_PX = 1600, 1160
-MAP_WIDTH_PX, MAP_HEIGHT_PX = 1500, 575
+MAP_WIDTH_PX, MAP_HEIGHT_PX = 1485, 575
 SMALLEST_KM = 1.0
 """Distances below are drawn here: a square of milliradians is 6 km wide, and zero has no place on a log axis."""
 NUM_WORST, NUM_NAMED, NUM_SAMPLED = 15, 5, 150
@@ -84,14 +85,14 @@ def draw_location_summary(
         best_step: evaluation to mark.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.0125, 0.985, printable(title, 110), fontsize=15, fontweight="bold", va="top")
+        figure.text(0.0125, 0.985, printable(title, 100), fontsize=15, fontweight="bold", va="top")
         losses = add_axes_px(figure, 115, 855, 590, 185)
         draw_losses(losses, rows, best_step=best_step)
         losses.set_xlabel("")
         losses.tick_params(labelbottom=False)
         draw_learning_rate(add_axes_px(figure, 115, 755, 590, 65), rows)
         draw_distances(add_axes_px(figure, 830, 755, 535, 285), rows, references, best_step=best_step)
-        map_axes = add_axes_px(figure, 75, 75, MAP_WIDTH_PX, MAP_HEIGHT_PX)
+        map_axes = add_axes_px(figure, 90, 75, MAP_WIDTH_PX, MAP_HEIGHT_PX)
         draw_answers(map_axes, read_answers(predictions), background)
         map_axes.set_title("Answers on the map")
         map_axes.set_title(answers_caption(predictions), loc="right", fontsize=10, fontweight="normal")
@@ -115,14 +116,15 @@ def draw_distances(
     if np.isfinite(low).any():
         # the interval is that of the penalized median, which is the plain one where every answer names a place
         misses = (series(banded, "val/valid_ratio")[1] < 1).any()
-        label = f"95 % band ({'no place = 20,015 km' if misses else 'bootstrap'})"
-        axes.fill_between(band_steps, low, high, color=VERMILLION, alpha=0.2, linewidth=0, label=label)
+        axes.fill_between(band_steps, low, high, color=VERMILLION, alpha=0.2, linewidth=0, label="95 % band of median")
+        note = "band: no-place answers count 20,015 km" if misses else ""
+        axes.annotate(note, (1.41, -0.17), xycoords="axes fraction", ha="right", fontsize=9)
         axes.vlines(band_steps, low, high, color=VERMILLION, alpha=0.45, linewidth=1)  # a lone band has no area
     draw_evaluations(axes, steps, median, color=VERMILLION, label="median")
     draw_evaluations(axes, mean_steps, mean, color=PURPLE, label="mean", dashed=True)
     draw_best(axes, steps, median, best_step, "best {:,.0f} km")
     if not (np.isfinite(median).any() or np.isfinite(mean).any()):
-        say_empty(axes, "no distance to show yet")
+        say_empty(axes, "no answer named a place" if len(steps) else "no evaluation yet")
     draw_references(
         axes,
         [
@@ -169,11 +171,11 @@ def answers_caption(predictions: Sequence[dict[str, Any]]) -> str:
         return "no answers yet"
     scores = np.array([row["score"] for row in predictions if _is_place(row)], dtype=np.float64)
     number = len(predictions)
-    counts = f"{number:,} answer{'s' * (number != 1)}, {number - len(scores):,} of them not a place"
+    counts = f"{len(scores):,} of {number:,} answers name a place, {number - len(scores):,} do not"
     if not len(scores):
         return counts
     median, most = np.quantile(scores, [0.5, 0.9])
-    return f"{counts}; the others: median {median:,.0f} km, 90 % within {most:,.0f} km, worst {scores.max():,.0f} km"
+    return f"{counts}; distance: median {median:,.0f} km, 90 % within {most:,.0f} km, worst {scores.max():,.0f} km"
 
 
 def choose_arrows(distance_km: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -252,7 +254,7 @@ def view_of(points: NDArray[np.float64], box_ratio: float) -> MapView:
         centre = float(short_way(longitude[(widest + 1) % len(points)] + span / 2, 0.0))
         south, north = float(points[:, 1].min()), float(points[:, 1].max())
     else:
-        span, centre, south, north = 360.0, 0.0, -58.0, 80.0
+        span, centre, south, north = 360.0, 0.0, -55.0, 77.0
     if span > 180:
         return MapView(-180.0, 180.0, max(min(south - 3, -58.0), -90.0), min(max(north + 3, 80.0), 90.0), 1.0)
     middle = (south + north) / 2
@@ -296,15 +298,8 @@ def draw_answers(axes: Axes, answers: Answers, background: tuple[NDArray[np.floa
         )
         asked = answers.truth[rows]
         axes.plot(short_way(asked[:, 0], view.centre), asked[:, 1], ".", color=BLACK, markersize=4, zorder=zorder + 1)
-    axes.plot(
-        short_way(no_place[:, 0], view.centre),
-        no_place[:, 1],
-        "x",
-        color=PURPLE,
-        markersize=6,
-        markeredgewidth=1.7,
-        zorder=4,
-    )
+    longitude, latitude = short_way(no_place[:, 0], view.centre), no_place[:, 1]
+    axes.plot(longitude, latitude, "x", color=PURPLE, markersize=6, markeredgewidth=1.7, zorder=4)
     _name_worst(axes, answers, worst, view)
     _explain_map(axes, answers, worst, sample, view)
 
@@ -314,10 +309,10 @@ def _draw_map(axes: Axes, view: MapView, cities: NDArray[np.float64]) -> None:
     axes.set_ylim(view.south, view.north)
     axes.set_aspect(view.aspect, adjustable="box")
     axes.apply_aspect()  # from here on transData is the final one
-    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 1.5, 3, 4.5, 9, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 1.5, 3, 4.5, 9, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda degrees, _: _label_degrees(degrees, "E", "W")))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda degrees, _: _label_degrees(degrees, "N", "S")))
+    steps = [1, 1.5, 3, 4.5, 9, 10] if view.north - view.south > 60 else [1, 2, 5, 10]
+    for axis, number, sides in ((axes.xaxis, 9, "EW"), (axes.yaxis, 6, "NS")):
+        axis.set_major_locator(MaxNLocator(number, steps=steps))
+        axis.set_major_formatter(FuncFormatter(lambda degrees, _, sides=sides: label_degrees(degrees, *sides)))
     axes.grid(visible=True, zorder=0)
     for spine in axes.spines.values():
         spine.set(visible=True, color="#A6A6A6")
@@ -326,7 +321,7 @@ def _draw_map(axes: Axes, view: MapView, cities: NDArray[np.float64]) -> None:
     inside &= (view.south <= cities[:, 1]) & (cities[:, 1] <= view.north)
     pixels = axes.transData.transform(np.stack([longitude[inside], cities[inside, 1]], axis=-1))
     _, kept = np.unique(np.floor(pixels).astype(np.int64), axis=0, return_index=True)  # one city a pixel is enough
-    dot_px = float(np.clip(400 / np.sqrt(max(len(kept), 1)), 1.6, 5))
+    dot_px = float(np.clip(250 / np.sqrt(max(len(kept), 1)), 1.6, 4))
     axes.plot(
         longitude[inside][kept],
         cities[inside, 1][kept],
@@ -338,7 +333,8 @@ def _draw_map(axes: Axes, view: MapView, cities: NDArray[np.float64]) -> None:
     )
 
 
-def _label_degrees(degrees: float, positive: str, negative: str) -> str:
+def label_degrees(degrees: float, positive: str, negative: str) -> str:
+    """A tick such as `45°W`; degrees beyond 180 are those of the other side."""
     degrees = round((degrees + 180) % 360 - 180, 6)
     side = "" if degrees in (0, -180) else positive if degrees > 0 else negative
     return f"{abs(degrees):g}°{side}"
@@ -354,21 +350,24 @@ def _name_worst(axes: Axes, answers: Answers, worst: NDArray[np.int64], view: Ma
     obstacles = axes.transData.transform((start + along * vector).reshape(-1, 2)) - corner
     anchors = axes.transData.transform(start[: len(named)]) - corner
     labels = [
-        axes.annotate(
+        axes.text(
+            0,
+            0,
             f"{answers.names[row]}: {answers.distance_km[row]:,.0f} km",
-            anchor + corner,
-            xycoords="figure pixels",
-            textcoords="figure pixels",
+            transform=IdentityTransform(),
             fontsize=9.5,
-            zorder=8,
-            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-            arrowprops={"arrowstyle": "-", "color": BLACK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2},
+            va="bottom",
+            zorder=9,
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )
-        for row, anchor in zip(named, anchors, strict=True)
+        for row in named
     ]
     sizes = np.array([(box.width, box.height) for box in (label.get_window_extent() for label in labels)])
-    for label, place in zip(labels, place_labels(anchors, sizes, obstacles, frame.width, frame.height), strict=True):
+    places = place_labels(anchors, sizes, obstacles, frame.width, frame.height)
+    for label, size, anchor, place in zip(labels, sizes, anchors, places, strict=True):
         label.set_position(place + corner)
+        leader = np.stack([anchor, np.clip(anchor, place, place + size)], axis=-1) + corner[:, None]
+        axes.add_artist(Line2D(*leader, color=BLACK, linewidth=0.8, transform=IdentityTransform(), zorder=8))
 
 
 def _explain_map(
@@ -381,26 +380,17 @@ def _explain_map(
     east, north = short_way(ends[:, 0], view.centre), ends[:, 1]
     inside = (view.west <= east) & (east <= view.east) & (view.south <= north) & (north <= view.north)
     leaving = int((~inside).sum())
-    entries = [
-        ("GeoNames cities", ".", "#999999", 0.0, True),
-        ("city asked for", ".", BLACK, 0.0, len(answers.names) > invalid),
-        (f"worst {len(worst)}", ">", VERMILLION, 2.2, len(worst) > 0),
-        (f"{len(sample):,} of the other {rest:,}", ">", BLUE, 1.3, len(sample) > 0),
-        (f"{invalid:,} not a place", "x", PURPLE, 0.0, invalid > 0),
-        (f"{leaving:,} arrow{'s' * (leaving != 1)} end beyond the map", "", BLACK, 0.0, leaving > 0),
+    entries: list[tuple[str, str, str, Any, float, bool]] = [
+        ("GeoNames cities", ".", "#999999", "", 0, True),
+        ("city asked for", ".", BLACK, "", 0, len(answers.names) > invalid),
+        (f"worst {len(worst)}", ">", VERMILLION, "-", 2.2, len(worst) > 0),
+        (f"{len(sample):,} of the other {rest:,}", ">", BLUE, "-", 1.3, len(sample) > 0),
+        (f"{invalid:,} not a place", "x", PURPLE, "", 0, invalid > 0),
+        (f"{leaving:,} arrow{'s' * (leaving != 1)} end beyond the map", "", BLACK, "", 0, leaving > 0),
     ]
     handles = [
-        Line2D(
-            [],
-            [],
-            marker=marker,
-            color=color,
-            linewidth=width,
-            linestyle="-" if width else "none",
-            label=label,
-            markeredgewidth=1.7 if marker == "x" else None,
-        )
-        for label, marker, color, width, wanted in entries
+        Line2D([], [], color=color, marker=marker, markeredgewidth=1.5, linestyle=style, linewidth=width, label=label)
+        for label, marker, color, style, width, wanted in entries
         if wanted
     ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.045), ncols=len(handles), fontsize=10)

@@ -1,0 +1,202 @@
+"""`location` against transformers' Trainer: same model, data and machine, run in turn in one session.
+
+    python -m benchmarks.location                  speed at identical settings, then time to a median of 254 km
+    python -m benchmarks.location --repeats 3      each pair three times, with spread
+
+Every run is a process of its own. Times are training times: evaluations, start-up and imports are left out for both.
+The Trainer gets its own recipe (AdamW 1e-3, batch 128, linear schedule, 40 epochs); ours is the experiment's default
+recipe with a shorter schedule.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TARGET_KM = 254.0
+CPU = ["hardware=cpu"]
+
+
+def peer_run(epochs: float, num_evaluations: int, seed: int) -> dict[str, Any]:
+    """Train with transformers' Trainer in this process; returns steps, seconds and the evaluations' medians."""
+    import numpy as np
+    import torch
+    from torch.utils.data import Dataset
+    from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+    from datamodules.location import IGNORED
+    from lightning_apps.build import quiet_libraries
+    from lightning_apps.metrics.great_circle import answer_distances_km, location_metrics
+    from models.generation import generate_greedy
+
+    quiet_libraries()
+    config, data = location_data(blend_cities=1)
+    set_seed(seed)
+    model = {key: value for key, value in config["model"].items() if key != "_target_"}
+    from models.causal_lm import qwen2
+
+    net = qwen2(**data.net_arguments, **model)
+    rows = data.rows["train"]
+
+    class Sentences(Dataset):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            ids = torch.from_numpy(data.tokens[rows[index]].astype(np.int64))
+            labels = ids.clone()
+            labels[: data.prompt_length] = IGNORED
+            return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+    steps_per_epoch = -(-len(rows) // 128)
+    total_steps = round(steps_per_epoch * epochs)
+    evaluate_at = {round(total_steps * part / num_evaluations) for part in range(1, num_evaluations + 1)}
+    points: list[dict[str, float]] = []
+    clock = {"start": 0.0, "paused": 0.0}
+
+    class Evaluate(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            clock["start"] = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step not in evaluate_at:
+                return
+            began = time.perf_counter()
+            elapsed_s = began - clock["start"] - clock["paused"]
+            answers = generate_greedy(
+                net, list(data.prompts("validation")), max_new_tokens=10, batch_size=128, pad_token_id=0, eos_token_id=1
+            )
+            distances = answer_distances_km(data.tokenizer.batch_decode(answers), *data.coordinates("validation"))
+            median = location_metrics(distances)["haversine_km_median_penalized"]
+            points.append({"step": state.global_step, "train_s": elapsed_s, "median_km": median})
+            clock["paused"] += time.perf_counter() - began
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=128,
+            learning_rate=1e-3,
+            lr_scheduler_type="linear",
+            warmup_steps=round(0.05 * total_steps),
+            max_steps=total_steps,
+            logging_steps=50,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=seed,
+        )
+        Trainer(model=net, args=arguments, train_dataset=Sentences(), callbacks=[Evaluate()]).train()
+    return {"steps": total_steps, "train_s": points[-1]["train_s"], "points": points}
+
+
+def location_data(*, blend_cities: int) -> tuple[dict[str, Any], Any]:
+    """Configuration and data of the experiment."""
+    from hydra import compose, initialize_config_dir
+
+    from lightning_apps.build import build_datamodule
+    from lightning_apps.config import CONF, plain
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=[*CPU, "run.name=bench", f"data.blend_cities={blend_cities}"]))
+    return config, build_datamodule(config)
+
+
+def our_run(*overrides: str, seed: int) -> dict[str, Any]:
+    """Train with the project's command; returns steps, seconds and the evaluations' medians."""
+    from lightning_apps.metrics_csv import read_metrics
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "lightning_apps.train", *CPU, f"seed={seed}", *overrides,
+            "callbacks.extra.picture=null", f"run.output_root={folder}", "run.name=bench",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        path = Path(folder) / "location" / "bench"
+        summary = json.loads((path / "summary.json").read_text())
+        rows = read_metrics(path / "metrics.csv")
+    points, tokens, seconds = [], 0.0, 0.0
+    for row in rows:
+        seconds += (row["train/tokens"] - tokens) / row["train/tokens_per_s"]
+        tokens = row["train/tokens"]
+        if "val/loss" in row:
+            median = row["val/haversine_km_median_penalized"]
+            points.append({"step": row["step"], "train_s": seconds, "median_km": median})
+    return {"steps": summary["optimizer_steps"], "train_s": summary["train_s"], "points": points}
+
+
+def peer_process(epochs: float, num_evaluations: int, seed: int) -> dict[str, Any]:
+    """peer_run in a process of its own."""
+    command = [
+        sys.executable, "-m", "benchmarks.location",
+        "--peer", str(epochs), "--evaluations", str(num_evaluations), "--seed", str(seed),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def first_below(run: dict[str, Any], km: float) -> dict[str, float] | None:
+    """The first evaluation at or under a median of `km`."""
+    return next((point for point in run["points"] if point["median_km"] <= km), None)
+
+
+def main() -> None:
+    """Run the comparison, or one peer run for it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=1, help="pairs of runs, each with another seed")
+    parser.add_argument("--epochs", type=float, default=10, help="length of our run to the target")
+    parser.add_argument("--peer-epochs", type=float, default=40, help="length of the Trainer's run to the target")
+    parser.add_argument("--peer", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--evaluations", type=int, default=10, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer is not None:
+        print(json.dumps(peer_run(options.peer, options.evaluations, options.seed)))
+        return
+
+    identical = ["data.global_batch_size=128", "data.blend_cities=1", "optimizer.lr=1e-3", "trainer.max_epochs=5"]
+    print("speed at identical settings (batch 128, AdamW, 45 steps), steps/s", flush=True)
+    ratios = []
+    for seed in range(options.repeats):
+        ours = our_run(*identical, "trainer.evaluate_every=45", "trainer.save_every=never", seed=seed)
+        peer = peer_process(5, 1, seed)
+        speeds = [run["steps"] / run["train_s"] for run in (ours, peer)]
+        ratios.append(speeds[0] / speeds[1])
+        print(f"  seed {seed}: ours {speeds[0]:.2f}, Trainer {speeds[1]:.2f}, ratio {ratios[-1]:.2f}", flush=True)
+    print(f"  median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+
+    print(f"training seconds to a validation median of {TARGET_KM:.0f} km", flush=True)
+    shares = []
+    for seed in range(options.repeats):
+        ours = our_run(f"trainer.max_epochs={options.epochs}", "trainer.save_every=never", seed=seed)
+        peer = peer_process(options.peer_epochs, 10, seed)
+        for name, run in (("ours", ours), ("Trainer", peer)):
+            reached, last, best = (
+                first_below(run, TARGET_KM),
+                run["points"][-1],
+                min(p["median_km"] for p in run["points"]),
+            )
+            first = f"at {reached['train_s']:.1f} s" if reached else "never"
+            print(
+                f"  seed {seed} {name:8} reached {first}; whole run {run['train_s']:.1f} s, "
+                f"final {last['median_km']:.0f} km, best {best:.0f} km",
+                flush=True,
+            )
+        reached_ours, reached_peer = first_below(ours, TARGET_KM), first_below(peer, TARGET_KM)
+        if reached_ours and reached_peer:
+            shares.append(reached_ours["train_s"] / reached_peer["train_s"])
+            print(
+                f"  seed {seed} ours / Trainer: {shares[-1]:.2f} to the target, {ours['train_s'] / peer['train_s']:.2f} whole runs"
+            )
+    if shares:
+        print(f"  median {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
+
+
+if __name__ == "__main__":
+    main()
