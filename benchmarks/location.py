@@ -191,9 +191,8 @@ def main() -> None:
         reached_ours, reached_peer = first_below(ours, TARGET_KM), first_below(peer, TARGET_KM)
         if reached_ours and reached_peer:
             shares.append(reached_ours["train_s"] / reached_peer["train_s"])
-            print(
-                f"  seed {seed} ours / Trainer: {shares[-1]:.2f} to the target, {ours['train_s'] / peer['train_s']:.2f} whole runs"
-            )
+            whole = ours["train_s"] / peer["train_s"]
+            print(f"  seed {seed} ours / Trainer: {shares[-1]:.2f} to the target, {whole:.2f} whole runs", flush=True)
     if shares:
         print(f"  median {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
 

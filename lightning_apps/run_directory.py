@@ -82,13 +82,13 @@ class RunDirectory:
         return self.config.exists() or self.checkpoints.exists()
 
     def checkpoint(self, name: str) -> Path:
-        """A checkpoint by `best`, `last`, `step=120`, file name, or path.
+        """A checkpoint by `best`, `last`, its step (`120`), file name, or path.
 
         Raises:
             ConfigError: there is no such file.
         """
-        if name.startswith("step=") and not name.endswith(".ckpt"):
-            name = f"step={int(name.removeprefix('step=')):08d}"
+        if name.isdecimal():
+            name = f"step={int(name):08d}"
         for candidate in (self.checkpoints / f"{name}.ckpt", self.checkpoints / name, Path(name)):
             if candidate.is_file():
                 return candidate

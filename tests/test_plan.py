@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ def test_a_fraction_of_one_nth_is_due_n_times(total_steps, parts):
     assert due[-1] == total_steps
     assert due[0] >= 1
     if total_steps >= 2 * parts:
-        gaps = [after - before for before, after in zip(due, due[1:], strict=False)]
+        gaps = [after - before for before, after in pairwise(due)]
         assert max(gaps, default=0) - min(gaps, default=0) <= 1
 
 

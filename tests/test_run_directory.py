@@ -99,6 +99,6 @@ def test_checkpoints_by_name(root):
     directory = made_run(root)
     (directory.checkpoints / "step=00000120.ckpt").write_bytes(b"x")
     assert directory.checkpoint("last").name == "last.ckpt"
-    assert directory.checkpoint("step=120").name == "step=00000120.ckpt"
+    assert directory.checkpoint("120").name == "step=00000120.ckpt"
     with pytest.raises(ConfigError, match=r"checkpoint=best.*there are: last\.ckpt, step=00000120\.ckpt"):
         directory.checkpoint("best")

@@ -71,7 +71,7 @@ def test_every_step_is_logged_once_and_evaluations_at_their_step(finished):
 
 
 def test_summary_says_what_happened(finished):
-    directory, config, summary = finished
+    directory, _, summary = finished
     assert json.loads(directory.summary.read_text())["optimizer_steps"] == 6
     assert (summary["status"], summary["reason"]) == ("completed", "reached trainer.max_steps=6")
     assert summary["tokens_seen"] == 6 * 8 * 22
@@ -99,7 +99,7 @@ def test_checkpoints_load_without_pickle(finished):
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_evaluate_equals_training_to_the_last_digit(finished, checkpoint, monkeypatch, capsys):
-    directory, _, summary = finished
+    directory, _, _ = finished
     step = torch.load(directory.checkpoint(checkpoint), weights_only=True)["global_step"]
     trained = next(row for row in read_metrics(directory.metrics) if row["step"] == step)
     monkeypatch.setattr(sys, "argv", ["evaluate", f"run={directory.path}", f"checkpoint={checkpoint}"])
@@ -128,7 +128,7 @@ def test_the_exported_model_gives_the_same_answers(finished):
 
 
 def test_a_second_start_in_the_same_place_is_refused_and_resume_shows_the_result(finished, capsys):
-    directory, config, summary = finished
+    _, config, summary = finished
     with pytest.raises(ConfigError, match="holds another run"):
         run_experiment(config)
     again = run_experiment({**config, "run": {**config["run"], "resume": "auto"}})

@@ -87,9 +87,8 @@ class LocationGeneration(L.Callback):
         )
         for row in rows[: self.num_examples]:
             distance = "no place" if row["distance_km"] is None else f"{row['distance_km']:,.0f} km"
-            say(
-                f"    {row['input']}{row['output']}   truth {row['target']} ({row['name']}, {row['country']}): {distance}"
-            )
+            place = f"{row['name']}, {row['country']}"
+            say(f"    {row['input']}{row['output']}   truth {row['target']} ({place}): {distance}")
 
 
 def location_references(data: LocationDataModule, split: Split) -> dict[str, float]:

@@ -140,7 +140,7 @@ def draw_losses(
     draw_evaluations(axes, validation_steps, validation, color=VERMILLION, label="validation")
     draw_best(axes, validation_steps, validation, best_step, "best {:.4g}")
     if not np.isfinite(shown).any():
-        say_empty(axes, "no loss logged yet")
+        say_empty(axes, "no finite loss yet")
     legend_above(axes)
 
 
