@@ -23,6 +23,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
 from lightning_apps.plan import RunPlan, plan_run
 from lightning_apps.run_directory import RunDirectory
+from lightning_apps.safe_stop import SafeStop
 
 Config = Mapping[str, Any]
 
@@ -92,7 +93,7 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     return module
 
 
-def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
+def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
     """Callbacks in the order in which they run: clock, log, the configured ones, stopping; checkpoints come last."""
     settings, trainer = config["callbacks"], config["trainer"]
     step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
@@ -112,7 +113,7 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> l
                 check_on_train_epoch_end=False,
             )
         )
-    callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, **checkpoints))
+    callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, stop=stop, **checkpoints))
     return callbacks
 
 

@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_apps.errors import ConfigError
+from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -53,6 +54,7 @@ class TrainerConfig:
     max_steps: int | None = MISSING
     max_epochs: float | None = MISSING
     max_tokens: int | None = MISSING
+    max_time: str | None = MISSING
     evaluate_every: Any = MISSING
     save_every: Any = MISSING
     log_every: int = MISSING
@@ -250,6 +252,7 @@ def _check_run_name(name: str | None) -> None:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
+    max_time_seconds(config["trainer"]["max_time"])
     trainer, checkpoints = config["trainer"], config["callbacks"]["checkpoints"]
     if trainer["log_every"] < 1:
         raise ConfigError(f"trainer.log_every={trainer['log_every']}: must be at least 1")

@@ -3,3 +3,7 @@
 
 class ConfigError(ValueError):
     """The configuration or the data is wrong; the commands print the message and exit with code 2."""
+
+
+class CheckpointWriteError(RuntimeError):
+    """The run cannot save its state any more; it ends with exit code 1 and its earlier checkpoints."""
