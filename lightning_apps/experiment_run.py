@@ -1,5 +1,6 @@
 """One run of one experiment: claim the directory, build, fit, evaluate the best again, export, sum up."""
 
+import os
 import shlex
 import sys
 import time
@@ -44,7 +45,8 @@ def run_experiment(config: Config) -> dict[str, Any]:
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
     directory = locate_run(config["run"], config["experiment"])
-    check_start(directory, config["run"])
+    if "LOCAL_RANK" not in os.environ:  # further processes of a run find the directory claimed by their first one
+        check_start(directory, config["run"])
     checkpoint = resume_point(directory, config)
     if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
         open_console()
