@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
+from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.config import bind
@@ -90,6 +91,10 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
         schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
         plan=plan,
     )
+    if config["hardware"]["compile"]:
+        # in place, so that no name gains _orig_mod (Lightning#17415), and the inner net only: a compiled
+        # LightningModule breaks on self.log (Lightning#21836)
+        module.net.base_model.compile()  # type: ignore[union-attr]
     return module
 
 
@@ -113,6 +118,8 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
                 check_on_train_epoch_end=False,
             )
         )
+    if point := os.environ.get(KILL_VARIABLE):
+        callbacks.append(SelfKill(point))
     callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, stop=stop, **checkpoints))
     return callbacks
 

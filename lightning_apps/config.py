@@ -45,6 +45,7 @@ class HardwareConfig:
     num_workers: int = MISSING
     pin_memory: bool = MISSING
     deterministic: bool = MISSING
+    compile: bool = MISSING
 
 
 @dataclass
@@ -123,6 +124,7 @@ class RootConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
+    verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
 
 
 ConfigStore.instance().store(name="schema", node=RootConfig)
