@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
@@ -103,6 +104,8 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
     settings, trainer = config["callbacks"], config["trainer"]
     step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
     callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, RunProgress(step_log)]
+    if config["hardware"]["find_device_batch_size"]:
+        callbacks.append(FindDeviceBatchSize())
     callbacks += build_extra_callbacks(config, directory, plan)
     if (average := settings["weight_average"]) is not None:
         # behind the evaluations: it puts the raw weights back when it is its turn at their end
