@@ -1,6 +1,7 @@
 """Optimizers against references, checkpoints and whole runs."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_apps import optimizers
+from lightning_apps import evaluate, optimizers
 from lightning_apps.build import build_module
+from lightning_apps.callbacks.step_log import learning_rates
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiment_run import run_experiment
 from lightning_apps.metrics_csv import read_metrics
@@ -264,7 +266,7 @@ def test_frozen_parts_stay_and_are_not_counted(composed):
     assert summary["parameters"]["total"] - summary["parameters"]["trainable"] == embeddings.numel()
 
 
-def test_schedule_free_evaluates_saves_and_exports_the_average(composed):
+def test_schedule_free_evaluates_saves_and_exports_the_average(composed, monkeypatch):
     from safetensors.torch import load_file
 
     config = composed(*QUICK, *RUNS["schedule_free"][:1], name="average")
@@ -280,15 +282,50 @@ def test_schedule_free_evaluates_saves_and_exports_the_average(composed):
         assert tensor.equal(best[f"net.{name}"])
     assert json.loads(directory.summary.read_text())["status"] == "completed"
 
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"run={directory.path}", "checkpoint=last"])
+    evaluate.main()
+    again = json.loads((directory.evaluations / "validation-last" / "metrics.json").read_text())["metrics"]
+    assert again["val/loss"] == read_metrics(directory.metrics)[-1]["val/loss"]
 
-def test_the_module_is_built_with_its_frozen_parts(composed):
+
+def test_the_module_is_built_with_frozen_parts_and_recomputation(composed):
     class Data:
         net_arguments = {"vocab_size": 21, "pad_token_id": 0, "eos_token_id": 1}  # noqa: RUF012
 
     from tests.test_plan import plan
 
-    config = composed(*TINY, "optimizer.freeze=[layers.0.mlp]")
+    config = composed(*TINY, "optimizer.freeze=[layers.0.mlp]", "hardware.gradient_checkpointing=true")
     module = build_module(config, Data(), plan(max_steps=4))
+    assert module.net.is_activation_checkpointing
     assert {name for name, parameter in module.named_parameters() if not parameter.requires_grad} == {
         f"net.model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")
     }
+
+
+def test_rates_are_logged_by_group_where_they_differ():
+    net = small()
+    assert learning_rates(BUILDERS["adamw"](net, **SETTINGS)) == {"train/learning_rate": 0.01}
+    rules = [{"pattern": "embed", "lr": 0.5}]
+    assert learning_rates(BUILDERS["adamw"](net, **{**SETTINGS, "groups": rules})) == {
+        "train/learning_rate": 0.5,
+        "train/learning_rate/matrices": 0.01,
+        "train/learning_rate/vectors": 0.01,
+        "train/learning_rate/embed/matrices": 0.5,
+    }
+
+
+def test_label_smoothing_reaches_training_but_not_the_evaluation(composed):
+    rows = {}
+    for name, smoothing in (("plain", 0.0), ("smooth", 0.5)):
+        overrides = [
+            *QUICK,
+            "optimizer.lr=0",
+            "trainer.max_steps=1",
+            "trainer.evaluate_every=1",
+            f"module.label_smoothing={smoothing}",
+        ]
+        config = composed(*overrides, name=name)
+        run_experiment(config)
+        (rows[name],) = read_metrics(directory_of(config).metrics)
+    assert rows["smooth"]["val/loss"] == rows["plain"]["val/loss"]
+    assert rows["smooth"]["train/loss"] != pytest.approx(rows["plain"]["train/loss"], rel=1e-4)
