@@ -95,7 +95,10 @@ def ours(sequences: list[Tensor]) -> list[float]:
 
     module = LocationModule(
         build_net=make_net,
-        build_optimizer=lambda net: adamw(net, lr=RATE, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, fused=True),
+        build_optimizer=lambda net: adamw(
+            net, lr=RATE, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, groups=[], layer_decay=None, fused=True
+        ),
+        label_smoothing=0.0,
         schedule=constant(warmup_steps=0, total_steps=STEPS),
         plan=plan,
     )

@@ -10,22 +10,25 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
+from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
+from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
-from lightning_apps.config import bind
+from lightning_apps.check_optimizer import is_schedule_free
+from lightning_apps.config import bind, bind_callback
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
+from lightning_apps.parameter_groups import freeze_parameters, unfreezing_steps
 from lightning_apps.plan import RunPlan, plan_run
 from lightning_apps.run_directory import RunDirectory
 from lightning_apps.safe_stop import SafeStop
+from models.causal_lm import recompute_activations
 
 Config = Mapping[str, Any]
 
@@ -86,16 +89,27 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     torch.manual_seed(config["seed"])
     # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
     fused = config["precision"]["name"] != "fp16_mixed"
+    build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
     module: L.LightningModule = bind("module", config["module"])(
         build_net=partial(bind("model", config["model"]), **datamodule.net_arguments),
-        build_optimizer=partial(bind("optimizer", config["optimizer"]), fused=fused),
+        build_optimizer=build_optimizer,
         schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
         plan=plan,
     )
+    net: Any = module.net
+    if config["hardware"]["gradient_checkpointing"]:
+        try:
+            recompute_activations(net)
+        except ValueError as error:
+            raise ConfigError(f"hardware.gradient_checkpointing=true: {error}; set it to false") from error
+    freeze_parameters(net, freeze=config["optimizer"].get("freeze", []))
+    # wrong patterns are found now, before anything is written
+    unfreezing_steps(net, unfreeze=config["optimizer"].get("unfreeze", []), total_steps=plan.total_steps)
+    build_optimizer(net)
     if config["hardware"]["compile"]:
         # in place, so that no name gains _orig_mod (Lightning#17415), and the inner net only: a compiled
         # LightningModule breaks on self.log (Lightning#21836)
-        module.net.base_model.compile()  # type: ignore[union-attr]
+        net.base_model.compile()
     return module
 
 
@@ -106,21 +120,21 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
     callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, RunProgress(step_log)]
     if config["hardware"]["find_device_batch_size"]:
         callbacks.append(FindDeviceBatchSize())
+    if unfreeze := config["optimizer"].get("unfreeze"):
+        callbacks.append(GradualUnfreezing(plan=plan, unfreeze=unfreeze))
     callbacks += build_extra_callbacks(config, directory, plan)
-    if (average := settings["weight_average"]) is not None:
+    if is_schedule_free(config):
+        callbacks.append(ScheduleFreeEvaluation())
+    if (average := bind_callback(config, "weight_average")) is not None:
         # behind the evaluations: it puts the raw weights back when it is its turn at their end
-        callbacks.append(ExponentialWeightAverage(decay=average["decay"]))
+        callbacks.append(average())
     checkpoints = settings["checkpoints"]
-    if (stopping := settings["early_stopping"]) is not None:
-        callbacks.append(
-            EarlyStopping(
-                checkpoints["monitor"],
-                mode=checkpoints["mode"],
-                patience=stopping["patience"],
-                min_delta=stopping["min_delta"],
-                check_on_train_epoch_end=False,
-            )
-        )
+    monitored = {"monitor": checkpoints["monitor"], "mode": checkpoints["mode"]}
+    if (plateau := bind_callback(config, "reduce_on_plateau")) is not None:
+        # ahead of the checkpoint of the same step, which holds the lowered rates
+        callbacks.append(plateau(**monitored))
+    if (stopping := bind_callback(config, "early_stopping")) is not None:
+        callbacks.append(stopping(**monitored, check_on_train_epoch_end=False))
     if point := os.environ.get(KILL_VARIABLE):
         callbacks.append(SelfKill(point))
     callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, stop=stop, **checkpoints))
@@ -137,9 +151,10 @@ def build_extra_callbacks(config: Config, directory: RunDirectory, plan: RunPlan
     ]
 
 
-def _call(call: partial, runtime: Mapping[str, Any]) -> Any:
+def _call(call: partial, runtime: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call with those of the runtime's arguments that the target has."""
     wanted = inspect.signature(call.func).parameters
-    return call(**{name: value for name, value in runtime.items() if name in wanted})
+    return call(*arguments, **{name: value for name, value in runtime.items() if name in wanted})
 
 
 def build_loggers(config: Config, directory: RunDirectory) -> list[Logger]:

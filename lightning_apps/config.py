@@ -3,7 +3,6 @@
 Nothing here imports torch: composing, `--help` and most mistakes are answered in about a second.
 """
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -18,7 +17,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_apps.errors import ConfigError
+from lightning_apps.check_optimizer import check_optimizer
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -47,6 +47,7 @@ class HardwareConfig:
     deterministic: bool = MISSING
     compile: bool = MISSING
     find_device_batch_size: bool = MISSING
+    gradient_checkpointing: bool = MISSING
 
 
 @dataclass
@@ -73,27 +74,14 @@ class CheckpointsConfig:
 
 
 @dataclass
-class EarlyStoppingConfig:
-    """When to stop before the end; patience counts evaluations."""
-
-    patience: int = MISSING
-    min_delta: float = 0.0
-
-
-@dataclass
-class WeightAverageConfig:
-    """Exponential moving average of the weights."""
-
-    decay: float = MISSING
-
-
-@dataclass
 class CallbacksConfig:
     """What happens beside training."""
 
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
-    early_stopping: EarlyStoppingConfig | None = None
-    weight_average: WeightAverageConfig | None = None
+    # OmegaConf cannot put a mapping where an optional dataclass is null; check_config looks at the types of these
+    early_stopping: Any = None
+    reduce_on_plateau: Any = None
+    weight_average: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,12 +121,20 @@ ConfigStore.instance().store(name="schema", node=RootConfig)
 RUNTIME_ARGUMENTS = {
     "model": {"vocab_size", "pad_token_id", "eos_token_id", "num_labels"},
     "module": {"build_net", "build_optimizer", "schedule", "plan"},
-    "optimizer": {"module", "fused"},
+    "optimizer": {"module", "fused", "total_steps"},
     "scheduler": {"total_steps"},
-    "callbacks": {"run_directory", "plan"},
+    "callbacks": {"run_directory", "plan", "monitor", "mode", "check_on_train_epoch_end"},
     "logger": {"save_dir"},
 }
 """Arguments that the program supplies when it calls a node's target; every other one comes from the configuration."""
+OPTIONAL_CALLBACKS = {
+    "early_stopping": "lightning.pytorch.callbacks.EarlyStopping",
+    "reduce_on_plateau": "lightning_apps.callbacks.reduce_on_plateau.ReduceOnPlateau",
+    "weight_average": "lightning_apps.callbacks.weight_average.ExponentialWeightAverage",
+}
+"""Callbacks that are null or the arguments of one of these."""
+PROGRAM_KEYS = {"optimizer": {"freeze": "freeze_parameters", "unfreeze": "unfreezing_steps"}}
+"""Keys of a node that its target does not take: the program hands each to this function of parameter_groups."""
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -181,7 +177,8 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
 
     call = target(key, node)
     signature = inspect.signature(call, eval_str=True)
-    given = {name: value for name, value in node.items() if name != "_target_"}
+    not_for_target = {"_target_", *PROGRAM_KEYS.get(key, {}).keys() - signature.parameters.keys()}
+    given = {name: value for name, value in node.items() if name not in not_for_target}
     runtime = RUNTIME_ARGUMENTS.get(key.split(".")[0], set())
     parameters = {
         name: parameter
@@ -203,8 +200,12 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
         try:
             arguments[name] = TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
+            problem = error.errors()[0]
+            # where in a list; the place inside a union is a type's name, which helps nobody
+            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+            place = f" (at {name}{place})" if place.startswith("[") else ""
             raise ConfigError(
-                f"{key}.{name}={value!r}: {error.errors()[0]['msg'].lower()}; expected {_readable(annotation)}"
+                f"{key}.{name}={value!r}: {problem['msg'].lower()}{place}; expected {_readable(annotation)}"
             ) from error
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in {*given, *runtime}:
@@ -212,15 +213,19 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
     return partial(call, **arguments)
 
 
+def bind_callback(config: Mapping[str, Any], name: str) -> Any:
+    """One of OPTIONAL_CALLBACKS as bind gives it; None where it is off."""
+    node = config["callbacks"][name]
+    if node is None:
+        return None
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"callbacks.{name}={node!r}: give its settings, callbacks.{name}={{key: value}}, or null")
+    return bind(f"callbacks.{name}", {**node, "_target_": OPTIONAL_CALLBACKS[name]})
+
+
 def _readable(annotation: Any) -> str:
     text = inspect.formatannotation(annotation)
     return re.sub(r"\b(?:typing|collections\.abc|datamodules|lightning_apps)\.(?:\w+\.)*", "", text)
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """` (did you mean x?)`, or nothing where no known word is near."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -233,6 +238,12 @@ def check_config(config: Mapping[str, Any]) -> None:
         if not isinstance(config[key], Mapping):
             raise ConfigError(f"{key}={config[key]!r}: choose an option of the group, {key}=<{'|'.join(options(key))}>")
         bind(key, config[key])
+    for name, function in PROGRAM_KEYS["optimizer"].items():
+        if name in config["optimizer"]:
+            path = f"lightning_apps.parameter_groups.{function}"
+            bind("optimizer", {"_target_": path, name: config["optimizer"][name]})
+    for name in OPTIONAL_CALLBACKS:
+        bind_callback(config, name)
     for group, nodes in (("callbacks.extra", config["callbacks"]["extra"]), ("logger", config["logger"])):
         for name, node in nodes.items():
             if node is not None:
@@ -242,6 +253,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_model(config["model"])
     _check_data(config["data"], config["hardware"])
     _check_devices(config)
+    check_optimizer(config)
 
 
 def options(group: str) -> list[str]:
@@ -272,6 +284,19 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     average = config["callbacks"]["weight_average"]
     if average is not None and not 0 < average["decay"] < 1:
         raise ConfigError(f"callbacks.weight_average.decay={average['decay']}: must lie between 0 and 1, both excluded")
+    plateau = config["callbacks"]["reduce_on_plateau"]
+    if plateau is not None:
+        if not 0 < plateau["factor"] < 1:
+            raise ConfigError(
+                f"callbacks.reduce_on_plateau.factor={plateau['factor']}: must lie between 0 and 1, both excluded"
+            )
+        for name in ("patience", "threshold", "min_factor"):
+            if plateau.get(name, 0) < 0:
+                raise ConfigError(f"callbacks.reduce_on_plateau.{name}={plateau[name]}: must not be negative")
+    if not 0 <= config["module"].get("label_smoothing", 0.0) < 1:
+        raise ConfigError(
+            f"module.label_smoothing={config['module']['label_smoothing']}: must be at least 0 and below 1"
+        )
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed={config['seed']}: must lie between 0 and 2**32 - 1")
 

@@ -1,6 +1,7 @@
 """Experiment `location`: a small causal LM learns city id -> coordinates from scratch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -24,6 +25,7 @@ class LocationModule(L.LightningModule):
         build_optimizer: makes the optimizer of a module.
         schedule: learning-rate factor after so many optimizer steps.
         plan: the clock of the run.
+        label_smoothing: of the training loss.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class LocationModule(L.LightningModule):
         build_optimizer: Callable[[nn.Module], Optimizer],
         schedule: Schedule,
         plan: RunPlan,
+        label_smoothing: float,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # step_on_window says why
@@ -40,6 +43,7 @@ class LocationModule(L.LightningModule):
         self.build_optimizer = build_optimizer
         self.schedule = schedule
         self.plan = plan
+        self.label_smoothing = label_smoothing
         self.evaluation_loss = MeanMetric()
 
     def configure_optimizers(self) -> Any:
@@ -47,16 +51,23 @@ class LocationModule(L.LightningModule):
         optimizer = self.build_optimizer(self.net)
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
 
-    def loss_sum(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, batch: dict[str, Any], *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss summed over target tokens, and their number."""
-        return target_loss(self.net, batch, shared_prefix_length=batch["shared_prefix_length"])
+        return target_loss(
+            self.net,
+            batch,
+            shared_prefix_length=batch["shared_prefix_length"],
+            label_smoothing=label_smoothing,
+        )
 
     def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """One optimizer step."""
-        return step_on_window(self, window, self.loss_sum, count_targets)
+        loss_sum = partial(self.loss_sum, label_smoothing=self.label_smoothing)
+        return step_on_window(self, window, loss_sum, count_targets)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add one batch to the mean over all target tokens of the split, on all ranks."""
+        # without smoothing: val/loss stays a likelihood, comparable between runs that smooth differently
         loss, targets = self.loss_sum(batch)
         self.evaluation_loss.update(loss / targets, weight=targets)
         self.log(f"{self.split_prefix}/loss", self.evaluation_loss, on_step=False, on_epoch=True, batch_size=1)

@@ -127,7 +127,7 @@ def plan_run(
         total_steps=total_steps,
         steps_per_epoch=epoch_steps,
         warmup_steps=min(warmup_steps, total_steps - 1),
-        evaluation_steps=evaluations | {total_steps} if evaluations else evaluations,
+        evaluation_steps=evaluations if trainer["evaluate_every"] == "never" else evaluations | {total_steps},
         save_steps=cadence_steps(
             "trainer.save_every", trainer["save_every"], total_steps=total_steps, epoch_steps=epoch_steps
         ),

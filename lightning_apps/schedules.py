@@ -40,3 +40,26 @@ def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, 
         warmup_steps,
         lambda step: 1.0 if step < stable_steps else 1 - (1 - floor) * min(1.0, (step - stable_steps) / decay_steps),
     )
+
+
+def one_cycle(*, warmup_steps: float, total_steps: int, initial_division: float, final_division: float) -> Schedule:
+    """Half a cosine up to 1, then one down (Smith and Topin 2018, as in torch's OneCycleLR).
+
+    Args:
+        warmup_steps: steps from the initial rate to the peak.
+        total_steps: steps of the whole run.
+        initial_division: the first step's factor is 1 / initial_division.
+        final_division: the factor after the last step is 1 / (initial_division * final_division).
+    """
+    initial = 1 / initial_division
+    final = initial / final_division
+
+    def between(start: float, end: float, share: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+    def schedule(step: int) -> float:
+        if step < warmup_steps:
+            return between(initial, 1.0, step / warmup_steps)
+        return between(1.0, final, min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+    return schedule

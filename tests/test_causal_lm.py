@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.causal_lm import count_targets, hidden_states, qwen2, target_loss
+from models.causal_lm import count_targets, hidden_states, qwen2, recompute_activations, target_loss
 
 SIZES = {
     "hidden_size": 32,
@@ -79,3 +79,51 @@ def test_all_masked_labels_give_a_zero_sum():
     ids = torch.randint(2, 21, (2, 6))
     loss, targets = target_loss(net, {"input_ids": ids, "labels": torch.full_like(ids, -100)})
     assert (loss.item(), targets.item()) == (0.0, 0)
+
+
+@pytest.mark.parametrize("prefix", [0, 4])
+def test_recomputed_activations_change_neither_loss_nor_gradient(batch, prefix):
+    losses, gradients = [], []
+    for recomputed in (False, True):
+        net = tiny().train()
+        if recomputed:
+            recompute_activations(net)
+        loss, targets = target_loss(net, batch, shared_prefix_length=prefix)
+        (loss / targets).backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+
+
+def test_recomputing_runs_each_layer_twice_in_training_and_only_there(batch):
+    net = tiny()
+    recompute_activations(net)
+    calls = []
+    for layer in net.model.layers:
+        layer.input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    loss, _ = target_loss(net.train(), batch, shared_prefix_length=4)
+    loss.backward()
+    assert len(calls) == 2 * 2
+    calls.clear()
+    with torch.no_grad():
+        target_loss(net.eval(), batch, shared_prefix_length=4)
+    assert len(calls) == 2 * 2  # prefix and rest, by way of the cache
+
+
+def test_a_network_without_recomputation_says_so():
+    with pytest.raises(ValueError, match="Linear offers no activation checkpointing"):
+        recompute_activations(torch.nn.Linear(2, 2))
+
+
+def test_label_smoothing_by_hand(batch):
+    net = tiny()
+    share = 0.3
+    smoothed, targets = target_loss(net, batch, label_smoothing=share)
+    logits = net(batch["input_ids"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    logs = logits[labels != -100].log_softmax(-1)
+    exact = -logs.gather(1, labels[labels != -100][:, None]).sum()
+    even = -logs.mean(-1).sum()
+    torch.testing.assert_close(smoothed, (1 - share) * exact + share * even, rtol=1e-5, atol=0)
+    assert targets == len(logs)

@@ -44,10 +44,10 @@ def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
     run_experiment(whole)
     loss_sum = LocationModule.loss_sum
 
-    def small_memory(self, batch):
+    def small_memory(self, batch, **options):
         if self.training and len(batch["input_ids"]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss_sum(self, batch)
+        return loss_sum(self, batch, **options)
 
     monkeypatch.setattr(LocationModule, "loss_sum", small_memory)
     searched = composed(*run, "hardware.find_device_batch_size=true", name="searched")

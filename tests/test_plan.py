@@ -1,12 +1,13 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_apps.errors import ConfigError
 from lightning_apps.plan import cadence_steps, fraction_or_steps, plan_run
-from lightning_apps.schedules import constant, cosine, linear, warmup_stable_decay
+from lightning_apps.schedules import constant, cosine, linear, one_cycle, warmup_stable_decay
 
 BUDGET = {"max_steps": None, "max_epochs": None, "max_tokens": None, "evaluate_every": 0.1, "save_every": "never"}
 
@@ -40,6 +41,7 @@ def test_tokens_go_before_steps_and_those_before_epochs():
 
 def test_the_last_step_is_always_evaluated_unless_never():
     assert sorted(plan(max_steps=10, evaluate_every=4).evaluation_steps) == [4, 8, 10]
+    assert sorted(plan(max_steps=10, evaluate_every=50).evaluation_steps) == [10]
     assert plan(max_steps=10, evaluate_every="never").evaluation_steps == frozenset()
     assert sorted(plan(max_steps=40, evaluate_every="epoch").evaluation_steps) == [17, 34, 40]
     assert sorted(plan(max_steps=10, save_every=4).save_steps) == [4, 8]
@@ -92,3 +94,23 @@ def test_schedules_by_hand():
     decay = warmup_stable_decay(warmup_steps=2, total_steps=10, floor=0.0, decay_share=0.4)
     assert [decay(step) for step in (0, 1, 5, 6, 8, 10)] == pytest.approx([0.5, 1, 1, 1, 0.5, 0])
     assert [constant(warmup_steps=4, total_steps=9)(step) for step in (0, 3, 8)] == [0.25, 1.0, 1.0]
+
+
+def test_one_cycle_by_hand():
+    cycle = one_cycle(warmup_steps=4, total_steps=12, initial_division=5.0, final_division=4.0)
+    # a fifth, half way up, the peak, half way down, a quarter of a fifth
+    assert [cycle(step) for step in (0, 2, 4, 8, 12, 13)] == pytest.approx([0.2, 0.6, 1.0, 0.525, 0.05, 0.05])
+    assert cycle(1) == pytest.approx(0.2 + 0.8 * (1 - 2**-0.5) / 2)
+    assert one_cycle(warmup_steps=0, total_steps=2, initial_division=5.0, final_division=4.0)(0) == 1.0
+
+
+def test_one_cycle_is_that_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    # torch reaches its peak and its end one step early: at 0.4 * 10 - 1 and 10 - 1
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10, pct_start=0.4)
+    ours = one_cycle(warmup_steps=3, total_steps=9, initial_division=25.0, final_division=1e4)
+    for step in range(10):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        theirs.step() if step < 9 else None

@@ -208,12 +208,7 @@ class RunCheckpoints(Checkpoint):
 
     def _is_best(self, trainer: L.Trainer) -> bool:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        if self.monitor not in metrics:
-            raise ConfigError(
-                f"callbacks.checkpoints.monitor={self.monitor!r} is not measured here; "
-                f"choose one of {', '.join(sorted(metrics))}"
-            )
-        value = metrics[self.monitor]
+        value = monitored_value(trainer, self.monitor)
         better = self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
         if better and value == value:  # NaN is never best
             self.best_value, self.best_step, self.best_metrics = value, trainer.global_step, metrics
@@ -250,6 +245,20 @@ class RunCheckpoints(Checkpoint):
                 f"{self.failed_writes} checkpoint(s) in a row could not be written: {error.strerror or error}; "
                 f"free some space for {self.folder}, then continue with run.resume=auto"
             ) from error
+
+
+def monitored_value(trainer: L.Trainer, monitor: str) -> float:
+    """The metric that selects, as the last evaluation measured it.
+
+    Raises:
+        ConfigError: there is no such metric.
+    """
+    if monitor not in trainer.callback_metrics:
+        measured = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
+        raise ConfigError(
+            f"callbacks.checkpoints.monitor={monitor!r} is not measured here; choose one of {', '.join(measured)}"
+        )
+    return float(trainer.callback_metrics[monitor])
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:

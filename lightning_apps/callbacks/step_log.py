@@ -38,7 +38,7 @@ class StepLog(L.Callback):
         self.tokens_per_s = 0.0
         self.last_loss = torch.tensor(float("nan"))
         self._grad_norm = torch.tensor(float("nan"))
-        self._learning_rate = 0.0
+        self._learning_rates: dict[str, float] = {}
         self._started_at = 0.0
         self._logged = (0, 0.0)  # tokens and training seconds at the last row
 
@@ -81,7 +81,7 @@ class StepLog(L.Callback):
             if parameter.grad is not None
         ]
         self._grad_norm = global_norm(gradients)
-        self._learning_rate = optimizer.param_groups[0]["lr"]
+        self._learning_rates = learning_rates(optimizer)
         if self.clip_norm is not None:
             scale = torch.clamp(self.clip_norm / (self._grad_norm + 1e-6), max=1.0)
             torch._foreach_mul_(gradients, scale)
@@ -102,7 +102,7 @@ class StepLog(L.Callback):
         self._logged = (self.tokens_seen, self.train_s)
         values = {
             "train/loss": float(self.last_loss),
-            "train/learning_rate": self._learning_rate,
+            **self._learning_rates,
             "train/grad_norm": float(self._grad_norm),
             "train/param_norm": float(global_norm(parameter.detach() for parameter in pl_module.parameters())),
             "train/epoch": self.plan.epoch(step),
@@ -112,3 +112,12 @@ class StepLog(L.Callback):
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """What is logged: the highest rate, and where groups differ one more value for each group that has a name."""
+    rates = {group.get("name"): group["lr"] for group in optimizer.param_groups}
+    logged = {"train/learning_rate": max(group["lr"] for group in optimizer.param_groups)}
+    if len(set(rates.values())) > 1:
+        logged |= {f"train/learning_rate/{name}": rate for name, rate in rates.items() if name is not None}
+    return logged
