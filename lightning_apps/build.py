@@ -10,12 +10,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
+from lightning_apps.callbacks.sample_ledger import SampleLedger
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.config import bind
@@ -93,14 +95,13 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
-    """Callbacks in the order in which they run: clock, log, the configured ones, stopping; checkpoints come last."""
-    settings, trainer = config["callbacks"], config["trainer"]
-    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
-    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, RunProgress(step_log)]
+    """Callbacks in the order in which they run: clock, log, guards, the configured ones, stopping, checkpoints."""
+    settings = config["callbacks"]
+    clock, step_log, guards, *average = build_step_callbacks(config, plan, capsules=directory.capsules)
+    assert isinstance(step_log, StepLog)
+    callbacks = [clock, step_log, guards, SampleLedger(directory.ledger), RunProgress(step_log)]
     callbacks += build_extra_callbacks(config, directory, plan)
-    if (average := settings["weight_average"]) is not None:
-        # behind the evaluations: it puts the raw weights back when it is its turn at their end
-        callbacks.append(ExponentialWeightAverage(decay=average["decay"]))
+    callbacks += average  # behind the evaluations: it puts the raw weights back when it is its turn at their end
     checkpoints = settings["checkpoints"]
     if (stopping := settings["early_stopping"]) is not None:
         callbacks.append(
@@ -113,6 +114,20 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> l
             )
         )
     callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, **checkpoints))
+    return callbacks
+
+
+def build_step_callbacks(config: Config, plan: RunPlan, *, capsules: Path | None) -> list[L.Callback]:
+    """The callbacks that take part in a step: clock, log (it clips), guards, and the weight average if there is one.
+
+    Replaying a step needs these and no others; none of them writes, but for the capsules.
+    """
+    settings, trainer = config["callbacks"], config["trainer"]
+    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
+    guards = Guards(plan=plan, step_log=step_log, capsules=capsules, config=config, **settings["guards"])
+    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, guards]
+    if (average := settings["weight_average"]) is not None:
+        callbacks.append(ExponentialWeightAverage(decay=average["decay"]))
     return callbacks
 
 
@@ -193,7 +208,7 @@ def build_trainer(
         log_every_n_steps=1,
         logger=loggers,
         callbacks=callbacks,
-        enable_checkpointing=not evaluation_only,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # WindowSampler gives each rank its share
         enable_model_summary=False,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.order import hash_key
+from lightning_apps.errors import GuardError
 
 LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 """Batch -> loss summed over its targets, number of targets."""
@@ -41,7 +42,7 @@ def step_on_window(
 
     Args:
         module: with manual optimization.
-        window: as WindowCollator builds it.
+        window: as WindowCollator builds it; the mean loss is added as `loss` before the optimizer runs.
         loss_sum: see LossSum.
         count_targets: targets of a batch, before any forward pass.
 
@@ -50,7 +51,7 @@ def step_on_window(
         (int, on all ranks, padding not counted).
 
     Raises:
-        ValueError: the window has no target at all.
+        GuardError: the window has no target at all.
     """
     optimizer, schedule = module.optimizers(), module.lr_schedulers()
     assert not isinstance(optimizer, list)
@@ -62,16 +63,22 @@ def step_on_window(
         counts = torch.tensor([num_targets, num_tokens], device=module.device)
         num_targets, num_tokens = module.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     if num_targets == 0:
-        raise ValueError("a window without a single target token: every label is masked")
+        ids = ", ".join(map(str, window["sample_ids"].tolist()))
+        raise GuardError(
+            "no_targets",
+            f"step {module.trainer.global_step + 1}: every label is masked, there is nothing to learn from samples "
+            f"{ids}; look at the settings that truncate or mask them",
+        )
     total = torch.zeros((), device=module.device)
     for batch in micro_batches:
         loss, _ = loss_sum(batch)
         # strategies average gradients over ranks; the factor turns that into a sum
         module.manual_backward(loss * (world_size / num_targets))
         total += loss.detach()
+    if world_size > 1:
+        total = module.trainer.strategy.reduce(total, reduce_op="sum")
+    window["loss"] = total / num_targets  # guards look at it before the weights move
     optimizer.step()
     optimizer.zero_grad()
     schedule.step()  # type: ignore[union-attr]
-    if world_size > 1:
-        total = module.trainer.strategy.reduce(total, reduce_op="sum")
-    return {"loss": total / num_targets, "num_targets": num_targets, "num_tokens": num_tokens}
+    return {"loss": window["loss"], "num_targets": num_targets, "num_tokens": num_tokens}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from datamodules.location import LocationDataModule, Split
 from lightning_apps.atomic_files import write_text_atomically
 from lightning_apps.console import say
+from lightning_apps.metrics.collapse import collapsed_ratio
 from lightning_apps.metrics.great_circle import (
     answer_distances_km,
     chance_km,
@@ -22,7 +23,7 @@ from models.generation import generate_greedy
 
 
 class LocationGeneration(L.Callback):
-    """Decodes greedily after each evaluation and logs `haversine_km_*` and `valid_ratio`.
+    """Decodes greedily after each evaluation and logs `haversine_km_*`, `valid_ratio` and `collapsed_ratio`.
 
     Args:
         run_directory: whose predictions.jsonl takes every question, answer and distance.
@@ -64,7 +65,7 @@ class LocationGeneration(L.Callback):
             )
         texts = data.tokenizer.batch_decode(answers)
         distances = answer_distances_km(texts, x, y)
-        metrics = location_metrics(distances)
+        metrics = {**location_metrics(distances), "collapsed_ratio": collapsed_ratio(answers)}
         pl_module.log_dict(
             {f"{prefix}/{name}": value for name, value in metrics.items()}, rank_zero_only=True, batch_size=1
         )
