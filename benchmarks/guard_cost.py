@@ -34,6 +34,7 @@ from lightning_apps.callbacks.sample_ledger import SampleLedger
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.config import CONF, plain
 from lightning_apps.run_directory import RunDirectory
+from lightning_apps.safe_stop import SafeStop
 
 BLOCK = 4
 WARM_UP_BLOCKS = 4
@@ -126,7 +127,7 @@ def measure(num_steps: int, overrides: list[str]) -> Stopwatch:
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
         watch = Stopwatch()
-        callbacks = build_callbacks(config, directory, plan)
+        callbacks = build_callbacks(config, directory, plan, SafeStop(None))
         for callback in callbacks:
             if type(callback) in HOOKS:
                 watch.watch(callback, HOOKS[type(callback)])

@@ -14,10 +14,12 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
 from lightning_apps.callbacks.sample_ledger import SampleLedger
+from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.config import bind
@@ -25,6 +27,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
 from lightning_apps.plan import RunPlan, plan_run
 from lightning_apps.run_directory import RunDirectory
+from lightning_apps.safe_stop import SafeStop
 
 Config = Mapping[str, Any]
 
@@ -91,17 +94,23 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
         schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
         plan=plan,
     )
+    if config["hardware"]["compile"]:
+        # in place, so that no name gains _orig_mod (Lightning#17415), and the inner net only: a compiled
+        # LightningModule breaks on self.log (Lightning#21836)
+        module.net.base_model.compile()  # type: ignore[union-attr]
     return module
 
 
-def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
+def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
     """Callbacks in the order in which they run: clock, log, guards, the configured ones, stopping, checkpoints."""
     settings = config["callbacks"]
-    clock, step_log, guards, *average = build_step_callbacks(config, plan, capsules=directory.capsules)
+    clock, step_log, guards, *others = build_step_callbacks(config, plan, capsules=directory.capsules)
     assert isinstance(step_log, StepLog)
     callbacks = [clock, step_log, guards, SampleLedger(directory.ledger), RunProgress(step_log)]
     callbacks += build_extra_callbacks(config, directory, plan)
-    callbacks += average  # behind the evaluations: it puts the raw weights back when it is its turn at their end
+    callbacks += (
+        others  # the average goes behind the evaluations: it puts the raw weights back when it is its turn at their end
+    )
     checkpoints = settings["checkpoints"]
     if (stopping := settings["early_stopping"]) is not None:
         callbacks.append(
@@ -113,12 +122,14 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> l
                 check_on_train_epoch_end=False,
             )
         )
-    callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, **checkpoints))
+    if point := os.environ.get(KILL_VARIABLE):
+        callbacks.append(SelfKill(point))
+    callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, stop=stop, **checkpoints))
     return callbacks
 
 
 def build_step_callbacks(config: Config, plan: RunPlan, *, capsules: Path | None) -> list[L.Callback]:
-    """The callbacks that take part in a step: clock, log (it clips), guards, and the weight average if there is one.
+    """The callbacks that take part in a step: clock, log (it clips), guards, micro-batch search and weight average.
 
     Replaying a step needs these and no others; none of them writes, but for the capsules.
     """
@@ -126,6 +137,8 @@ def build_step_callbacks(config: Config, plan: RunPlan, *, capsules: Path | None
     step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
     guards = Guards(plan=plan, step_log=step_log, capsules=capsules, config=config, **settings["guards"])
     callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, guards]
+    if config["hardware"]["find_device_batch_size"]:
+        callbacks.append(FindDeviceBatchSize())
     if (average := settings["weight_average"]) is not None:
         callbacks.append(ExponentialWeightAverage(decay=average["decay"]))
     return callbacks

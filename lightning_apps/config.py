@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_apps.errors import ConfigError
+from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -44,6 +45,8 @@ class HardwareConfig:
     num_workers: int = MISSING
     pin_memory: bool = MISSING
     deterministic: bool = MISSING
+    compile: bool = MISSING
+    find_device_batch_size: bool = MISSING
 
 
 @dataclass
@@ -53,6 +56,7 @@ class TrainerConfig:
     max_steps: int | None = MISSING
     max_epochs: float | None = MISSING
     max_tokens: int | None = MISSING
+    max_time: str | None = MISSING
     evaluate_every: Any = MISSING
     save_every: Any = MISSING
     log_every: int = MISSING
@@ -134,6 +138,7 @@ class RootConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
+    verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
 
 
 ConfigStore.instance().store(name="schema", node=RootConfig)
@@ -264,6 +269,7 @@ def _check_run_name(name: str | None) -> None:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
+    max_time_seconds(config["trainer"]["max_time"])
     trainer, checkpoints = config["trainer"], config["callbacks"]["checkpoints"]
     if trainer["log_every"] < 1:
         raise ConfigError(f"trainer.log_every={trainer['log_every']}: must be at least 1")
@@ -354,7 +360,7 @@ def _check_devices(config: Mapping[str, Any]) -> None:
     if config["hardware"]["devices"] < 1:
         raise ConfigError(f"hardware.devices={config['hardware']['devices']}: must be at least 1")
     if accelerator == "cpu" and precision == "fp16_mixed":
-        raise ConfigError("precision=fp16_mixed needs a GPU; with hardware=cpu choose precision=fp32 or bf16_mixed")
+        raise ConfigError("precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or bf16_mixed")
     if accelerator == "mps" and precision == "bf16_true":
         raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")
 

@@ -25,3 +25,7 @@ class GuardError(RuntimeError):
         if self.capsule is None:
             return message
         return f"{message}; look again with: python -m lightning_apps.replay capsule={self.capsule}"
+
+
+class CheckpointWriteError(RuntimeError):
+    """The run cannot save its state any more; it ends with exit code 1 and its earlier checkpoints."""

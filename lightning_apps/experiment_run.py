@@ -1,5 +1,8 @@
 """One run of one experiment: claim the directory, build, fit, evaluate the best again, export, sum up."""
 
+import os
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +24,12 @@ from lightning_apps.build import (
     build_trainer,
     quiet_libraries,
 )
-from lightning_apps.callbacks.checkpoints import RunCheckpoints
+from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
+from lightning_apps.plan import RunPlan
 from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run
+from lightning_apps.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.summary import Outcome, read_summary, write_summary
 
 Config = Mapping[str, Any]
@@ -40,41 +45,96 @@ def run_experiment(config: Config) -> dict[str, Any]:
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
     directory = locate_run(config["run"], config["experiment"])
-    check_start(directory, config["run"])
+    if "LOCAL_RANK" not in os.environ:  # further processes of a run find the directory claimed by their first one
+        check_start(directory, config["run"])
     checkpoint = resume_point(directory, config)
-    if checkpoint is not None and (summary := read_summary(directory)) and summary["status"] == "completed":
+    if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
         open_console()
-        say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(summary)]))
-        return summary
+        say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
+        return earlier
 
-    datamodule = build_datamodule(config)
-    plan = build_plan(config, datamodule)
-    module = build_module(config, datamodule, plan)
-    callbacks = build_callbacks(config, directory, plan)
-    trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
-    claim(directory, config, is_main=trainer.is_global_zero)
-    open_console(directory.log, main_process=trainer.is_global_zero)
-    trainer.loggers = build_loggers(config, directory)
-    say(start_banner(config, plan, module, trainer, directory, checkpoint))
-
-    status, reason = "failed", ""
+    stop = SafeStop(max_time_seconds(config["trainer"]["max_time"]))
+    stop.install()
     try:
-        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-        stopped_early = trainer.global_step < plan.total_steps
-        status = "completed"
-        reason = f"early stopping at step {trainer.global_step}" if stopped_early else f"reached {plan.budget}"
-        if plan.evaluation_steps:
-            evaluate_best(trainer, module, datamodule, callbacks)
-        if trainer.is_global_zero:
-            export_model(module, datamodule, directory)
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise
+        datamodule = build_datamodule(config)
+        plan = build_plan(config, datamodule)
+        module = build_module(config, datamodule, plan)
+        callbacks = build_callbacks(config, directory, plan, stop)
+        trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
+        loggers = build_loggers(config, directory)
+        claim(directory, config, is_main=trainer.is_global_zero)
+        open_console(directory.log, main_process=trainer.is_global_zero)
+        trainer.loggers = loggers
+        say(start_banner(config, plan, module, trainer, directory, checkpoint))
+
+        outcome = Outcome("failed", "")
+        try:
+            trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+            outcome = Outcome("completed", reason_to_end(trainer, plan))
+            finish(trainer, module, datamodule, callbacks, directory)
+        except StopRun as stopped:
+            outcome = Outcome("stopped", stopped.reason, stopped.signum)
+        except BaseException as error:
+            outcome = Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        finally:
+            try:
+                summary = write_summary(
+                    config, directory, plan, module, trainer, callbacks, outcome, time.perf_counter() - started
+                )
+            except OSError as error:  # a full disk has been reported already
+                say(f"summary.json could not be written: {error.strerror or error}")
     finally:
-        outcome = Outcome(status=status, reason=reason, wall_s=time.perf_counter() - started)
-        summary = write_summary(config, directory, plan, module, trainer, callbacks, outcome)
+        stop.restore()
+    if outcome.status == "stopped":
+        say(f"stopped ({outcome.reason}) after step {trainer.global_step:,}; go on with\n  {resume_command()}")
+        if outcome.signum is not None:
+            sys.exit(128 + outcome.signum)
+        return summary
     say("\n".join(result_lines(summary)))
     return summary
+
+
+def reason_to_end(trainer: L.Trainer, plan: RunPlan) -> str:
+    """Why training is over, in words."""
+    if trainer.global_step < plan.total_steps:
+        return f"early stopping at step {trainer.global_step}"
+    return f"reached {plan.budget}"
+
+
+def resume_command() -> str:
+    """The command of this process with run.resume=auto."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("run.resume=", "run.overwrite="))]
+    return shlex.join(["python", "-m", "lightning_apps.train", *words, "run.resume=auto"])
+
+
+def finish(
+    trainer: L.Trainer, module: L.LightningModule, datamodule: Any, callbacks: list[L.Callback], directory: RunDirectory
+) -> None:
+    """Load the best weights, evaluate them again, test and export them.
+
+    A best checkpoint whose second evaluation differs from its first is said loudly: then either the weights on disk
+    are not those that were measured, or the evaluation is not a function of the weights.
+    """
+    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    if checkpoints.best_value is not None:
+        state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        loggers, trainer.loggers = trainer.loggers, []  # this evaluation is a check, not a new row
+        (again,) = trainer.validate(module, datamodule, verbose=False)
+        trainer.loggers = loggers
+        value = float(again[checkpoints.monitor])
+        if value != checkpoints.best_value:
+            say(
+                f"WARNING: best.ckpt gives {checkpoints.monitor}={value!r} when evaluated again, "
+                f"{checkpoints.best_value!r} while training (step {checkpoints.best_step})"
+            )
+        else:
+            say(f"best.ckpt of step {checkpoints.best_step:,} evaluated again: {checkpoints.monitor} is the same")
+    if datamodule.has_test_split:
+        trainer.test(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        export_model(module, datamodule, directory)
 
 
 def resume_point(directory: RunDirectory, config: Config) -> Path | None:
@@ -87,11 +147,13 @@ def resume_point(directory: RunDirectory, config: Config) -> Path | None:
     if wanted is None:
         return None
     if wanted != "auto":
-        return directory.checkpoint(wanted)
-    last = directory.checkpoints / "last.ckpt"
+        path = directory.checkpoint(wanted)
+        if (reason := damage(path)) is not None:
+            raise ConfigError(f"run.resume={wanted}: {path} is damaged ({reason}); run.resume=auto finds a whole one")
+        return path
     if directory.config.is_file():
         refuse_other_settings(directory, config)
-    return last if last.is_file() else None
+    return newest_whole_checkpoint(directory.checkpoints, lambda text: print(text, file=sys.stderr))
 
 
 def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
@@ -101,7 +163,10 @@ def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
         ConfigError: naming the first settings that differ.
     """
     before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    free = ("run", "logger", "hardware", "callbacks.guards", "data.num_workers", "data.pin_memory", "data.cache_root")
+    free = (
+        "run", "logger", "hardware", "callbacks.guards", "trainer.max_time", "data.num_workers", "data.pin_memory",
+        "data.cache_root",
+    )  # fmt: skip
     then, now = _flat(before), _flat(config)
     different = [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
@@ -132,17 +197,6 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
         clear(directory, Path(config["run"]["output_root"]))
     directory.checkpoints.mkdir(parents=True, exist_ok=True)
     write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-
-
-def evaluate_best(trainer: L.Trainer, module: L.LightningModule, datamodule: Any, callbacks: list[L.Callback]) -> None:
-    """Load the best weights; evaluate them on the test split if there is one."""
-    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
-    if not checkpoints.best_path.is_file():
-        return
-    state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["state_dict"])
-    if datamodule.has_test_split:
-        trainer.test(module, datamodule, verbose=False)
 
 
 def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirectory) -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from lightning_apps.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
+from lightning_apps.callbacks.checkpoints import damage
 from lightning_apps.callbacks.sample_ledger import planned_ids, window_sampler
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.capsule import Capsule
@@ -74,12 +75,20 @@ class _LastWindow(L.Callback):
 
 def checkpoint_before(directory: RunDirectory, step: int) -> tuple[Path | None, int]:
     """The newest checkpoint that has at most `step` optimizer steps behind it, and how many; (None, 0) without one."""
-    found: tuple[Path | None, int] = (None, 0)
-    for path in sorted(directory.checkpoints.glob("*.ckpt")):
-        completed = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-        if found[1] < completed <= step:
-            found = (path, completed)
-    return found
+    candidates = []
+    for path in directory.checkpoints.glob("*.ckpt"):
+        try:
+            completed = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        except Exception as error:  # whatever half a file makes of torch.load
+            say(f"{path.name} cannot be read and is left out: {error}".splitlines()[0])
+            continue
+        if 0 < completed <= step:
+            candidates.append((completed, path))
+    for completed, path in sorted(candidates, reverse=True):
+        if (problem := damage(path)) is None:
+            return path, completed
+        say(f"{path.name} is damaged and left out: {problem}")
+    return None, 0
 
 
 def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: int) -> ReplayedStep:

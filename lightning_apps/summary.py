@@ -27,11 +27,11 @@ PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "hydra-core", 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `completed`, `stopped` or `failed`, why, and after how many seconds."""
+    """How a run ended: `completed`, `stopped` or `failed`, why, and the signal that stopped it."""
 
     status: str
     reason: str
-    wall_s: float
+    signum: int | None = None
 
 
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
@@ -50,6 +50,7 @@ def write_summary(
     trainer: L.Trainer,
     callbacks: list[L.Callback],
     outcome: Outcome,
+    wall_s: float,
 ) -> dict[str, Any]:
     """Collect and write the summary; returns it."""
     log = next(callback for callback in callbacks if isinstance(callback, StepLog))
@@ -79,7 +80,7 @@ def write_summary(
         "planned_steps": plan.total_steps,
         "tokens_seen": log.tokens_seen,
         "target_tokens_seen": log.target_tokens_seen,
-        "wall_s": outcome.wall_s + log.earlier_wall_s,
+        "wall_s": wall_s + log.earlier_wall_s,
         "train_s": log.train_s,
         "tokens_per_s": tokens_per_s,
         "mfu": model_flops_utilization(trainer, num_parameters, tokens_per_s),

@@ -5,6 +5,7 @@ Lightning#20350). Here the number of targets of the whole window, on all ranks, 
 pass, so every micro-batch contributes sum / total and any split of the window gives the same gradient.
 """
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,16 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(key >> 1)
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (other people's code draws from it)
     random.seed(key)
+
+
+def without_gradient_sync(strategy: Any) -> contextlib.AbstractContextManager[None]:
+    """Accumulate gradients on each rank; the last micro-batch of a window reduces them once."""
+    return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else contextlib.nullcontext()
+
+
+def zero_loss(module: L.LightningModule) -> Tensor:
+    """A () loss of zero that every trainable parameter takes part in."""
+    return torch.stack([parameter.sum() * 0.0 for parameter in module.parameters() if parameter.requires_grad]).sum()
 
 
 def step_on_window(
@@ -70,10 +81,13 @@ def step_on_window(
             f"{ids}; look at the settings that truncate or mask them",
         )
     total = torch.zeros((), device=module.device)
-    for batch in micro_batches:
-        loss, _ = loss_sum(batch)
-        # strategies average gradients over ranks; the factor turns that into a sum
-        module.manual_backward(loss * (world_size / num_targets))
+    # a rank without a sample still takes part in the reduction of gradients
+    losses = (loss_sum(batch)[0] for batch in micro_batches) if micro_batches else iter([zero_loss(module)])
+    for number, loss in enumerate(losses, start=1):
+        is_last = number >= len(micro_batches)
+        with contextlib.nullcontext() if is_last else without_gradient_sync(module.trainer.strategy):
+            # strategies average gradients over ranks; the factor turns that into a sum
+            module.manual_backward(loss * (world_size / num_targets))
         total += loss.detach()
     if world_size > 1:
         total = module.trainer.strategy.reduce(total, reduce_op="sum")

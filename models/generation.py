@@ -1,5 +1,6 @@
 """Batched greedy decoding through transformers' generate."""
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -54,14 +55,21 @@ def generate_greedy(
     try:
         for start in range(0, len(prompts), batch_size):
             input_ids, attention_mask = left_pad(prompts[start : start + batch_size], pad_token_id)
-            produced = net.generate(  # type: ignore[operator] # Module.__getattr__ hides the mixin's method
-                input_ids=input_ids.to(net.device),
-                attention_mask=attention_mask.to(net.device),
-                generation_config=settings,
-            )
+            with _eager(net):
+                produced = net.generate(  # type: ignore[operator] # Module.__getattr__ hides the mixin's method
+                    input_ids=input_ids.to(net.device),
+                    attention_mask=attention_mask.to(net.device),
+                    generation_config=settings,
+                )
             for row in produced[:, input_ids.shape[1] :].cpu():
                 stop = (row == eos_token_id).nonzero()
                 answers.append(row[: int(stop[0, 0])] if len(stop) else row)
     finally:
         net.train(was_training)
     return answers
+
+
+def _eager(net: PreTrainedModel) -> contextlib.AbstractContextManager[object]:
+    """Run a compiled net as it is: the cache grows with every token, so no shape would come twice."""
+    is_compiled = net.base_model._compiled_call_impl is not None
+    return torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()

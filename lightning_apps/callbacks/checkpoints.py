@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_apps.errors import ConfigError
+from lightning_apps.console import say
+from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.plan import RunPlan
+from lightning_apps.safe_stop import SafeStop
+
+TOLERATED_FAILED_WRITES = 3
+"""So many checkpoints in a row may fail before the run stops: a full disk is often emptied in time."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,11 +30,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.part")
-        with aside.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
+        try:
+            with aside.open("wb") as file:
+                # torch's writer turns a full disk into a RuntimeError about its archive; a file object keeps the errno
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
         fsync_folder(target.parent)
 
 
@@ -48,6 +62,36 @@ def link_atomically(source: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None: torch writes zip archives, each entry with its CRC-32.
+
+    torch.load itself does not compare the checksums.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return str(error) or type(error).__name__
+    return None if bad is None else f"checksum of {bad} is wrong"
+
+
+def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is not damaged: last, then periodic ones from the newest, then best.
+
+    Args:
+        folder: the run's checkpoints.
+        report: told of each damaged file that is passed over.
+    """
+    for path in (folder / "last.ckpt", *reversed(periodic_checkpoints(folder)), folder / "best.ckpt"):
+        if not path.is_file():
+            continue
+        reason = damage(path)
+        if reason is None:
+            return path
+        report(f"{path} is damaged ({reason}); trying the one before")
+    return None
+
+
 class RunCheckpoints(Checkpoint):
     """Keeps `best.ckpt`, `last.ckpt` and `step=00000120.ckpt` files.
 
@@ -64,10 +108,19 @@ class RunCheckpoints(Checkpoint):
         monitor: `val/` metric that decides what is best.
         mode: whether a smaller (`min`) or larger (`max`) value is better.
         keep: number of periodic checkpoints to keep, the newest; None keeps all.
+        stop: when asked, the run ends here, saved; an evaluation that is due comes first, since a resumed run would
+            not repeat the step before it.
     """
 
     def __init__(
-        self, *, plan: RunPlan, folder: Path, monitor: str, mode: Literal["min", "max"], keep: int | None
+        self,
+        *,
+        plan: RunPlan,
+        folder: Path,
+        monitor: str,
+        mode: Literal["min", "max"],
+        keep: int | None,
+        stop: SafeStop,
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -77,6 +130,9 @@ class RunCheckpoints(Checkpoint):
         self.best_value: float | None = None
         self.best_step = 0
         self.best_metrics: dict[str, float] = {}
+        self.stop = stop
+        self.failed_writes = 0
+        self._saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
         """The best evaluation so far."""
@@ -98,6 +154,26 @@ class RunCheckpoints(Checkpoint):
         """The newest complete state."""
         return self.folder / "last.ckpt"
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal waits for the end of the step."""
+        self.stop.install()
+        self.stop.in_training = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """There is no step to wait for any more."""
+        self.stop.in_training = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """There is no step to wait for any more."""
+        self.stop.in_training = False
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after an evaluation, which has saved."""
+        if self._asked_to_stop(trainer) and self._saved_step == trainer.global_step:
+            self.stop.raise_stop()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -106,6 +182,14 @@ class RunCheckpoints(Checkpoint):
         evaluated = step in self.plan.evaluation_steps
         if (step in self.plan.save_steps or step == self.plan.total_steps) and not evaluated:
             self._save(trainer, ["last.ckpt", *self._periodic(step)])
+        if step < self.plan.total_steps and not evaluated and self._asked_to_stop(trainer):
+            if self._saved_step != step:
+                self._save(trainer, ["last.ckpt"])
+            self.stop.raise_stop()
+
+    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
+        # a signal may have reached one rank only
+        return trainer.strategy.reduce_boolean_decision(self.stop.asked, all=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare with the best evaluation and save."""
@@ -113,9 +197,11 @@ class RunCheckpoints(Checkpoint):
             return
         step = trainer.global_step
         names = ["last.ckpt", *self._periodic(step)]
+        best_before = self.state_dict()
         if self._is_best(trainer):
             names.append("best.ckpt")
-        self._save(trainer, names)
+        if not self._save(trainer, names):
+            self.load_state_dict(best_before)  # best.ckpt still is the earlier one
 
     def _periodic(self, step: int) -> list[str]:
         return [f"step={step:08d}.ckpt"] if step in self.plan.save_steps else []
@@ -134,17 +220,36 @@ class RunCheckpoints(Checkpoint):
             return True
         return False
 
-    def _save(self, trainer: L.Trainer, names: list[str]) -> None:
+    def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
         first, *others = [self.folder / name for name in reversed(names)]
-        trainer.save_checkpoint(first)
-        if not trainer.is_global_zero:
-            return
-        for other in others:
-            link_atomically(first, other)
-        if self.keep is not None:
+        try:
+            trainer.save_checkpoint(first)
+            if trainer.is_global_zero:
+                for other in others:
+                    link_atomically(first, other)
+        except OSError as error:
+            self._handle_failed_write(trainer, error)
+            return False
+        self.failed_writes = 0
+        self._saved_step = trainer.global_step
+        if self.keep is not None and trainer.is_global_zero:
             for old in periodic_checkpoints(self.folder)[: -self.keep or None]:
                 with contextlib.suppress(FileNotFoundError):
                     old.unlink()
+        return True
+
+    def _handle_failed_write(self, trainer: L.Trainer, error: OSError) -> None:
+        self.failed_writes += 1
+        free = shutil.disk_usage(self.folder).free
+        say(
+            f"checkpoint of step {trainer.global_step} could not be written: {error.strerror or error} "
+            f"({free / 1e6:,.0f} MB free in {self.folder}); the previous one is kept"
+        )
+        if self.failed_writes >= TOLERATED_FAILED_WRITES or trainer.global_step >= self.plan.total_steps:
+            raise CheckpointWriteError(
+                f"{self.failed_writes} checkpoint(s) in a row could not be written: {error.strerror or error}; "
+                f"free some space for {self.folder}, then continue with run.resume=auto"
+            ) from error
 
 
 def periodic_checkpoints(folder: Path) -> list[Path]:

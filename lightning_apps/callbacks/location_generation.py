@@ -1,16 +1,17 @@
 """Generation evaluation of `location`: ask for every held-out city, measure how far the answers are."""
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from datamodules.location import LocationDataModule, Split
 from lightning_apps.atomic_files import write_text_atomically
 from lightning_apps.console import say
-from lightning_apps.metrics.collapse import collapsed_ratio
+from lightning_apps.metrics.collapse import is_collapsed
 from lightning_apps.metrics.great_circle import (
     answer_distances_km,
     chance_km,
@@ -20,6 +21,8 @@ from lightning_apps.metrics.great_circle import (
 )
 from lightning_apps.run_directory import RunDirectory
 from models.generation import generate_greedy
+
+Answer = TypeVar("Answer")
 
 
 class LocationGeneration(L.Callback):
@@ -52,23 +55,23 @@ class LocationGeneration(L.Callback):
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = data.prompts(split)[: self.num_samples]
+        prompts = list(data.prompts(split)[: self.num_samples])
         x, y = (column[: self.num_samples] for column in data.coordinates(split))
         with trainer.precision_plugin.val_step_context():
             answers = generate_greedy(
                 pl_module.net,  # type: ignore[arg-type]
-                list(prompts),
+                prompts[trainer.global_rank :: trainer.world_size],
                 max_new_tokens=len("xxxx,yyyy") + 1,
                 batch_size=self.batch_size,
                 pad_token_id=data.tokenizer.pad_token_id,
                 eos_token_id=data.tokenizer.eos_token_id,
             )
-        texts = data.tokenizer.batch_decode(answers)
+        texts = gather_in_order(data.tokenizer.batch_decode(answers), len(prompts), trainer.world_size)
         distances = answer_distances_km(texts, x, y)
-        metrics = {**location_metrics(distances), "collapsed_ratio": collapsed_ratio(answers)}
-        pl_module.log_dict(
-            {f"{prefix}/{name}": value for name, value in metrics.items()}, rank_zero_only=True, batch_size=1
-        )
+        repeats = gather_in_order([is_collapsed(answer) for answer in answers], len(prompts), trainer.world_size)
+        metrics = {**location_metrics(distances), "collapsed_ratio": sum(repeats) / len(repeats)}
+        # every rank knows all answers, so each logs the same values without a reduction
+        pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
         if not self.references:
             self.references = location_references(data, split)
         if trainer.is_global_zero:
@@ -90,6 +93,15 @@ class LocationGeneration(L.Callback):
             distance = "no place" if row["distance_km"] is None else f"{row['distance_km']:,.0f} km"
             place = f"{row['name']}, {row['country']}"
             say(f"    {row['input']}{row['output']}   truth {row['target']} ({place}): {distance}")
+
+
+def gather_in_order(answers: list[Answer], total: int, world_size: int) -> list[Answer]:
+    """All ranks' answers in the order of the questions, rank r having had the questions r, r + world_size, ..."""
+    if world_size == 1:
+        return answers
+    shares: list[list[Answer]] = [[] for _ in range(world_size)]
+    torch.distributed.all_gather_object(shares, answers)
+    return [shares[number % world_size][number // world_size] for number in range(total)]
 
 
 def location_references(data: LocationDataModule, split: Split) -> dict[str, float]:

@@ -37,3 +37,7 @@ class RunClock(L.Callback):
         """Log evaluations at the number of completed steps; Lightning would log them one step early."""
         if trainer.state.fn == "fit":
             pl_module.log("step", float(trainer.global_step), rank_zero_only=True)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the test at the run's last step."""
+        pl_module.log("step", float(trainer.global_step), rank_zero_only=True)

@@ -1,0 +1,79 @@
+"""Find the largest micro-batch that fits into memory; the global batch, and so the training, stays the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from lightning_apps.console import say
+from lightning_apps.errors import ConfigError
+
+
+class FindDeviceBatchSize(L.Callback):
+    """Before training, tries forward and backward passes of ever smaller micro-batches until one fits.
+
+    The size is stored in checkpoints: a resumed run splits its windows as the first start did, so that float sums
+    keep their order and the run its bits.
+    """
+
+    def __init__(self) -> None:
+        self.found: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The size in use."""
+        return {"found": self.found}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the size of the first start."""
+        self.found = state_dict["found"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Search, and tell the data module."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        share = -(-data.global_batch_size // trainer.world_size)
+        if self.found is None:
+            self.found = largest_that_fits(lambda size: self._attempt(trainer, pl_module, size), share)
+            say(f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device")
+        data.device_batch_size = self.found
+
+    def _attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        indices = np.arange(size, dtype=np.int64) % data.num_train_samples
+        batch = trainer.strategy.batch_to_device(data.training_batch(np.zeros_like(indices), indices))
+        try:
+            with trainer.precision_plugin.train_step_context():
+                loss, _ = pl_module.loss_sum(batch)
+                loss.backward()
+        finally:
+            pl_module.zero_grad(set_to_none=True)
+
+
+def largest_that_fits(attempt: Callable[[int], None], largest: int) -> int:
+    """The first of largest, largest / 2, largest / 4, ... (rounded up) that `attempt` survives.
+
+    Raises:
+        ConfigError: not even one sample fits.
+        Exception: whatever else the attempt raises.
+    """
+    size = largest
+    while True:
+        try:
+            attempt(size)
+            return size
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise ConfigError(
+                "not even one sample fits into memory: choose a smaller model or shorter samples, or "
+                "hardware.gradient_checkpointing=true"
+            )
+        size = -(-size // 2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

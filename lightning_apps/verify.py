@@ -1,0 +1,284 @@
+"""`python -m lightning_apps.verify experiment=location`: prove on this machine what the program claims of itself."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_apps.command_line import run_command
+from lightning_apps.config import CONF, check_config, plain
+from lightning_apps.console import open_console, say
+from lightning_apps.run_directory import RunDirectory
+
+KILL_POINTS = {
+    "between two checkpoints": "on_train_batch_end@3",
+    "between evaluation and checkpoint": "on_validation_epoch_end@4",
+    "inside an accumulation window": "on_before_optimizer_step@6",
+    "in a later epoch": "on_train_batch_end@-2",
+}
+"""Negative steps count from the end of the run."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One line of the table.
+
+    Attributes:
+        claim: what is claimed.
+        difference: largest difference measured; None where the claim does not apply here.
+        tolerance: largest difference allowed.
+        why: why that tolerance, or why the claim does not apply.
+    """
+
+    claim: str
+    difference: float | None
+    tolerance: float
+    why: str
+
+    @property
+    def outcome(self) -> str:
+        """`proved`, `FAILED` or `skipped`."""
+        if self.difference is None:
+            return "skipped"
+        return "proved" if self.difference <= self.tolerance else "FAILED"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where verify trains: a folder, and the arguments that make a run of seconds."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+    last_step: int
+
+    def command(self, name: str, *more: str) -> list[str]:
+        """The train command of a run."""
+        where = [f"run.output_root={self.folder}", f"run.name={name}"]
+        return [sys.executable, "-m", "lightning_apps.train", *self.arguments, *where, *more]
+
+    def train(self, name: str, *more: str, kill: str | None = None) -> RunDirectory:
+        """Train in a process of its own.
+
+        Raises:
+            RuntimeError: the process failed, or was to be killed and was not.
+        """
+        from lightning_apps.callbacks.self_kill import KILL_VARIABLE
+
+        environment = {key: value for key, value in os.environ.items() if key != KILL_VARIABLE}
+        environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | ({KILL_VARIABLE: kill} if kill else {})
+        done = subprocess.run(self.command(name, *more), capture_output=True, text=True, env=environment)  # noqa: S603
+        expected = -signal.SIGKILL if kill else 0
+        if done.returncode != expected:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise RuntimeError(f"run {name} ended with {done.returncode}: {lines[-1] if lines else 'no output'}")
+        return RunDirectory(self.folder / experiment_of(self.arguments) / name)
+
+
+def experiment_of(arguments: tuple[str, ...]) -> str:
+    """The experiment that train arguments choose."""
+    return next(word.partition("=")[2] for word in arguments if word.startswith("experiment="))
+
+
+def weights(directory: RunDirectory) -> dict[str, Any]:
+    """Weights of the last checkpoint."""
+    import torch
+
+    state: dict[str, Any] = torch.load(directory.checkpoint("last"), map_location="cpu", weights_only=True)
+    tensors: dict[str, Any] = state["state_dict"]
+    return tensors
+
+
+def largest_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    """Largest absolute difference between tensors of the same names; infinite where names or NaNs differ."""
+    if first.keys() != second.keys():
+        return float("inf")
+    largest = 0.0
+    for name, tensor in first.items():
+        difference = float((tensor.double() - second[name].double()).abs().max())
+        largest = max(largest, difference if difference == difference else float("inf"))
+    return largest
+
+
+def losses(directory: RunDirectory) -> dict[int, dict[str, float]]:
+    """Losses and norms of every step: the values that may not depend on how the run was cut up."""
+    from lightning_apps.metrics_csv import read_metrics
+
+    kept = ("train/loss", "train/grad_norm", "train/learning_rate", "val/loss")
+    return {row["step"]: {key: row[key] for key in kept if key in row} for row in read_metrics(directory.metrics)}
+
+
+def loss_difference(first: RunDirectory, second: RunDirectory) -> float:
+    """Largest relative difference of losses() between two runs; infinite where one lacks a value."""
+    one, other = losses(first), losses(second)
+    if one.keys() != other.keys() or any(one[step].keys() != other[step].keys() for step in one):
+        return float("inf")
+    return max(
+        abs(value - other[step][key]) / max(abs(value), 1e-12)
+        for step, values in one.items()
+        for key, value in values.items()
+    )
+
+
+def same_seed(bench: Bench, whole: RunDirectory) -> Proof:
+    """Two runs of one configuration."""
+    again = bench.train("again")
+    difference = max(largest_difference(weights(whole), weights(again)), loss_difference(whole, again))
+    return Proof("same seed = same run", difference, 0.0, "each step's random state is a function of seed and step")
+
+
+def accumulated(bench: Bench, whole: RunDirectory) -> Proof:
+    """One micro-batch against several, of unequal sizes, a partial last window included."""
+    split = bench.train("accumulated", "data.device_batch_size=3")
+    return Proof(
+        "accumulation 1 = N",
+        loss_difference(whole, split),
+        1e-5,
+        "float32 sums in another order, carried through the run's steps",
+    )
+
+
+def resumed(bench: Bench, whole: RunDirectory, place: str, point: str) -> Proof:
+    """A run killed with SIGKILL and resumed."""
+    hook, _, step = point.partition("@")
+    at = int(step) if int(step) > 0 else bench.last_step + int(step)
+    name = f"killed-{hook}-{at}"
+    bench.train(name, kill=f"{hook}@{at}")
+    run = bench.train(name, "run.resume=auto")
+    difference = max(largest_difference(weights(whole), weights(run)), loss_difference(whole, run))
+    return Proof(f"resumed = uninterrupted: killed {place}, step {at}", difference, 0.0, "nothing may be lost")
+
+
+def several_processes(bench: Bench, whole: RunDirectory) -> Proof:
+    """The same global batch on two CPU processes."""
+    two = bench.train("two-processes", "hardware=cpu_ddp")
+    why = "float32 sums in another order, carried through the run's steps"
+    return Proof("1 process = 2 processes", loss_difference(whole, two), 1e-5, why)
+
+
+def compiled(bench: Bench, whole: RunDirectory) -> Proof:
+    """torch.compile against eager."""
+    claim, why = "compiled = eager", "the compiler fuses operations and so rounds elsewhere"
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        return Proof(claim, None, 1e-4, "no C++ compiler on this machine")
+    return Proof(claim, loss_difference(whole, bench.train("compiled", "hardware.compile=true")), 1e-4, why)
+
+
+def reloaded(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+    """The exported model against the best checkpoint."""
+    import torch
+    from safetensors.torch import load_file
+
+    state = torch.load(whole.checkpoint("best"), map_location="cpu", weights_only=True)["state_dict"]
+    exported = load_file(whole.model / "model.safetensors")
+    kept = {name.removeprefix("net."): tensor for name, tensor in state.items()}
+    # tied weights are stored once
+    missing = kept.keys() - exported.keys()
+    tied = all(any(kept[name].equal(tensor) for tensor in exported.values()) for name in missing)
+    difference = largest_difference({name: kept[name] for name in exported}, exported) if tied else float("inf")
+    return Proof("saved, exported, reloaded = original", difference, 0.0, "files hold the same bits")
+
+
+def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+    """Greedy answers to prompts of unequal lengths, four at a time and one at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lightning_apps.build import build_datamodule
+    from models.generation import generate_greedy
+
+    claim = "batched = single generation"
+    datamodule = build_datamodule(config)
+    if not hasattr(datamodule, "prompts"):
+        return Proof(claim, None, 0.0, "this experiment does not generate")
+    net = AutoModelForCausalLM.from_pretrained(whole.model, dtype=torch.float32)
+    prompts = [prompt[number % 5 :] for number, prompt in enumerate(datamodule.prompts("validation")[:12])]
+    options = {"pad_token_id": datamodule.tokenizer.pad_token_id, "eos_token_id": datamodule.tokenizer.eos_token_id}
+    four, one = (generate_greedy(net, prompts, max_new_tokens=10, batch_size=size, **options) for size in (4, 1))
+    different = sum(not first.equal(second) for first, second in zip(four, one, strict=True))
+    return Proof(claim, different / len(prompts), 0.0, "share of answers that differ; padding is masked")
+
+
+def packed(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+    """Packed documents against documents alone."""
+    return Proof("packed = unpacked", None, 0.0, f"experiment {config['experiment']} does not pack")
+
+
+def run_proofs(config: Mapping[str, Any], bench: Bench) -> list[Proof]:
+    """All proofs in turn; each is reported as it comes."""
+    whole = bench.train("whole")
+    steps: list[Callable[[], Proof]] = [
+        lambda: same_seed(bench, whole),
+        *(lambda place=place, point=point: resumed(bench, whole, place, point) for place, point in KILL_POINTS.items()),
+        lambda: accumulated(bench, whole),
+        lambda: several_processes(bench, whole),
+        lambda: batched_generation(config, whole),
+        lambda: packed(config, whole),
+        lambda: reloaded(config, whole),
+        lambda: compiled(bench, whole),
+    ]
+    proofs = []
+    for step in steps:
+        proofs.append(step())
+        say(line(proofs[-1]))
+    return proofs
+
+
+def line(proof: Proof) -> str:
+    """One line of the table."""
+    measured = "-" if proof.difference is None else f"{proof.difference:.2g}"
+    return f"{proof.outcome:8} {proof.claim:76} {measured:>8}  allowed {proof.tolerance:<6g} {proof.why}"
+
+
+def verify(cfg: DictConfig) -> list[Proof]:
+    """Run every proof, print the table and write verify.json; exits with 1 where a claim fails."""
+    from hydra.core.hydra_config import HydraConfig
+
+    OmegaConf.update(cfg, "run.name", "verify")
+    config = plain(cfg)
+    check_config(config)
+    from lightning_apps.atomic_files import write_json_atomically
+    from lightning_apps.build import build_datamodule, build_plan, quiet_libraries
+
+    quiet_libraries()
+    open_console()
+    given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "run."))]
+    tiny = [f"experiment={config['experiment']}", *config["verify"], *given]
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
+    check_config(small)
+    started = time.monotonic()
+    plan = build_plan(small, build_datamodule(small))
+    cache = f"run.cache_root={Path(config['run']['cache_root']).resolve()}"
+    with tempfile.TemporaryDirectory() as folder:
+        proofs = run_proofs(small, Bench(Path(folder), (*tiny, cache), plan.total_steps))
+    path = Path(config["run"]["output_root"]) / config["experiment"] / "verify.json"
+    write_json_atomically(path, [{**asdict(proof), "outcome": proof.outcome} for proof in proofs])
+    counts = Counter(proof.outcome for proof in proofs)
+    failed = counts["FAILED"]
+    say(f"{', '.join(f'{count} {name}' for name, count in counts.items())}; {time.monotonic() - started:.0f} s; {path}")
+    if failed:
+        sys.exit(1)
+    return proofs
+
+
+def main() -> Any:
+    """Entry point."""
+    return run_command(verify, config_path=CONF, config_name="config")
+
+
+if __name__ == "__main__":
+    main()
