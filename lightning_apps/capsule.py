@@ -7,7 +7,6 @@ both .pt files; other ranks than the first add `batch.rank1.pt` and so on.
 
 import json
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,13 +82,13 @@ def rng_states(seed: int, step: int, rank: int) -> dict[str, Any]:
 def write_capsule(
     folder: Path, capsule: Capsule, *, window: Mapping[str, Any] | None, config: Mapping[str, Any], seed: int
 ) -> None:
-    """Write all files of a capsule; the first rank replaces what an earlier failure of the same step left."""
-    if capsule.rank == 0 and folder.exists():
-        shutil.rmtree(folder)
+    """Write this rank's files of a capsule over those of an earlier failure of the same step."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix = f".rank{capsule.rank}" if capsule.rank else ""
+    batch = folder / f"batch{suffix}.pt"
+    batch.unlink(missing_ok=True)
     if window is not None:
-        torch.save(_on_cpu({key: window[key] for key in ("micro_batches", "sample_ids")}), folder / f"batch{suffix}.pt")
+        torch.save(_on_cpu({key: window[key] for key in ("micro_batches", "sample_ids")}), batch)
     torch.save(rng_states(seed, capsule.step - 1, capsule.rank), folder / f"rng{suffix}.pt")
     if capsule.rank == 0:
         write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))

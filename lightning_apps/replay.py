@@ -1,5 +1,6 @@
 """`python -m lightning_apps.replay run=outputs/location/default step=57`: one step again, compared with its record."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ def replay(cfg: DictConfig) -> None:
     from lightning_apps.replayed_step import replay_capsule, replay_recorded_step
 
     quiet_libraries()
-    open_console()
+    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many
     if capsule is not None:
         found, config, window = read_capsule(capsule)
     if options["accelerator"] is not None:
