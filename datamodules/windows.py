@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import sample_indices
 
+IGNORED = -100
 Batch = dict[str, Any]
 BuildBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Batch]
 """(epochs (n,), indices (n,)) -> batch; epochs let a data set draw noise that is a pure function of the position."""
@@ -88,7 +89,7 @@ class KeyDataset(Dataset[tuple[int, int]]):
 
 
 class WindowCollator:
-    """Builds a window `{"micro_batches": [batch, ...], "sample_ids": (n,) int64}` from its keys.
+    """Builds a window `{"micro_batches": [batch, ...], "sample_ids": (n,) int64, "token_range": ...}` from its keys.
 
     Micro-batches hold at most `device_batch_size` samples. A rank without a sample gets an empty list and still takes
     part in the step's reductions.
@@ -102,13 +103,48 @@ class WindowCollator:
         """Keys of one window -> the window."""
         epochs, indices = _columns(keys)
         size = self.device_batch_size
+        micro_batches = [
+            self.build_batch(epochs[start : start + size], indices[start : start + size])
+            for start in range(0, len(indices), size)
+        ]
         return {
-            "micro_batches": [
-                self.build_batch(epochs[start : start + size], indices[start : start + size])
-                for start in range(0, len(indices), size)
-            ],
+            "micro_batches": micro_batches,
             "sample_ids": torch.from_numpy(indices),
+            "token_range": token_range(micro_batches),
         }
+
+
+def token_range(micro_batches: Sequence[Batch]) -> tuple[int, int] | None:
+    """Lowest and highest id among the inputs, and among the labels where those are tokens; None without any.
+
+    Taken where the batch is made, on the CPU: comparing two numbers with the vocabulary costs a step nothing, and on
+    a GPU an id out of range is an assertion that names neither the sample nor the id.
+    """
+    columns = [ids for batch in micro_batches for _, ids in token_columns(batch)]
+    if not columns:
+        return None
+    return min(int(ids.min()) for ids in columns), max(int(ids.max()) for ids in columns)
+
+
+def token_columns(batch: Batch) -> list[tuple[str, torch.Tensor]]:
+    """Name and ids of what holds tokens in a batch: `input_ids`, and `labels` of the same shape, -100 taken out."""
+    if "input_ids" not in batch or not batch["input_ids"].numel():
+        return []
+    columns = [("input_ids", batch["input_ids"])]
+    labels = batch.get("labels")
+    if labels is not None and labels.shape == batch["input_ids"].shape:
+        columns.append(("labels", torch.where(labels == IGNORED, batch["input_ids"], labels)))
+    return columns
+
+
+def micro_batch_ids(window: Batch) -> list[list[int]]:
+    """Sample ids of each micro-batch; where rows are not samples (packing), every id of the window for each."""
+    ids = window["sample_ids"].tolist()
+    sizes = [len(batch["input_ids"]) if "input_ids" in batch else -1 for batch in window["micro_batches"]]
+    if sum(sizes) != len(ids) or -1 in sizes:
+        return [ids for _ in sizes]
+    ends = np.cumsum(sizes).tolist()
+    return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 class WindowLoader(DataLoader):

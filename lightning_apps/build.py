@@ -10,13 +10,16 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
+from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.progress import RunProgress
 from lightning_apps.callbacks.run_clock import RunClock
+from lightning_apps.callbacks.sample_ledger import SampleLedger
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
@@ -114,20 +117,14 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
-    """Callbacks in the order in which they run: clock, log, the configured ones, stopping; checkpoints come last."""
-    settings, trainer = config["callbacks"], config["trainer"]
-    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
-    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, RunProgress(step_log)]
-    if config["hardware"]["find_device_batch_size"]:
-        callbacks.append(FindDeviceBatchSize())
-    if unfreeze := config["optimizer"].get("unfreeze"):
-        callbacks.append(GradualUnfreezing(plan=plan, unfreeze=unfreeze))
+    """Callbacks in the order in which they run: clock, log, guards, the configured ones, stopping, checkpoints."""
+    settings = config["callbacks"]
+    clock, step_log, guards, *others = build_step_callbacks(config, plan, capsules=directory.capsules)
+    assert isinstance(step_log, StepLog)
+    callbacks = [clock, step_log, guards, SampleLedger(directory.ledger), RunProgress(step_log)]
     callbacks += build_extra_callbacks(config, directory, plan)
-    if is_schedule_free(config):
-        callbacks.append(ScheduleFreeEvaluation())
-    if (average := bind_callback(config, "weight_average")) is not None:
-        # behind the evaluations: it puts the raw weights back when it is its turn at their end
-        callbacks.append(average())
+    # the average goes behind the evaluations: it puts the raw weights back when it is its turn at their end
+    callbacks += others
     checkpoints = settings["checkpoints"]
     monitored = {"monitor": checkpoints["monitor"], "mode": checkpoints["mode"]}
     if (plateau := bind_callback(config, "reduce_on_plateau")) is not None:
@@ -138,6 +135,26 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
     if point := os.environ.get(KILL_VARIABLE):
         callbacks.append(SelfKill(point))
     callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, stop=stop, **checkpoints))
+    return callbacks
+
+
+def build_step_callbacks(config: Config, plan: RunPlan, *, capsules: Path | None) -> list[L.Callback]:
+    """The callbacks that take part in a step: clock, log (it clips), guards, micro-batches, unfreezing, averages.
+
+    Replaying a step needs these and no others; none of them writes, but for the capsules.
+    """
+    settings, trainer = config["callbacks"], config["trainer"]
+    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
+    guards = Guards(plan=plan, step_log=step_log, capsules=capsules, config=config, **settings["guards"])
+    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, guards]
+    if config["hardware"]["find_device_batch_size"]:
+        callbacks.append(FindDeviceBatchSize())
+    if unfreeze := config["optimizer"].get("unfreeze"):
+        callbacks.append(GradualUnfreezing(plan=plan, unfreeze=unfreeze))
+    if is_schedule_free(config):
+        callbacks.append(ScheduleFreeEvaluation())
+    if (average := bind_callback(config, "weight_average")) is not None:
+        callbacks.append(average())
     return callbacks
 
 
@@ -219,7 +236,7 @@ def build_trainer(
         log_every_n_steps=1,
         logger=loggers,
         callbacks=callbacks,
-        enable_checkpointing=not evaluation_only,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # WindowSampler gives each rank its share
         enable_model_summary=False,

@@ -26,6 +26,7 @@ from lightning_apps.errors import ConfigError
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.argv[1:] = map(quote_value, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
 
     @functools.wraps(task)
@@ -48,6 +49,17 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
     finally:
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def quote_value(argument: str) -> str:
+    """`run=outputs/location/seed=1` -> `run="outputs/location/seed=1"`: paths of runs and checkpoints hold `=`.
+
+    Hydra's grammar has no use for an equals sign in a value that is not quoted, so nothing else is meant by it.
+    """
+    key, _, value = argument.partition("=")
+    if argument.startswith("-") or "=" not in value or any(sign in value for sign in "\"'[]{}()$"):
+        return argument
+    return f'{key}="{value}"'
 
 
 def _fail(code: int, message: str, show_traceback: bool) -> None:

@@ -74,9 +74,22 @@ class CheckpointsConfig:
 
 
 @dataclass
+class GuardsConfig:
+    """What is watched, and what happens when it goes wrong."""
+
+    non_finite: str = MISSING
+    token_ids: str = MISSING
+    loss_spike: str = MISSING
+    loss_spike_sigmas: float = MISSING
+    collapsed_generator: str = MISSING
+    collapsed_after: float = MISSING
+
+
+@dataclass
 class CallbacksConfig:
     """What happens beside training."""
 
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     # OmegaConf cannot put a mapping where an optional dataclass is null; check_config looks at the types of these
     early_stopping: Any = None
@@ -250,6 +263,7 @@ def check_config(config: Mapping[str, Any]) -> None:
                 bind(f"{group}.{name}", node)
     _check_run_name(config["run"]["name"])
     _check_numbers(config)
+    _check_guards(config["callbacks"]["guards"])
     _check_model(config["model"])
     _check_data(config["data"], config["hardware"])
     _check_devices(config)
@@ -299,6 +313,31 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         )
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed={config['seed']}: must lie between 0 and 2**32 - 1")
+
+
+GUARD_ACTIONS = {
+    "non_finite": ("stop", "skip", "off"),
+    "token_ids": ("stop", "off"),
+    "loss_spike": ("stop", "skip", "warn", "off"),
+    "collapsed_generator": ("stop", "warn", "off"),
+}
+"""What each guard of callbacks.guards may do."""
+
+
+def _check_guards(guards: Mapping[str, Any]) -> None:
+    for name, allowed in GUARD_ACTIONS.items():
+        if guards[name] not in allowed:
+            hint = '; in a YAML file off must be quoted, "off"' if guards[name] == "False" else ""
+            raise ConfigError(
+                f"callbacks.guards.{name}={guards[name]!r}{did_you_mean(guards[name], list(allowed))}: "
+                f"allowed are {', '.join(allowed)}{hint}"
+            )
+    if guards["loss_spike_sigmas"] <= 0:
+        raise ConfigError(f"callbacks.guards.loss_spike_sigmas={guards['loss_spike_sigmas']}: must be positive")
+    if not 0 <= guards["collapsed_after"] <= 1:
+        raise ConfigError(
+            f"callbacks.guards.collapsed_after={guards['collapsed_after']}: a share of the run, between 0 and 1"
+        )
 
 
 def _check_model(model: Mapping[str, Any]) -> None:

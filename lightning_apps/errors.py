@@ -1,10 +1,31 @@
 """Errors that are the user's to mend: one line that names the key, what is allowed, and the remedy."""
 
 import difflib
+from pathlib import Path
 
 
 class ConfigError(ValueError):
     """The configuration or the data is wrong; the commands print the message and exit with code 2."""
+
+
+class GuardError(RuntimeError):
+    """A guard stopped the run; the commands print the message and exit with code 1.
+
+    Attributes:
+        guard: which one: `non_finite`, `loss_spike`, `token_ids`, `no_targets`, `collapsed_generator`, `sample_order`.
+        capsule: folder that holds the evidence, once it is written.
+    """
+
+    def __init__(self, guard: str, message: str) -> None:
+        super().__init__(message)
+        self.guard = guard
+        self.capsule: Path | None = None
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if self.capsule is None:
+            return message
+        return f"{message}; look again with: python -m lightning_apps.replay capsule={self.capsule}"
 
 
 class CheckpointWriteError(RuntimeError):

@@ -163,7 +163,10 @@ def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
         ConfigError: naming the first settings that differ.
     """
     before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    free = ("run", "logger", "hardware", "trainer.max_time", "data.num_workers", "data.pin_memory", "data.cache_root")
+    free = (
+        "run", "logger", "hardware", "callbacks.guards", "trainer.max_time", "data.num_workers", "data.pin_memory",
+        "data.cache_root",
+    )  # fmt: skip
     then, now = _flat(before), _flat(config)
     different = [
         f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"

@@ -20,6 +20,8 @@ WRITTEN_BY_A_RUN = (
     "checkpoints",
     "model",
     "evaluations",
+    "ledger.bin",
+    "capsules",
     "tensorboard",
     "wandb",
 )
@@ -76,6 +78,16 @@ class RunDirectory:
     def evaluations(self) -> Path:
         """Results of the evaluate command."""
         return self.path / "evaluations"
+
+    @property
+    def ledger(self) -> Path:
+        """Which samples fed each step."""
+        return self.path / "ledger.bin"
+
+    @property
+    def capsules(self) -> Path:
+        """What the guards left behind."""
+        return self.path / "capsules"
 
     def holds_a_run(self) -> bool:
         """Whether a run has started here."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datamodules.order import hash_key
+from lightning_apps.errors import GuardError
 
 LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 """Batch -> loss summed over its targets, number of targets."""
@@ -52,7 +53,7 @@ def step_on_window(
 
     Args:
         module: with manual optimization.
-        window: as WindowCollator builds it.
+        window: as WindowCollator builds it; the mean loss is added as `loss` before the optimizer runs.
         loss_sum: see LossSum.
         count_targets: targets of a batch, before any forward pass.
 
@@ -61,7 +62,7 @@ def step_on_window(
         (int, on all ranks, padding not counted).
 
     Raises:
-        ValueError: the window has no target at all.
+        GuardError: the window has no target at all.
     """
     optimizer, schedule = module.optimizers(), module.lr_schedulers()
     assert not isinstance(optimizer, list)
@@ -73,7 +74,12 @@ def step_on_window(
         counts = torch.tensor([num_targets, num_tokens], device=module.device)
         num_targets, num_tokens = module.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
     if num_targets == 0:
-        raise ValueError("a window without a single target token: every label is masked")
+        ids = ", ".join(map(str, window["sample_ids"].tolist()))
+        raise GuardError(
+            "no_targets",
+            f"step {module.trainer.global_step + 1}: every label is masked, there is nothing to learn from samples "
+            f"{ids}; look at the settings that truncate or mask them",
+        )
     total = torch.zeros((), device=module.device)
     # a rank without a sample still takes part in the reduction of gradients
     losses = (loss_sum(batch)[0] for batch in micro_batches) if micro_batches else iter([zero_loss(module)])
@@ -83,9 +89,10 @@ def step_on_window(
             # strategies average gradients over ranks; the factor turns that into a sum
             module.manual_backward(loss * (world_size / num_targets))
         total += loss.detach()
+    if world_size > 1:
+        total = module.trainer.strategy.reduce(total, reduce_op="sum")
+    window["loss"] = total / num_targets  # guards look at it before the weights move
     optimizer.step()
     optimizer.zero_grad()
     schedule.step()  # type: ignore[union-attr]
-    if world_size > 1:
-        total = module.trainer.strategy.reduce(total, reduce_op="sum")
-    return {"loss": total / num_targets, "num_targets": num_targets, "num_tokens": num_tokens}
+    return {"loss": window["loss"], "num_targets": num_targets, "num_tokens": num_tokens}

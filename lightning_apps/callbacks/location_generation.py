@@ -1,7 +1,7 @@
 """Generation evaluation of `location`: ask for every held-out city, measure how far the answers are."""
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from datamodules.location import LocationDataModule, Split
 from lightning_apps.atomic_files import write_text_atomically
 from lightning_apps.console import say
+from lightning_apps.metrics.collapse import is_collapsed
 from lightning_apps.metrics.great_circle import (
     answer_distances_km,
     chance_km,
@@ -21,9 +22,11 @@ from lightning_apps.metrics.great_circle import (
 from lightning_apps.run_directory import RunDirectory
 from models.generation import generate_greedy
 
+Answer = TypeVar("Answer")
+
 
 class LocationGeneration(L.Callback):
-    """Decodes greedily after each evaluation and logs `haversine_km_*` and `valid_ratio`.
+    """Decodes greedily after each evaluation and logs `haversine_km_*`, `valid_ratio` and `collapsed_ratio`.
 
     Args:
         run_directory: whose predictions.jsonl takes every question, answer and distance.
@@ -65,7 +68,8 @@ class LocationGeneration(L.Callback):
             )
         texts = gather_in_order(data.tokenizer.batch_decode(answers), len(prompts), trainer.world_size)
         distances = answer_distances_km(texts, x, y)
-        metrics = location_metrics(distances)
+        repeats = gather_in_order([is_collapsed(answer) for answer in answers], len(prompts), trainer.world_size)
+        metrics = {**location_metrics(distances), "collapsed_ratio": sum(repeats) / len(repeats)}
         # every rank knows all answers, so each logs the same values without a reduction
         pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
         if not self.references:
@@ -91,12 +95,12 @@ class LocationGeneration(L.Callback):
             say(f"    {row['input']}{row['output']}   truth {row['target']} ({place}): {distance}")
 
 
-def gather_in_order(texts: list[str], total: int, world_size: int) -> list[str]:
+def gather_in_order(answers: list[Answer], total: int, world_size: int) -> list[Answer]:
     """All ranks' answers in the order of the questions, rank r having had the questions r, r + world_size, ..."""
     if world_size == 1:
-        return texts
-    shares: list[list[str]] = [[] for _ in range(world_size)]
-    torch.distributed.all_gather_object(shares, texts)
+        return answers
+    shares: list[list[Answer]] = [[] for _ in range(world_size)]
+    torch.distributed.all_gather_object(shares, answers)
     return [shares[number % world_size][number // world_size] for number in range(total)]
 
 

@@ -37,7 +37,8 @@ class StepLog(L.Callback):
         self._wall_start = time.perf_counter()
         self.tokens_per_s = 0.0
         self.last_loss = torch.tensor(float("nan"))
-        self._grad_norm = torch.tensor(float("nan"))
+        self.grad_norm = torch.tensor(float("nan"))
+        self.param_norm: tuple[int, float] | None = None  # step at which it was measured, value
         self._learning_rates: dict[str, float] = {}
         self._started_at = 0.0
         self._logged = (0, 0.0)  # tokens and training seconds at the last row
@@ -80,10 +81,12 @@ class StepLog(L.Callback):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        self._grad_norm = global_norm(gradients)
+        self.grad_norm = global_norm(gradients)
         self._learning_rates = learning_rates(optimizer)
         if self.clip_norm is not None:
-            scale = torch.clamp(self.clip_norm / (self._grad_norm + 1e-6), max=1.0)
+            scale = torch.clamp(self.clip_norm / (self.grad_norm + 1e-6), max=1.0)
+            # a scale that is not finite would hide which gradient is bad from the guards
+            scale = torch.where(torch.isfinite(self.grad_norm), scale, 1.0)
             torch._foreach_mul_(gradients, scale)
 
     def on_train_batch_end(
@@ -100,11 +103,12 @@ class StepLog(L.Callback):
         tokens, seconds = self._logged
         self.tokens_per_s = (self.tokens_seen - tokens) / max(self.train_s - seconds, 1e-9)
         self._logged = (self.tokens_seen, self.train_s)
+        self.param_norm = (step, float(global_norm(parameter.detach() for parameter in pl_module.parameters())))
         values = {
             "train/loss": float(self.last_loss),
             **self._learning_rates,
-            "train/grad_norm": float(self._grad_norm),
-            "train/param_norm": float(global_norm(parameter.detach() for parameter in pl_module.parameters())),
+            "train/grad_norm": float(self.grad_norm),
+            "train/param_norm": self.param_norm[1],
             "train/epoch": self.plan.epoch(step),
             "train/tokens": float(self.tokens_seen),
             "train/tokens_per_s": self.tokens_per_s,

@@ -1,0 +1,70 @@
+"""`python -m lightning_apps.replay run=outputs/location/default step=57`: one step again, compared with its record."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from lightning_apps.command_line import run_command
+from lightning_apps.config import CONF, plain
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_directory import open_run
+
+
+@dataclass
+class ReplayConfig:
+    """Types of the command's settings; the values are in conf/command/replay.yaml."""
+
+    run: str | None = MISSING
+    step: int | None = MISSING
+    capsule: str | None = MISSING
+    num_texts: int = MISSING
+    accelerator: str | None = MISSING
+
+
+ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
+
+
+def replay(cfg: DictConfig) -> None:
+    """Do a step of a run again, or look into a capsule, and say what came out.
+
+    Raises:
+        ConfigError: neither a run with a step nor a capsule is named, or there is none.
+        ReplayMismatchError: the step's samples or loss are not those that were recorded.
+    """
+    options = plain(cfg)
+    run, step, capsule = options["run"], options["step"], options["capsule"]
+    if (capsule is None) == (run is None) or (run is None) != (step is None):
+        raise ConfigError("give run=<directory> and step=<number>, or capsule=<directory>")
+    if run is not None:
+        directory, config = open_run(run)
+
+    from lightning_apps.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from lightning_apps.build import quiet_libraries
+    from lightning_apps.capsule import read_capsule
+    from lightning_apps.console import open_console
+    from lightning_apps.replayed_step import replay_capsule, replay_recorded_step
+
+    quiet_libraries()
+    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many
+    if capsule is not None:
+        found, config, window = read_capsule(capsule)
+    if options["accelerator"] is not None:
+        config["hardware"]["accelerator"] = options["accelerator"]
+    if capsule is not None:
+        replay_capsule(config, found, window, num_texts=options["num_texts"])
+    else:
+        replay_recorded_step(config, directory, step, num_texts=options["num_texts"])
+
+
+def main() -> Any:
+    """Entry point."""
+    return run_command(replay, config_path=CONF / "command", config_name="replay")
+
+
+if __name__ == "__main__":
+    main()
