@@ -48,6 +48,10 @@ format: $(VENV)/.dev  ## apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: verify
+verify: $(VENV)/.runtime  ## prove on this machine: exact resume, honest loss, same results on two processes
+	$(BIN)/python -m lightning_apps.verify $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## compare location with transformers' Trainer on this machine, side by side
 	$(BIN)/python -m benchmarks.location $(ARGS)

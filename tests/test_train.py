@@ -182,6 +182,27 @@ def test_micro_batches_do_not_change_the_loss(composed, device_batch_size):
     assert losses(f"by{device_batch_size}", device_batch_size) == pytest.approx(losses("whole", "null"), rel=1e-5)
 
 
+def _losses(config):
+    run_experiment(config)
+    return [row["train/loss"] for row in read_metrics(RunDirectory(_root(config) / config["run"]["name"]).metrics)]
+
+
+def test_an_epoch_shorter_than_the_accumulation_is_one_smaller_window(composed):
+    """110 cities, windows of 500: each step sees all of them once, whatever the micro-batches."""
+    run = [*TINY, "trainer.max_steps=3", "data.global_batch_size=500", "callbacks.extra.picture=null"]
+    whole = composed(*run, name="whole")
+    split = composed(*run, "data.device_batch_size=50", name="split")
+    assert _losses(split) == pytest.approx(_losses(whole), rel=1e-6)
+    summary = json.loads(RunDirectory(_root(split) / "split").summary.read_text())
+    assert summary["tokens_seen"] == 3 * 110 * 22
+
+
+def test_the_number_of_workers_changes_nothing(composed):
+    run = [*TINY, "trainer.max_steps=16", "callbacks.extra.picture=null", "model.attention_dropout=0.3"]
+    alone = _losses(composed(*run, name="alone"))
+    assert _losses(composed(*run, "hardware.num_workers=2", name="workers")) == alone
+
+
 @pytest.mark.slow
 def test_the_command_line_end_to_end(tmp_path, cache_root):
     arguments = [*SHORT, f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "logger=[tensorboard,wandb]"]

@@ -108,6 +108,7 @@ class StepLog(L.Callback):
             "train/loss": float(self.last_loss),
             **self._learning_rates,
             "train/grad_norm": float(self.grad_norm),
+            "train/grad_norm_clipped": min(float(self.grad_norm), self.clip_norm or float("inf")),
             "train/param_norm": self.param_norm[1],
             "train/epoch": self.plan.epoch(step),
             "train/tokens": float(self.tokens_seen),
