@@ -55,6 +55,7 @@ def run_experiment(config: Config) -> dict[str, Any]:
 
     stop = SafeStop(max_time_seconds(config["trainer"]["max_time"]))
     stop.install()
+    summary: dict[str, Any] = {}
     try:
         datamodule = build_datamodule(config)
         plan = build_plan(config, datamodule)
@@ -84,8 +85,12 @@ def run_experiment(config: Config) -> dict[str, Any]:
                 )
             except OSError as error:  # a full disk has been reported already
                 say(f"summary.json could not be written: {error.strerror or error}")
+    except StopRun as stopped:  # before there was a run to save
+        sys.exit(128 + (stopped.signum or 0))
     finally:
         stop.restore()
+        if "wandb" in sys.modules:  # else the jobs of a sweep in one process become one W&B run (wandb#1314)
+            sys.modules["wandb"].finish()
     if outcome.status == "stopped":
         say(f"stopped ({outcome.reason}) after step {trainer.global_step:,}; go on with\n  {resume_command()}")
         if outcome.signum is not None:

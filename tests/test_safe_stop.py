@@ -92,6 +92,18 @@ def test_outside_of_training_there_is_no_step_to_wait_for():
         SafeStop(None)._handle(signal.SIGINT, None)
 
 
+def test_a_signal_while_data_are_prepared_ends_at_once_with_its_code(composed, monkeypatch):
+    def interrupted(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(experiment_run, "build_datamodule", interrupted)
+    config = composed(*RUN, name="early")
+    with pytest.raises(SystemExit) as stopped:
+        run_experiment(config)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not directory_of(config).path.exists()
+
+
 def test_the_time_budget_stops_cleanly_and_the_run_goes_on_later(composed, capsys):
     config = composed(*RUN, "trainer.max_time='00:00:00'", name="timed")
     summary = run_experiment(config)
