@@ -25,6 +25,8 @@ from lightning_apps.build import (
     quiet_libraries,
 )
 from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
+from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.plan import RunPlan
@@ -122,6 +124,9 @@ def finish(
     are not those that were measured, or the evaluation is not a function of the weights.
     """
     checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    # those that evaluate an average in place of the module's weights stay out: best.ckpt holds that average already
+    averages = (ExponentialWeightAverage, ScheduleFreeEvaluation)
+    trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]
     if checkpoints.best_value is not None:
         state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])

@@ -21,6 +21,8 @@ RUN = [
     "data.device_batch_size=3",
     "model.attention_dropout=0.3",
     "callbacks.extra.picture=null",
+    "callbacks.checkpoints.monitor=val/loss",
+    "callbacks.checkpoints.mode=max",  # the first evaluation is best, so that best and last are different weights
 ]
 TIMED = ("train/tokens_per_s",)
 
@@ -66,7 +68,7 @@ def final_state(config):
     directory = directory_of(config)
     state = torch.load(directory.checkpoint("last"), weights_only=True)
     rows = [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(directory.metrics)]
-    return state, rows
+    return state, rows, directory.predictions.read_text()
 
 
 def assert_same(first, second, path="checkpoint"):
@@ -105,10 +107,11 @@ def uninterrupted():
         ("on_train_batch_start", 14),  # at the epoch's end
         ("on_before_optimizer_step", 17),  # epoch 2, gradients of a window accumulated, update not made
         ("on_train_batch_end", 25),  # epoch 2
-        ("on_validation_end", 32),  # the last evaluation, before the end is reported
+        ("on_validation_end", 32),  # the last evaluation, before it is saved
+        ("on_train_end", 32),  # all is saved; best not yet evaluated again
     ],
 )
-def test_resumed_equals_uninterrupted(hook, step, composed, monkeypatch, uninterrupted):
+def test_resumed_equals_uninterrupted(hook, step, composed, monkeypatch, capsys, uninterrupted):
     if not uninterrupted:
         whole = composed(*RUN, name="whole")
         run_experiment(whole)
@@ -117,8 +120,10 @@ def test_resumed_equals_uninterrupted(hook, step, composed, monkeypatch, uninter
     killed(monkeypatch, config, hook, step)
     summary = run_experiment(resumed(config))
     assert summary["status"] == "completed"
-    state, rows = final_state(config)
-    expected_state, expected_rows = uninterrupted["state"]
+    assert "WARNING" not in capsys.readouterr().out
+    state, rows, predictions = final_state(config)
+    expected_state, expected_rows, expected_predictions = uninterrupted["state"]
+    assert predictions == expected_predictions
     for row, expected in zip(rows, expected_rows, strict=True):
         assert repr(sorted(row.items())) == repr(sorted(expected.items()))
     assert_same(state, expected_state)

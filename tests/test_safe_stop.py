@@ -67,7 +67,7 @@ def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, co
     assert run_experiment(resumed(config))["status"] == "completed"
     whole = composed(*RUN, name="whole")
     run_experiment(whole)
-    (state, rows), (expected_state, expected_rows) = final_state(config), final_state(whole)
+    (state, rows, _), (expected_state, expected_rows, _) = final_state(config), final_state(whole)
     assert repr(rows) == repr(expected_rows)
     assert_same(state, expected_state)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -20,8 +19,3 @@ class ExponentialWeightAverage(WeightAveraging):
     def __init__(self, *, decay: float) -> None:
         options: dict[str, Any] = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
         super().__init__(**options)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the average in the module and step aside: later evaluations are of whatever weights it then holds."""
-        super().on_train_end(trainer, pl_module)
-        self._average_model = None
