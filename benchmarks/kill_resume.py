@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from lightning_apps.metrics_csv import read_metrics
+from lightning_apps.run_comparison import differences
 from lightning_apps.run_directory import RunDirectory
 
 RUN = [
@@ -34,7 +35,6 @@ RUN = [
     "trainer.max_epochs=null", "trainer.max_steps=240", "trainer.evaluate_every=17", "trainer.save_every=5",
     "callbacks.checkpoints.keep=3", "callbacks.extra.picture=null",
 ]  # fmt: skip
-TIMES = {"train_s", "wall_s", "_batches_that_stepped"}
 
 
 def start(root: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
@@ -59,22 +59,6 @@ def ending(directory: RunDirectory) -> dict[str, Any]:
         for row in read_metrics(directory.metrics)
     ]
     return {"state": state, "rows": rows, "predictions": directory.predictions.read_text()}
-
-
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Paths at which two endings differ."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            return [f"{path}: other keys"]
-        return [d for key in first if key not in TIMES for d in differences(first[key], second[key], f"{path}/{key}")]
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        if len(first) != len(second):
-            return [f"{path}: {len(first)} and {len(second)} entries"]
-        pairs = enumerate(zip(first, second, strict=True))
-        return [d for number, (one, other) in pairs for d in differences(one, other, f"{path}/{number}")]
-    if isinstance(first, torch.Tensor):
-        return [] if first.equal(second) else [path]
-    return [] if repr(first) == repr(second) else [path]
 
 
 def main() -> None:

@@ -173,7 +173,7 @@ def compiled(bench: Bench, whole: RunDirectory) -> Proof:
     return Proof(claim, loss_difference(whole, bench.train("compiled", "hardware.compile=true")), 1e-4, why)
 
 
-def reloaded(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+def reloaded(whole: RunDirectory) -> Proof:
     """The exported model against the best checkpoint."""
     import torch
     from safetensors.torch import load_file
@@ -208,7 +208,7 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     return Proof(claim, different / len(prompts), 0.0, "share of answers that differ; padding is masked")
 
 
-def packed(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+def packed(config: Mapping[str, Any]) -> Proof:
     """Packed documents against documents alone."""
     return Proof("packed = unpacked", None, 0.0, f"experiment {config['experiment']} does not pack")
 
@@ -222,8 +222,8 @@ def run_proofs(config: Mapping[str, Any], bench: Bench) -> list[Proof]:
         lambda: accumulated(bench, whole),
         lambda: several_processes(bench, whole),
         lambda: batched_generation(config, whole),
-        lambda: packed(config, whole),
-        lambda: reloaded(config, whole),
+        lambda: packed(config),
+        lambda: reloaded(whole),
         lambda: compiled(bench, whole),
     ]
     proofs = []
