@@ -1,5 +1,6 @@
 """`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ class EvaluateConfig:
     run: str = MISSING
     split: str = MISSING
     checkpoint: str = MISSING
-    accelerator: str = MISSING
+    accelerator: str | None = MISSING
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -57,8 +58,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.console import open_console, say
 
     quiet_libraries()
-    open_console()
-    config["hardware"]["accelerator"] = options["accelerator"]
+    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
+    if options["accelerator"] is not None:
+        config["hardware"]["accelerator"] = options["accelerator"]
     datamodule = build_datamodule(config)
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
@@ -78,11 +80,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         (measured,) = trainer.validate(module, datamodule, verbose=False)
     prefix = "train/" if split == "train" else ""
     metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
-    write_json_atomically(
-        results.path / "metrics.json",
-        {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"],
-         "metrics": metrics},
-    )  # fmt: skip
+    if trainer.is_global_zero:
+        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
+        write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
     width = max(map(len, metrics))
     say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
     return metrics

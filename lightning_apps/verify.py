@@ -89,13 +89,14 @@ def experiment_of(arguments: tuple[str, ...]) -> str:
     return next(word.partition("=")[2] for word in arguments if word.startswith("experiment="))
 
 
-def weights(directory: RunDirectory) -> dict[str, Any]:
-    """Weights of the last checkpoint."""
+def bits_that_differ(first: RunDirectory, second: RunDirectory) -> float:
+    """Leaves of the last checkpoints (weights, average, optimizer, counters) and of losses() that differ in any bit."""
     import torch
 
-    state: dict[str, Any] = torch.load(directory.checkpoint("last"), map_location="cpu", weights_only=True)
-    tensors: dict[str, Any] = state["state_dict"]
-    return tensors
+    from lightning_apps.run_comparison import differences
+
+    one, other = (torch.load(run.checkpoint("last"), map_location="cpu", weights_only=True) for run in (first, second))
+    return float(len(differences(one, other)) + len(differences(losses(first), losses(second))))
 
 
 def largest_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
@@ -132,7 +133,7 @@ def loss_difference(first: RunDirectory, second: RunDirectory) -> float:
 def same_seed(bench: Bench, whole: RunDirectory) -> Proof:
     """Two runs of one configuration."""
     again = bench.train("again")
-    difference = max(largest_difference(weights(whole), weights(again)), loss_difference(whole, again))
+    difference = bits_that_differ(whole, again)
     return Proof("same seed = same run", difference, 0.0, "each step's random state is a function of seed and step")
 
 
@@ -154,7 +155,7 @@ def resumed(bench: Bench, whole: RunDirectory, place: str, point: str) -> Proof:
     name = f"killed-{hook}-{at}"
     bench.train(name, kill=f"{hook}@{at}")
     run = bench.train(name, "run.resume=auto")
-    difference = max(largest_difference(weights(whole), weights(run)), loss_difference(whole, run))
+    difference = bits_that_differ(whole, run)
     return Proof(f"resumed = uninterrupted: killed {place}, step {at}", difference, 0.0, "nothing may be lost")
 
 
