@@ -1,7 +1,5 @@
 """Sending a folder to an object store; see storage.py."""
 
-import hashlib
-import math
 import os
 import re
 import threading
@@ -12,39 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datamodules.file_digest import FileDigest, file_digest, md5_of
 from datamodules.object_store import ObjectStore, StoredObject, TransferOptions, bad_name, split_url
 from datamodules.storage_errors import StorageError, StorageUnavailableError
 from datamodules.storage_marker import MARKER, UNDER_WAY, MarkedFile, marker_text, names_text, read_names
 
-MOST_PARTS = 10_000  # S3's limit
-READ_BYTES = 1 << 20
-
 Progress = Callable[..., Any]
 """tqdm, or what takes total=, desc=, unit=, unit_scale= and gives something with update(n) and close()."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FileDigest:
-    """A local file: size in bytes, SHA-256 and MD5, and the MD5 of each part that it travels in."""
-
-    size: int
-    sha256: str
-    md5: str
-    part_bytes: int
-    part_md5s: tuple[bytes, ...]
-
-    def is_etag(self, etag: str) -> bool:
-        """Whether a server that makes ETags of MD5s would give this one to the file."""
-        joined = hashlib.md5(b"".join(self.part_md5s), usedforsecurity=False).hexdigest()
-        return etag in (self.md5, f"{joined}-{len(self.part_md5s)}")
-
-    def part(self, index: int) -> StoredObject:
-        """Part `index` (0 is the first) as a server that makes ETags of MD5s would list it; empty beyond the end."""
-        if index >= len(self.part_md5s):
-            return StoredObject(0, "")
-        size = min(self.part_bytes, self.size - index * self.part_bytes)
-        return StoredObject(size, self.part_md5s[index].hex())
 
 
 @dataclass
@@ -133,38 +106,6 @@ def folder_files(folder: Path, leave_out: Callable[[str], bool] | None = None) -
                     raise StorageError(f"{str(path)!r} cannot be uploaded: its name {reason}")
                 found[name] = path
     return dict(sorted(found.items()))
-
-
-def file_digest(path: Path, part_bytes: int, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
-    """Checksums of a file in one reading, a MiB at a time.
-
-    Args:
-        path: the file.
-        part_bytes: size of its parts; larger where there would be more than S3 allows.
-        advance: told how many bytes have been read.
-    """
-    size = path.stat().st_size
-    if size > part_bytes * MOST_PARTS:
-        part_bytes = math.ceil(size / MOST_PARTS / READ_BYTES) * READ_BYTES
-    sha256, md5, part_md5 = hashlib.sha256(), _md5(), _md5()
-    part_md5s: list[bytes] = []
-    position = 0
-    with path.open("rb") as file:
-        while block := file.read(min(READ_BYTES, part_bytes - position % part_bytes)):
-            for digest in (sha256, md5, part_md5):
-                digest.update(block)
-            position += len(block)
-            if position % part_bytes == 0:
-                part_md5s.append(part_md5.digest())
-                part_md5 = _md5()
-            advance(len(block))
-    if position % part_bytes or not part_md5s:
-        part_md5s.append(part_md5.digest())
-    return FileDigest(position, sha256.hexdigest(), md5.hexdigest(), part_bytes, tuple(part_md5s))
-
-
-def _md5(content: bytes = b"") -> Any:
-    return hashlib.md5(content, usedforsecurity=False)
 
 
 def _digests(
@@ -311,7 +252,7 @@ class _Upload:
         with path.open("rb") as file:
             file.seek(index * digest.part_bytes)
             content = file.read(digest.part_bytes)
-        if _md5(content).digest() != digest.part_md5s[index]:
+        if md5_of(content).digest() != digest.part_md5s[index]:
             raise StorageError(f"{path} changed while it was uploaded; upload again when nobody writes to it")
         return content
 

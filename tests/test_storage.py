@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules.file_digest import file_digest
 from datamodules.object_store import PATIENCE_VARIABLE, ObjectStore, bad_name
 from datamodules.storage import (
     StorageError,
@@ -30,7 +31,7 @@ from datamodules.storage import (
     upload_folder,
 )
 from datamodules.storage_marker import MarkedFile, marker_text, read_marker
-from datamodules.storage_upload import file_digest, folder_files
+from datamodules.storage_upload import folder_files
 from tests.s3_server import BUCKET, KEY, SECRET
 
 URL = f"s3://{BUCKET}/some/prefix"
@@ -399,11 +400,11 @@ def test_a_server_that_accepts_and_says_nothing_is_noticed(s3, folder, monkeypat
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         options = TransferOptions(patience_s=1.6, attempts=1)
         begin = time.monotonic()
-        with pytest.raises(StorageUnavailableError, match="cannot be reached or broke off"):
+        with pytest.raises(StorageUnavailableError, match=r"broke off|was silent"):
             remote_state(URL, options=options)
         with (
             ObjectStore(BUCKET, options) as store,
-            pytest.raises(StorageUnavailableError, match="was silent for 0.8 s"),
+            pytest.raises(StorageUnavailableError, match=r"was silent for 0\.8 s"),
         ):
             store.put("large", bytes(16 * MIB))
         assert time.monotonic() - begin < 15  # 40 s of patience: a fraction of a minute
@@ -472,8 +473,7 @@ def test_uploading_over_a_broken_marker_heals_it(s3, folder):
 @given(st.text(max_size=30))
 def test_names_that_pass_stay_below_their_folder(name):
     if bad_name(name) is None:
-        root = os.path.abspath("/root/of/all")
-        assert os.path.normpath(os.path.join(root, name)) == os.path.join(root, name)
+        assert os.path.normpath(f"/root/of/all/{name}") == f"/root/of/all/{name}"
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b/c", "b/d é", "e[1]=2"]), st.integers(0, 10**15)))
@@ -490,7 +490,7 @@ def test_urls():
     assert is_remote("s3://bucket/a")
     assert not is_remote("outputs/location/default")
     for wrong in ("http://host/a", "outputs/a", "s3://", "s3:///a", "s3://b", "s3://bucket/../a", "s3://bucket/a//b"):
-        with pytest.raises(StorageError, match="s3://bucket/prefix|the prefix has a part"):
+        with pytest.raises(StorageError, match=r"s3://bucket/prefix|the prefix has a part"):
             split_url(wrong)
     for secret in ("s3://me:secret@bucket/a", "s3://bucket/a?X-Amz-Signature=secret", "s3://bucket/a#secret"):
         with pytest.raises(StorageError) as refused:
