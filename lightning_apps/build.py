@@ -94,7 +94,7 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
     module: L.LightningModule = bind("module", config["module"])(
-        build_net=partial(bind("model", config["model"]), **datamodule.net_arguments),
+        build_net=partial(_build_net, bind("model", config["model"]), datamodule.net_arguments),
         build_optimizer=build_optimizer,
         schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
         plan=plan,
@@ -114,6 +114,14 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
         # LightningModule breaks on self.log (Lightning#21836)
         net.base_model.compile()
     return module
+
+
+def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
+    """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
+    try:
+        return build(**arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:

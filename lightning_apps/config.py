@@ -21,6 +21,8 @@ from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# ${project:tests/data/papers}: a path inside this project, wherever the command is started
+OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
 
 
 RUNTIME_ARGUMENTS = {
@@ -187,6 +189,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         )
     if checkpoints["keep"] is not None and checkpoints["keep"] < 1:
         raise ConfigError(f"callbacks.checkpoints.keep={checkpoints['keep']}: must be at least 1, or null for all")
+    ratio = checkpoints["loss_ratio"]
+    if ratio is not None and not 0 < ratio < 1:
+        raise ConfigError(f"callbacks.checkpoints.loss_ratio={ratio}: must lie between 0 and 1, both excluded, or null")
     average = config["callbacks"]["weight_average"]
     if average is not None and not 0 < average["decay"] < 1:
         raise ConfigError(f"callbacks.weight_average.decay={average['decay']}: must lie between 0 and 1, both excluded")

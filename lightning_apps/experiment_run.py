@@ -68,7 +68,9 @@ def run_experiment(config: Config) -> dict[str, Any]:
         claim(directory, config, is_main=trainer.is_global_zero)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
-        say(start_banner(config, plan, module, trainer, directory, checkpoint))
+        # a data module may describe its data
+        data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
+        say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
 
         outcome = Outcome("failed", "")
         try:

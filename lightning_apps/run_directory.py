@@ -22,6 +22,7 @@ WRITTEN_BY_A_RUN = (
     "evaluations",
     "ledger.bin",
     "capsules",
+    "in_context",
     "tensorboard",
     "wandb",
 )
@@ -88,6 +89,11 @@ class RunDirectory:
     def capsules(self) -> Path:
         """What the guards left behind."""
         return self.path / "capsules"
+
+    @property
+    def in_context(self) -> Path:
+        """Loss by position and by category."""
+        return self.path / "in_context"
 
     def holds_a_run(self) -> bool:
         """Whether a run has started here."""

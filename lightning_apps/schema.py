@@ -53,6 +53,7 @@ class CheckpointsConfig:
     monitor: str = MISSING
     mode: str = MISSING
     keep: int | None = MISSING
+    loss_ratio: float | None = MISSING
 
 
 @dataclass

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
+
+from models.linear_cross_entropy import linear_cross_entropy
 
 IGNORED = -100
 
@@ -58,6 +60,40 @@ def qwen2(
         dtype=torch.float32,
     )
     return Qwen2ForCausalLM(config)
+
+
+def pretrained_causal_lm(
+    *, pretrained: str, vocab_size: int, pad_token_id: int | None, eos_token_id: int | None
+) -> PreTrainedModel:
+    """A causal language model with its trained weights, in float32.
+
+    Args:
+        pretrained: Hugging Face name or path.
+        vocab_size: ids that the data may hold.
+        pad_token_id: set where the model's configuration names none.
+        eos_token_id: likewise.
+
+    Raises:
+        ValueError: it cannot be loaded, or has fewer embeddings than the data have ids.
+    """
+    try:
+        # transformers 5 would load bfloat16 weights as bfloat16
+        net: PreTrainedModel = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+    except Exception as error:  # huggingface_hub, safetensors and json each raise their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"model.pretrained={pretrained}: no causal language model could be loaded ({reason}); give a Hugging Face "
+            "name, with a network, or a folder with config.json and model.safetensors"
+        ) from error
+    embeddings: Any = net.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    if rows < vocab_size:
+        raise ValueError(f"model.pretrained={pretrained} has {rows:,} embeddings, the data {vocab_size:,} token ids")
+    if net.config.pad_token_id is None:
+        net.config.pad_token_id = pad_token_id
+    if net.config.eos_token_id is None:
+        net.config.eos_token_id = eos_token_id
+    return net
 
 
 def hidden_states(
@@ -135,3 +171,23 @@ def recompute_activations(net: nn.Module) -> None:
 def count_targets(batch: dict[str, Any]) -> int:
     """Number of target tokens of a batch; the first token is never one."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+@torch.no_grad()
+def token_losses(net: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy of every token after the first, for evaluation; all logits are never there at once.
+
+    Args:
+        net: a causal language model.
+        batch: `input_ids` (n, T) int64, without padding.
+
+    Returns:
+        (n, T - 1) float32, in nats.
+    """
+    states = hidden_states(net, batch["input_ids"][:, :-1])
+    targets = batch["input_ids"][:, 1:]
+    head: Any = net.get_output_embeddings()
+    losses = linear_cross_entropy(
+        states.flatten(0, 1), head.weight, targets.flatten(), bias=head.bias, reduction="none"
+    )
+    return losses.view_as(targets)
