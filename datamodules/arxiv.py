@@ -1,5 +1,6 @@
 """Windows of arXiv papers from K categories."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.order import hash_key, permute
 from datamodules.prepared_store import find_store
-from datamodules.token_store import SPLITS, TokenStore, open_store
+from datamodules.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
 from datamodules.token_windows import (
     DocumentRanges,
     SequentialWindows,
@@ -192,6 +193,23 @@ class ArxivDataModule(L.LightningDataModule):
         """Tokens that one window feeds to the model: its last one is a target only."""
         return float(self.sequence_length - 1)
 
+    def preparation_lines(self) -> list[str]:
+        """What the store holds, for the prepare command."""
+        store = self._opened
+        splits = json.loads((store.folder / SPLITS_FILE).read_text(encoding="utf-8"))
+        lines = [
+            f"{store.facts['num_documents']:,} documents, {store.facts['num_tokens']:,} tokens as "
+            f"{store.facts['dtype']}, {sum(store.facts['num_empty_documents'].values()):,} empty ones left out",
+        ]
+        width = max(map(len, store.categories))
+        for name in store.categories:
+            counts = ", ".join(
+                f"{split} {splits[split]['documents'][name]:,} ({splits[split]['tokens'][name]:,} tokens)"
+                for split in SPLITS
+            )
+            lines.append(f"  {name:{width}}  {counts}")
+        return [*lines, f"in {store.folder}"]
+
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run."""
         ranges, store = self.train_documents, self._opened
@@ -201,7 +219,7 @@ class ArxivDataModule(L.LightningDataModule):
             "categories": f"{len(self.chosen)} of {len(store.categories)}; training documents: {counts}"
             + (f"; {short:,} shorter than {self.sequence_length} tokens are left out" if short else ""),
         }
-        if self.source_options["max_documents_per_split"] is not None and store.facts.get("sampled", True):
+        if self.source_options["max_documents_per_split"] is not None:
             lines["data"] = (
                 f"a first look at {self.source_options['max_documents_per_split']} documents of each split; "
                 "data.full_dataset=true takes all"

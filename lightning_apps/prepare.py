@@ -31,7 +31,9 @@ def prepare(cfg: DictConfig) -> None:
         datamodule.setup()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    say("\n".join(datamodule.preparation_lines() if hasattr(datamodule, "preparation_lines") else ["prepared"]))
+    # a data module may say what it prepared, and where
+    lines = datamodule.preparation_lines() if hasattr(datamodule, "preparation_lines") else []
+    say("\n".join(["prepared", *lines]))
 
 
 def main() -> Any:
