@@ -1,6 +1,6 @@
 """Causal language models from a configuration, and forward passes that skip work nobody needs."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from models.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 
 IGNORED = -100
 FEW_LOGITS = 1 << 22
-"""Up to so many logits, 16 MB, the plain cross-entropy is as good: a chunk's bookkeeping would cost more than it saves."""
+"""Up to so many logits, 16 MB, the plain cross-entropy is as good."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Settings of configurations by which a model's forward pass changes logits after the output projection."""
 
@@ -124,8 +124,9 @@ def projected_losses(
         if getattr(config, name, None) not in (None, 1.0):
             raise ValueError(f"{type(net).__name__} changes its logits by {name}, which this loss would leave out")
     head: Any = net.get_output_embeddings()
-    reduction = "sum" if reduce else "none"
-    num_logits = len(labels) * net.get_input_embeddings().weight.shape[0]
+    embedding: Any = net.get_input_embeddings()
+    reduction: Literal["sum", "none"] = "sum" if reduce else "none"
+    num_logits = len(labels) * embedding.num_embeddings
     # an adapted or wrapped projection is more than its weight, and hooks are there to see its output
     is_plain = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
     if is_plain and num_logits > FEW_LOGITS:
