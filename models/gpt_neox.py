@@ -61,7 +61,7 @@ def gpt_neox(
         num_attention_heads=num_attention_heads,
         intermediate_size=intermediate_size,
         hidden_act=hidden_act,
-        rotary_pct=rotary_pct,  # type: ignore[call-arg] # accepted, turned into rope_parameters
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": rotary_pct},
         max_position_embeddings=max_position_embeddings,
         layer_norm_eps=layer_norm_eps,
         use_parallel_residual=use_parallel_residual,

@@ -16,9 +16,8 @@ from torch.autograd.function import once_differentiable
 CHUNK_BYTES = 1 << 27
 """Largest buffer of logits. Smaller chunks read the weight and add to its gradient more often: 3,200 tokens, 512
 features, 50,304 classes, two cores: 122 GFLOP/s with chunks of 128 rows, 134 with 256, 146 with 640, 149 with 1,600."""
-SOFTMAX_BYTES = {"cpu": 1 << 23}
-"""Largest piece of a chunk, in float32, whose softmax is taken at once. On a CPU it stays in the cache from one
-operation to the next; elsewhere a piece should fill the device."""
+SOFTMAX_BYTES = 1 << 26
+"""Most float32 values that exist beside a chunk of bfloat16 logits: their softmax is taken piece by piece."""
 
 
 def linear_cross_entropy(
@@ -34,9 +33,9 @@ def linear_cross_entropy(
     """`cross_entropy(linear(states, weight, bias), labels)`, never holding more than a chunk of the logits.
 
     Under autocast to bfloat16, and with such parameters, matrix products are bfloat16; the softmax, the loss and the
-    sum of the weight's gradient over chunks are float32. Gradients are computed in the forward pass, and only those
-    that are wanted: neither under `torch.no_grad()`, nor that of a frozen weight. The result can be differentiated
-    once. Where the rest of the network is float16, products are float32.
+    sum of the weight's gradient over chunks are float32. Where the rest of the network is float16, products are
+    float32. Gradients are computed in the forward pass, and only those that are wanted: neither under
+    `torch.no_grad()`, nor that of a frozen weight. The result can be differentiated once.
 
     Args:
         states: (N, d) floating point, contiguous or not; N may be 0.
@@ -144,7 +143,7 @@ def _losses_and_gradients(
     grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and wanted[2] else None
     losses = states.new_empty(num_rows, dtype=exact)
     buffer = states.new_empty(rows_per_chunk, size, dtype=dtype)
-    step = max(SOFTMAX_BYTES.get(states.device.type, CHUNK_BYTES) // (size * exact.itemsize), 1)
+    rows_per_piece = max(SOFTMAX_BYTES // (size * exact.itemsize), 1)
     for start in range(0, num_rows, max(rows_per_chunk, 1)):
         chunk = slice(start, min(start + rows_per_chunk, num_rows))
         rows = states[chunk].to(dtype)  # (R, d)
@@ -153,10 +152,10 @@ def _losses_and_gradients(
             torch.mm(rows, factor.t(), out=logits)
         else:
             torch.addmm(bias.to(dtype), rows, factor.t(), out=logits)
-        for first in range(0, len(rows), step):
-            piece = slice(start + first, min(start + first + step, chunk.stop))
-            losses[piece] = _losses_then_gradient(
-                logits[first : first + step], labels[piece], label_smoothing, exact, any(wanted)
+        for first in range(0, len(rows), rows_per_piece):
+            piece = slice(first, first + rows_per_piece)
+            losses[chunk][piece] = _losses_then_gradient(
+                logits[piece], labels[chunk][piece], label_smoothing, exact, any(wanted)
             )
         if not any(wanted):
             continue
