@@ -8,6 +8,7 @@ import lightning as L
 
 from lightning_apps.plan import RunPlan
 from lightning_apps.run_directory import RunDirectory
+from lightning_apps.run_upload import run_url
 
 
 def start_banner(
@@ -41,6 +42,8 @@ def start_banner(
         f"up to {human_bytes(checkpoint_bytes * (2 + min(kept, len(plan.save_steps))))}",
         "directory": str(directory.path),
     }
+    if config["run"]["upload"] is not None:
+        lines["upload"] = run_url(config["run"]["upload"], config["experiment"], config["run"]["name"])
     if checkpoint is not None:
         lines["resuming"] = str(checkpoint)
     return "\n".join(f"{name:>12}  {text}" for name, text in lines.items())

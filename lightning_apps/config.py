@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import lightning_apps.schema  # noqa: F401 (conf/config.yaml names it)
+from datamodules.object_store import split_url
+from datamodules.storage_errors import StorageError
 from lightning_apps.check_optimizer import check_optimizer
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.safe_stop import max_time_seconds
@@ -156,6 +158,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             if node is not None:
                 bind(f"{group}.{name}", node)
     _check_run_name(config["run"]["name"])
+    _check_upload(config["run"]["upload"])
     _check_numbers(config)
     _check_guards(config["callbacks"]["guards"])
     _check_model(config["model"])
@@ -172,6 +175,14 @@ def options(group: str) -> list[str]:
 def _check_run_name(name: str | None) -> None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+@\[\]-]*", name):
         raise ConfigError(f"run.name={name!r}: use letters, digits and . _ = , + - (no slashes), starting with one")
+
+
+def _check_upload(url: str | None) -> None:
+    if url is not None:
+        try:
+            split_url(url)
+        except StorageError as error:
+            raise ConfigError(f"run.upload: {error}") from error
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from lightning_apps.build import (
     quiet_libraries,
 )
 from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.console import open_console, say
@@ -43,6 +44,23 @@ def run_experiment(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration or data is wrong, or the run directory is taken; nothing has been written then.
     """
+    upload = build_upload(config)
+    try:
+        return _run_experiment(config, upload)
+    finally:
+        if upload is not None:
+            upload.finish()
+
+
+def build_upload(config: Config) -> RunUpload | None:
+    """What takes the run to an object store, where run.upload asks for it."""
+    run, experiment = config["run"], config["experiment"]
+    if run["upload"] is None:
+        return None
+    return RunUpload(directory=locate_run(run, experiment), to=run["upload"], experiment=experiment, name=run["name"])
+
+
+def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
     quiet_libraries()
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
@@ -52,6 +70,8 @@ def run_experiment(config: Config) -> dict[str, Any]:
     checkpoint = resume_point(directory, config)
     if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
         open_console()
+        if upload is not None and "LOCAL_RANK" not in os.environ:
+            upload.begin(plan=None)
         say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
         return earlier
 
@@ -63,6 +83,8 @@ def run_experiment(config: Config) -> dict[str, Any]:
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
         callbacks = build_callbacks(config, directory, plan, stop)
+        if upload is not None:
+            callbacks.append(upload)
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
         loggers = build_loggers(config, directory)
         claim(directory, config, is_main=trainer.is_global_zero)
@@ -71,6 +93,8 @@ def run_experiment(config: Config) -> dict[str, Any]:
         # a data module may describe its data
         data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
         say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
+        if upload is not None and trainer.is_global_zero:
+            upload.begin(plan)
 
         outcome = Outcome("failed", "")
         try:

@@ -90,6 +90,7 @@ class RunConfig:
     resume: str | None = MISSING
     overwrite: bool = MISSING
     cache_root: str = MISSING
+    upload: str | None = MISSING
 
 
 @dataclass
