@@ -1,5 +1,6 @@
 """The run directory: where a run's files are, who may start in it, and what overwriting may delete."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,3 +198,11 @@ def open_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
         raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
     config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
     return directory, config
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none."""
+    if not directory.summary.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    return summary
