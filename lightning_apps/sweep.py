@@ -37,7 +37,15 @@ from lightning_apps.sweep_grid import (
     override_value,
 )
 from lightning_apps.sweep_jobs import JobRunner, Slot, wait_for_orphans
-from lightning_apps.sweep_ledger import JobRecord, Ledger, continue_ledger, lock_owner, read_ledger, sign_lock, try_lock
+from lightning_apps.sweep_ledger import (
+    JobRecord,
+    Ledger,
+    continue_ledger,
+    lock_owner,
+    lock_soon,
+    read_ledger,
+    sign_lock,
+)
 
 Config = dict[str, Any]
 
@@ -228,7 +236,7 @@ def only_runner(folder: Path) -> Iterator[None]:
         ConfigError: another process is running this sweep.
     """
     path = folder / "sweep.lock"
-    lock = try_lock(path)
+    lock = lock_soon(path)
     if lock is None:
         owner = lock_owner(path)
         who = f" (process {owner['pid']} on {owner['host']}, since {owner['since']})" if "pid" in owner else ""

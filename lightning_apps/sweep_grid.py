@@ -121,7 +121,8 @@ def expand(grid: Mapping[str, Any]) -> list[Job]:
     axes = flat_grid(grid)
     if not axes:
         raise ConfigError(
-            "sweep.grid is empty: add lists of values, '+sweep.grid.seed=[0,1,2]' '+sweep.grid.optimizer.lr=[1e-3,3e-3]'"
+            "sweep.grid is empty: add lists of values, "
+            "'+sweep.grid.seed=[0,1,2]' '+sweep.grid.optimizer.lr=[1e-3,3e-3]'"
         )
     short = short_keys(axes)
     jobs = []

@@ -17,7 +17,7 @@ from lightning_apps.parent_death import PARENT_VARIABLE
 from lightning_apps.run_directory import RunDirectory, read_summary
 from lightning_apps.safe_stop import SIGNALS
 from lightning_apps.sweep_grid import Job, SweepSettings, time_left
-from lightning_apps.sweep_ledger import JobRecord, Ledger, Status, lock_owner, sign_lock, try_lock
+from lightning_apps.sweep_ledger import JobRecord, Ledger, Status, is_locked, lock_owner, lock_soon, sign_lock
 
 POLL_S = 0.2
 STOP_SIGNALS = (*SIGNALS, signal.SIGHUP)
@@ -177,7 +177,7 @@ class JobRunner:
         slot = next(slot for slot in self.slots if not any(slot is other for other in taken))
         log = self.folder / "logs" / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(lock_path(self.folder, job.name))
+        lock = lock_soon(lock_path(self.folder, job.name))
         if lock is None:
             raise RuntimeError(f"job {job.name} is running already")
         self._attempts[job.name] += 1
@@ -322,6 +322,11 @@ def lock_path(folder: Path, job: str) -> Path:
     return folder / "locks" / f"{job}.lock"
 
 
+def is_running(folder: Path, job: str) -> bool:
+    """Whether some process works on a job."""
+    return is_locked(lock_path(folder, job))
+
+
 def wait_for_orphans(folder: Path, names: Sequence[str]) -> None:
     """Wait until no process of an earlier start works on these jobs.
 
@@ -329,15 +334,11 @@ def wait_for_orphans(folder: Path, names: Sequence[str]) -> None:
     """
     told = False
     while True:
-        alive = []
-        for name in names:
-            path = lock_path(folder, name)
-            if path.exists():
-                lock = try_lock(path)
-                if lock is None:
-                    alive.append(f"{name} (process {lock_owner(path).get('pid', 'unknown')})")
-                else:
-                    os.close(lock)
+        alive = [
+            f"{name} (process {lock_owner(lock_path(folder, name)).get('pid', 'unknown')})"
+            for name in names
+            if is_running(folder, name)
+        ]
         if not alive:
             return
         if not told:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -152,6 +153,29 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def lock_soon(path: Path, patience_s: float = 2.0) -> int | None:
+    """try_lock, tried again for a while: somebody may just be looking whether it is taken."""
+    end = time.monotonic() + patience_s
+    while (lock := try_lock(path)) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; looking needs no right to write."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def sign_lock(descriptor: int, owner: Mapping[str, Any]) -> None:
