@@ -6,7 +6,7 @@ irreducible loss E (Hoffmann et al. 2022). Both minimize squared residuals of lo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -41,6 +41,7 @@ class PowerLaw:
         tokens: smallest and largest token count.
         num_points: points over all seeds.
         problems: why the fit should not be believed; empty where nothing speaks against it.
+        cautions: what to know of a fit that may be believed.
     """
 
     form: Form
@@ -51,7 +52,8 @@ class PowerLaw:
     r_squared: float
     tokens: tuple[float, float]
     num_points: int
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
     def loss(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fitted losses (n,) in nats.
@@ -103,9 +105,8 @@ def fit_power_law(seeds: Sequence[Points], form: Form) -> PowerLaw | str:
         r_squared=r_squared,
         tokens=(float(tokens.min()), float(tokens.max())),
         num_points=len(tokens),
-        problems=(),
     )
-    return PowerLaw(**{**vars(law), "problems": tuple(_problems(law, seeds))})
+    return replace(law, problems=tuple(_problems(law)), cautions=tuple(_cautions(law, seeds)))
 
 
 def _fit_line(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[float, float, float, float, int]:
@@ -162,7 +163,7 @@ def _rest_of_fit(
     return float(e), float(a)
 
 
-def _problems(law: PowerLaw, seeds: Sequence[Points]) -> list[str]:
+def _problems(law: PowerLaw) -> list[str]:
     problems = []
     alpha, (low, high) = law.exponent, law.tokens
     if not alpha.has_interval:
@@ -174,41 +175,44 @@ def _problems(law: PowerLaw, seeds: Sequence[Points]) -> list[str]:
     if high / low < MIN_RANGE:
         problems.append(f"the tokens span a factor of {high / low:.2g} only")
     if law.r_squared < MIN_R_SQUARED:
-        problems.append(
-            f"R² is {law.r_squared:.2f}: something other than tokens moves the loss more than this law allows"
-        )
-    if law.form == "A * D^-alpha":
-        bend = curvature(seeds)
-        if bend is not None and bend.excludes_zero:
-            way = "flattens" if bend.value > 0 else "steepens"
-            problems.append(f"the points bend: the loss {way} against a straight line in logarithms")
-    elif law.irreducible <= 1e-3 * law.amplitude * high**-alpha.value:
-        problems.append("E is 0: the points do not show an irreducible loss")
-    elif alpha.value > 9.9 or alpha.value < 2e-3:
-        problems.append("the exponent ran to the end of its range: E and alpha cannot be told apart")
+        problems.append(f"R² is {law.r_squared:.2f}: more than tokens moves the loss")
+    if law.form == "E + A * D^-alpha":
+        if law.irreducible <= 1e-3 * law.amplitude * high**-alpha.value:
+            problems.append("E is 0: the points do not show an irreducible loss")
+        elif alpha.value > 9.9 or alpha.value < 2e-3:
+            problems.append("the exponent ran to the end of its range: E and alpha cannot be told apart")
     return problems
+
+
+def _cautions(law: PowerLaw, seeds: Sequence[Points]) -> list[str]:
+    if law.form == "E + A * D^-alpha":
+        return []
+    bend = curvature(seeds)
+    if bend is None or not bend.excludes_zero:
+        return []
+    way = "flattens" if bend.value > 0 else "steepens"
+    return [f"the points bend, the loss {way}: alpha is the mean slope over these tokens, not a law"]
 
 
 def curvature(seeds: Sequence[Points]) -> Estimate | None:
     """Coefficient of log(D)^2 in a parabola through log L; positive where the loss flattens.
 
-    None where no seed, nor all together, has five different token counts.
+    Several seeds of three token counts or more give one coefficient each; a single one needs five.
     """
-    whole = [points for points in seeds if len(np.unique(points[0])) >= 5]
+    whole = [points for points in seeds if len(np.unique(points[0])) >= 3]
     if len(whole) > 1:
         return mean_interval([_parabola(*points)[0] for points in whole])
-    tokens = np.concatenate([points[0] for points in seeds])
-    if len(np.unique(tokens)) < 5:
+    if not whole or len(np.unique(whole[0][0])) < 5:
         return None
-    value, error, degrees = _parabola(tokens, np.concatenate([points[1] for points in seeds]))
+    value, error, degrees = _parabola(*whole[0])
     return t_estimate(value, error, degrees, 1)
 
 
 def _parabola(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[float, float, int]:
-    """Quadratic coefficient, its standard error, degrees of freedom."""
+    """Quadratic coefficient, its standard error (NaN without spare points), degrees of freedom."""
     x, y = np.log(tokens), np.log(losses)
     columns = np.stack([np.ones_like(x), x - x.mean(), (x - x.mean()) ** 2], axis=1)
     solution = np.linalg.lstsq(columns, y, rcond=None)[0]
     degrees = len(x) - 3
-    variance = float(((y - columns @ solution) ** 2).sum()) / degrees
+    variance = float(((y - columns @ solution) ** 2).sum()) / degrees if degrees else float("nan")
     return float(solution[2]), float(np.sqrt(variance * np.linalg.inv(columns.T @ columns)[2, 2])), degrees

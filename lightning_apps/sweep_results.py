@@ -56,6 +56,7 @@ class JobResult:
         wall_s: seconds.
         metrics: final val/ and test/ metrics.
         monitor: the metric that chose its best checkpoint.
+        commit: of the code that ran it.
         curve: tokens and val/loss of its evaluations after the warmup.
         in_context: None where the run has none.
     """
@@ -70,6 +71,7 @@ class JobResult:
     wall_s: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     monitor: str | None = None
+    commit: str | None = None
     curve: tuple[Array, Array] = field(default_factory=lambda: (np.empty(0), np.empty(0)))
     in_context: InContext | None = None
 
@@ -223,6 +225,7 @@ def read_job(record: JobRecord, directory: RunDirectory, folder: Path) -> JobRes
             wall_s=summary["wall_s"],
             metrics=metrics,
             monitor=summary["best"]["metric"] if summary["best"] else None,
+            commit=summary["git_commit"],
             curve=read_curve(directory),
             in_context=read_in_context(directory),
         )

@@ -69,8 +69,9 @@ def slope_interval(lines: Mapping[object, Sequence[tuple[float, float]]]) -> Est
     """Least-squares slope of y over x, from repetitions that each saw several x.
 
     With two repetitions or more, each gives one slope and the interval is that of their mean: what differs between
-    repetitions may shift a whole line without widening it. A single repetition of three points or more gives the
-    ordinary interval of regression.
+    repetitions may shift a whole line without widening it. Only the repetitions that saw the most x count: on a curve,
+    a line through part of it has another slope. A single repetition of three points or more gives the ordinary
+    interval of regression.
 
     Args:
         lines: repetition -> its points (x, y).
@@ -78,9 +79,10 @@ def slope_interval(lines: Mapping[object, Sequence[tuple[float, float]]]) -> Est
     Returns:
         The slope, or None where no repetition has two different x.
     """
-    usable = [np.asarray(points, dtype=np.float64) for points in lines.values() if len({x for x, _ in points}) > 1]
-    if not usable:
+    most = max((len({x for x, _ in points}) for points in lines.values()), default=0)
+    if most < 2:
         return None
+    usable = [np.asarray(points, dtype=np.float64) for points in lines.values() if len({x for x, _ in points}) == most]
     if len(usable) > 1:
         return mean_interval([line_fit(points[:, 0], points[:, 1])[1] for points in usable])
     x, y = usable[0][:, 0], usable[0][:, 1]
