@@ -73,9 +73,9 @@ def explain(error: Exception, config_path: Path, config_name: str) -> str:
     """One line for a composition error: the key, what is allowed, the nearest match."""
     text = str(error)
     if text.startswith("Config group override must be"):
-        null = next((argument for argument in sys.argv[1:] if argument.endswith("=null")), "group=null")
-        group = null.removesuffix("=null")
-        return f"{null}: name one of the options of {group}; to leave a group away write ~{group}"
+        given = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.endswith("=null")]
+        group = next((name for name in given if (config_path / name).is_dir()), "group")
+        return f"{group}=null: name one of the options of {group}; to leave a group away write ~{group}"
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")

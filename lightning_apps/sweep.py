@@ -19,7 +19,9 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from lightning_apps.command_line import explain
 from lightning_apps.config import CONF, bind, check_config, plain
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
@@ -151,15 +153,24 @@ def compose_jobs(shared: list[str], overrides: Mapping[str, list[str]]) -> tuple
     """The configuration without the grid, missing values as `???`, and that of every job.
 
     Raises:
-        ConfigError: a job's configuration lacks a value.
+        ConfigError: a job's configuration cannot be composed.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
+    configs: dict[str, Config] = {}
+    name = "without the grid"
     GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        base = OmegaConf.to_container(compose("config", overrides=shared), resolve=True)
-        configs = {name: plain(compose("config", overrides=words)) for name, words in overrides.items()}
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            base = OmegaConf.to_container(compose("config", overrides=shared), resolve=True)
+            for name, words in overrides.items():
+                configs[name] = plain(compose("config", overrides=words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"job {name}: {explain(error, CONF, 'config')}") from error
+    except ConfigError as error:
+        raise ConfigError(f"job {name}: {error}") from error
     assert isinstance(base, dict)
     return base, configs  # type: ignore[return-value]
 

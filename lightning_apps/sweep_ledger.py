@@ -155,7 +155,7 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def lock_soon(path: Path, patience_s: float = 2.0) -> int | None:
+def lock_soon(path: Path, patience_s: float = 0.5) -> int | None:
     """try_lock, tried again for a while: somebody may just be looking whether it is taken."""
     end = time.monotonic() + patience_s
     while (lock := try_lock(path)) is None and time.monotonic() < end:

@@ -91,7 +91,7 @@ def _final_picture(results: SweepResults, key: str) -> Picture:
     path = results.folder / f"final_{label.replace('.', '_')}.png"
     draw_final_metrics(
         path, panels, key=label, ticks={place[repr(value)]: show(value) for value in values}, log=log,
-        ordered=varying_key([fixed for fixed, _ in families]) is not None,
+        ordered=varying_key([fixed for fixed, _ in families]) is not None, joined=numeric,
     )  # fmt: skip
     said = f"Final {' and '.join(metrics)} against {label}: every run, the mean over seeds, its 95 % t interval"
     return path, f"Chart. {said}. The table of means has the numbers.", f"{said}."

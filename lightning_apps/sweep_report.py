@@ -13,7 +13,6 @@ import numpy as np
 from lightning_apps.atomic_files import write_json_atomically, write_text_atomically
 from lightning_apps.html_page import bullets, facts, figure, page, paragraph, section, table
 from lightning_apps.metrics.t_interval import Estimate
-from lightning_apps.sweep_grid import describe_grid
 from lightning_apps.sweep_jobs import human_time
 from lightning_apps.sweep_pictures import Picture, draw_pictures
 from lightning_apps.sweep_results import SweepResults, read_sweep, show
@@ -82,7 +81,7 @@ def overview(results: SweepResults) -> list[tuple[str, str]]:
     tokens = sum(job.tokens or 0 for job in results.jobs)
     entries = [
         ("experiment", results.ledger.experiment),
-        ("grid", describe_grid(results.ledger.grid)),
+        ("grid", "; ".join(f"{key}: {', '.join(map(show, values))}" for key, values in results.ledger.grid.items())),
         ("jobs", ", ".join(f"{count} {status}" for status, count in counts.most_common())),
         ("together", f"{tokens:,} tokens, {human_time(wall_s)} of runs"),
         ("code", ", ".join(commits) or "unknown"),

@@ -100,6 +100,10 @@ def contrast_words(
     if differences:
         estimate = mean_interval(differences)
         tail = f"difference {estimate.value:.3g} {interval_words(estimate)}"
+        if estimate.has_interval and not estimate.excludes_zero:
+            tail += ", not clear"
+        if len(means) > 2:
+            tail += f", optimistic because these are the extremes of {len(means)}"
     return (
         f"{_where(results, fixed)}lowest with {show(lowest[0].values[factor])}, {lowest[1].value:.4g}, highest with "
         f"{show(highest[0].values[factor])}, {highest[1].value:.4g}; {tail}"

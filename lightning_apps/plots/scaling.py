@@ -36,7 +36,7 @@ CATEGORICAL = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY_BLUE, BLACK, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_SERIES = 10
 """More lines than this cannot be told apart; the table has the rest."""
-LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 80, 70, 60, 420, 340, 90, 340, 2
+LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 80, 70, 60, 420, 340, 105, 350, 2
 """Pixels, and panels side by side; a third one leaves the fourth place to the legend."""
 
 
@@ -92,7 +92,7 @@ def colours(number: int, *, ordered: bool) -> list[str]:
 
 def draw_final_metrics(
     path: Path, panels: Mapping[str, Sequence[MetricLine]], *, key: str, ticks: Mapping[float, str], log: bool,
-    ordered: bool,
+    ordered: bool, joined: bool,
 ) -> None:  # fmt: skip
     """One panel a metric: a point for every run, the mean over seeds and its interval.
 
@@ -103,6 +103,7 @@ def draw_final_metrics(
         ticks: places on that axis -> their names.
         log: whether the axis is logarithmic.
         ordered: whether the lines have an order.
+        joined: whether the values of the key have one, so that a line may join them.
     """
     number = max(len(lines) for lines in panels.values())
     with png_figure(path, *_size(len(panels))) as figure:
@@ -115,9 +116,11 @@ def draw_final_metrics(
                 axes.set_xscale("log")
             step = float(np.diff(np.log(places) if log else places).min()) if len(places) > 1 else 1.0
             for rank, line in enumerate(lines[:MAX_SERIES]):
-                slot = 0.6 * step / min(number, MAX_SERIES)
-                shift = slot * (rank + 0.5) - 0.3 * step
-                _draw_metric_line(axes, line, palette[rank], MARKERS[rank % len(MARKERS)], shift, slot, log=log)
+                slot = 0.8 * step / min(number, MAX_SERIES)
+                shift = slot * (rank + 0.4) - 0.4 * step
+                _draw_metric_line(
+                    axes, line, palette[rank], MARKERS[rank % len(MARKERS)], shift, slot, log=log, joined=joined
+                )
             margin = 0.6 * step
             low, high = float(places.min()), float(places.max())
             axes.set_xlim(*((low / np.exp(margin), high * np.exp(margin)) if log else (low - margin, high + margin)))
@@ -131,7 +134,7 @@ def draw_final_metrics(
 
 
 def _draw_metric_line(
-    axes: Axes, line: MetricLine, colour: str, marker: str, shift: float, slot: float, *, log: bool
+    axes: Axes, line: MetricLine, colour: str, marker: str, shift: float, slot: float, *, log: bool, joined: bool
 ) -> None:
     def moved(x: float, aside: float = 0.0) -> float:
         return float(x * np.exp(shift + aside)) if log else x + shift + aside
@@ -140,6 +143,7 @@ def _draw_metric_line(
     means = [line.means[x].value for x in xs]
     axes.plot(
         [moved(x) for x in xs], means, marker=marker, markersize=6, color=colour, linewidth=1.4, label=line.label,
+        linestyle="-" if joined else "none",
         zorder=3, markeredgecolor="white", markeredgewidth=0.8,
     )  # fmt: skip
     for x in xs:
@@ -149,16 +153,17 @@ def _draw_metric_line(
                 [moved(x)], [estimate.value], yerr=[[estimate.value - estimate.low], [estimate.high - estimate.value]],
                 color=colour, capsize=4, linewidth=1.4, zorder=2,
             )  # fmt: skip
-    # runs stand beside their mean, so that neither hides the other
+    # runs stand beside their mean, so that neither hides the other; a single one is its mean
+    several = [(x, value) for x, value in line.points if line.means[x].n > 1]
     axes.plot(
-        [moved(x, 0.35 * slot) for x, _ in line.points], [value for _, value in line.points], linestyle="none",
+        [moved(x, 0.4 * slot) for x, _ in several], [value for _, value in several], linestyle="none",
         marker=marker, markersize=3.5, color=colour, alpha=0.75, zorder=4,
     )  # fmt: skip
 
 
 def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered: bool) -> None:
-    """Evaluations of the longest runs, thin; final losses, marked; fits that nothing speaks against, dashed."""
-    with png_figure(path, LEFT + 640 + LEGEND_WIDTH, TOP + PANEL_HEIGHT + BOTTOM) as figure:
+    """Evaluations of the longest runs, thin; final losses, marked; fits that can be believed, dashed."""
+    with png_figure(path, LEFT + 640 + LEGEND_WIDTH + 50, TOP + PANEL_HEIGHT + BOTTOM) as figure:
         axes = add_axes_px(figure, LEFT, BOTTOM, 640, PANEL_HEIGHT)
         axes.set_title("Validation loss against tokens")
         axes.set_xlabel("training tokens")
@@ -184,12 +189,13 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
                 label += f"\nα = {line.law.exponent.value:.3g}"
                 if line.law.exponent.low is not None:
                     label += f" ({line.law.exponent.low:.3g} to {line.law.exponent.high:.3g})"
+                label += ", bends" if line.law.cautions else ""
             axes.plot(
                 [count for count, _ in line.finals], [loss for _, loss in line.finals], linestyle="none",
                 marker=MARKERS[rank % len(MARKERS)], markersize=6, color=colour, markeredgecolor="white",
                 markeredgewidth=0.7, zorder=4, label=label,
             )  # fmt: skip
-        note = "marks: end of a run; thin: its evaluations\ndashed: fitted power law, never extrapolated"
+        note = "marks: ends of runs\nthin: evaluations of the longest runs\ndashed: fitted power law and its exponent α"
         _legend_at(figure, axes, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
 
 
