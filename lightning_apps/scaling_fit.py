@@ -135,10 +135,14 @@ def _fit_offset(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tup
     alphas = np.geomspace(0.02, 3.0, 60)
     start = min(alphas, key=lambda alpha: linear(alpha)[0])
     _, e, a = linear(float(start))
+    # at the geometric mean of the tokens, where D / scale is 1, neither E nor A can exceed the losses
+    highest = np.array([0.999 * float(losses.min()), np.log(10 * float(losses.max())), 10.0])
+    lowest = np.array([0.0, -np.inf, 1e-3])
+    guess = np.array([max(e, 1e-6), np.log(max(a, 1e-9)), start])
     solution = least_squares(
         lambda p: np.log(p[0] + np.exp(p[1]) * tokens ** -p[2]) - np.log(losses),
-        [max(e, 1e-6), np.log(max(a, 1e-9)), start],
-        bounds=([0.0, -np.inf, 1e-3], [float(losses.min()), np.inf, 10.0]),
+        np.minimum(guess, highest - 1e-6),
+        bounds=(lowest, highest),
         x_scale="jac",
         xtol=1e-12, ftol=1e-12, gtol=1e-12,
     )  # fmt: skip

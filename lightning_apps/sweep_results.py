@@ -1,5 +1,7 @@
 """What the runs of a sweep came to: gathered from its ledger and the run directories, grouped over seeds."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -229,7 +231,7 @@ def read_job(record: JobRecord, directory: RunDirectory, folder: Path) -> JobRes
             curve=read_curve(directory),
             in_context=read_in_context(directory),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{directory.path}: a file of this run cannot be read ({error})") from error
 
 

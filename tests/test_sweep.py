@@ -169,7 +169,7 @@ def test_mistakes_get_one_line_and_write_nothing(arguments, expected, in_process
 
 def test_multirun_is_something_else(in_process, capsys):
     with pytest.raises(SystemExit) as stopped:
-        in_process(*GRID, "--multirun")
+        in_process("--multirun", *GRID)
     assert stopped.value.code == 2
     assert "sweep=... and --multirun exclude each other" in capsys.readouterr().err
     assert not Path("outputs/sweeps/s").exists()
