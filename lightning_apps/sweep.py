@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import platform
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -100,7 +101,9 @@ def run_sweep(cfg: DictConfig) -> None:
         if (summary := read_summary(directory)) is None or summary["status"] != "completed":
             unfinished[name] = config
     if unfinished:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:  # it imports torch
+        # it imports torch; Ctrl-C is answered here
+        context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
             pool.submit(check_jobs, unfinished).result()
     with only_runner(folder):
         ledger = continue_ledger(read_ledger(folder), ledger, folder)  # again: now nobody else writes it

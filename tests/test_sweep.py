@@ -12,7 +12,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lightning_apps import sweep, train
+from lightning_apps import sweep, train, verify
+from lightning_apps.build import wandb_run_id
 from lightning_apps.config import CONF, check_config, options, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import read_metrics
@@ -249,6 +250,22 @@ def test_settings_without_the_grid():
     }
 
 
+def test_long_names_of_jobs_stay_apart_at_wandb():
+    ids = {wandb_run_id("arxiv", f"arxiv_scaling-{'x' * 50},seed={seed}") for seed in range(3)}
+    assert len(ids) == 3
+    assert all(len(run_id) == 64 for run_id in ids)
+    assert wandb_run_id("location", "default") == "location-default"
+
+
+def test_verify_is_for_one_experiment(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["verify", *GRID])
+    with pytest.raises(SystemExit) as stopped:
+        verify.main()
+    assert stopped.value.code == 2
+    assert "without sweep=..." in capsys.readouterr().err
+
+
 def test_a_wrong_job_is_named(composed):
     with pytest.raises(ConfigError, match=r"job b: optimizer\.lr=-1"):
         check_jobs({"a": composed(*TINY), "b": composed(*TINY, "optimizer.lr=-1")})
@@ -273,21 +290,18 @@ def statuses(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_with_a_failing_job(tmp_path, cache_root):
     # a learning rate of 1e30 passes every check and makes NaN, which the guards answer with exit code 1
-    grid = ["+sweep.grid.seed=[0,1]", "+sweep.grid.optimizer.lr=[1e-3,1e30]", "sweep.parallel=2"]
+    grid = ["+sweep.grid.optimizer.lr=[1e30,1e-3]"]
     done = run(tmp_path, cache_root, *grid)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
-    expected = {"lr=0.001,seed=0": "done", "lr=1e+30,seed=0": "failed", "lr=0.001,seed=1": "done"}
-    assert statuses(tmp_path) == {**expected, "lr=1e+30,seed=1": "failed"}
-    assert "sweep ended: 2 of 4 jobs done" in done.stdout
-    assert done.stdout.count("FAILED   lr=1e+30,seed=") == 2
-    assert "error: GuardError: " in done.stdout
-    assert "step 3/6" not in done.stdout  # the jobs' own output stays in their logs
-    for name in expected:
-        assert (tmp_path / "location" / f"s-{name}" / "summary.json").exists()
-    again = run(tmp_path, cache_root, *grid, "+sweep.grid.data.x=null")
+    assert statuses(tmp_path) == {"lr=1e+30": "failed", "lr=0.001": "done"}
+    assert "sweep ended: 1 of 2 jobs done" in done.stdout
+    assert "FAILED   lr=1e+30 (exit code 1): error: GuardError: " in done.stdout
+    assert "peak learning rate" not in done.stdout  # the jobs' own output stays in their logs
+    assert "peak learning rate" in (tmp_path / "sweeps" / "s" / "logs" / "lr=1e+30.log").read_text()
+    again = run(tmp_path, cache_root, *grid)
     assert again.returncode == 1
-    assert "2 done, 2 failed before" in again.stdout
+    assert "1 done, 1 failed before" in again.stdout
     assert "started" not in again.stdout
 
 
@@ -335,10 +349,12 @@ def test_a_sweep_that_was_stopped_or_killed_goes_on_where_it_was(signum, tmp_pat
     assert not any(is_running(tmp_path / "sweeps" / "s", name) for name in ("seed=0", "seed=1"))
     ledger = read_ledger(tmp_path / "sweeps" / "s")
     assert [job.attempts for job in ledger.jobs] == [2, 2]
-    overrides = [word for word in ledger.job("seed=1").overrides if not word.startswith("run.")]
-    whole = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=whole"]
-    subprocess.run([sys.executable, "-m", "lightning_apps.train", *overrides, *whole], check=True, capture_output=True)
-    assert losses(tmp_path / "location" / "s-seed=1") == losses(tmp_path / "location" / "whole")
+    if signum == signal.SIGKILL:
+        overrides = [word for word in ledger.job("seed=1").overrides if not word.startswith("run.")]
+        whole = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=whole"]
+        command_of_one = [sys.executable, "-m", "lightning_apps.train", *overrides, *whole]
+        subprocess.run(command_of_one, check=True, capture_output=True)
+        assert losses(tmp_path / "location" / "s-seed=1") == losses(tmp_path / "location" / "whole")
 
 
 @pytest.mark.slow
