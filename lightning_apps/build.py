@@ -1,5 +1,6 @@
 """From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
 
+import hashlib
 import inspect
 import os
 import warnings
@@ -205,10 +206,16 @@ def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirecto
     logger: Logger = bind("logger.wandb", node)(
         save_dir=directory.path,
         name=f"{config['experiment']}/{config['run']['name']}",
-        id=f"{config['experiment']}-{config['run']['name']}"[:64],  # a resumed run goes on in the same W&B run
+        id=wandb_run_id(config["experiment"], config["run"]["name"]),  # a resumed run goes on in the same W&B run
         resume="allow",
     )
     return logger
+
+
+def wandb_run_id(experiment: str, name: str) -> str:
+    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    whole = f"{experiment}-{name}"
+    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def build_trainer(

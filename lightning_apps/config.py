@@ -304,8 +304,15 @@ def run_name(overrides: list[str]) -> str:
     Settings that do not change what is trained are left out. Long names are cut and end in a hash of the whole.
     """
     neutral = ("run.", "experiment=", "hydra.", "hydra/", "logger", "~logger")
-    parts = sorted(override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral))
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts)) or "default"
+    return name_of_parts(
+        [override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral)]
+    )
+
+
+def name_of_parts(parts: list[str]) -> str:
+    """`key=value` parts, sorted, as a name for a folder; a long one is cut and ends in a hash of the whole."""
+    whole = ",".join(sorted(parts))
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole) or "default"
     if len(name) > 100:
-        name = f"{name[:80]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:12]}"
+        name = f"{name[:80]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
     return name if name[0].isalnum() else f"run{name}"
