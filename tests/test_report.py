@@ -16,10 +16,11 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.html_page import bullets, details, facts, figure, page, section, table
 from lightning_apps.metrics.t_interval import mean_interval
 from lightning_apps.plots.scaling import colours, metric_unit, short_count
+from lightning_apps.run_directory import RunDirectory
 from lightning_apps.run_report import write_run_report
 from lightning_apps.sweep_ledger import read_ledger, try_lock
 from lightning_apps.sweep_report import write_sweep_report
-from lightning_apps.sweep_results import find_sweep, read_sweep, show
+from lightning_apps.sweep_results import find_sweep, read_curve, read_sweep, show
 from lightning_apps.sweep_study import effects, in_context, scaling
 from tests.synthetic_sweep import loss_of, write_sweep
 
@@ -177,6 +178,23 @@ def test_scaling_within_runs_where_budgets_are_too_few(tmp_path):
     assert series.believed is offset
     _, said = write_sweep_report(folder)
     assert any("not the law of separate budgets" in text for text in said)
+
+
+def test_evaluations_between_logged_steps_keep_their_place(tmp_path):
+    write_sweep(tmp_path, {"seed": [0]})
+    directory = RunDirectory(tmp_path / "arxiv" / "study-seed=0")
+    whole = read_curve(directory)
+    with directory.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if int(row["step"]) % 5:  # as trainer.log_every=5 leaves it
+            row["train/tokens"] = row["train/loss"] = ""
+    with directory.metrics.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    np.testing.assert_allclose(read_curve(directory), whole)
+    assert len(whole[0]) == 18
 
 
 def test_the_words_follow_the_numbers(study):

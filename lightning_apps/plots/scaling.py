@@ -195,7 +195,9 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
                 marker=MARKERS[rank % len(MARKERS)], markersize=6, color=colour, markeredgecolor="white",
                 markeredgewidth=0.7, zorder=4, label=label,
             )  # fmt: skip
-        note = "marks: ends of runs\nthin: evaluations of the longest runs\ndashed: fitted power law and its exponent α"
+        note = "marks: ends of runs\nthin: evaluations of the longest runs"
+        if any(line.law is not None for line in shown):
+            note += "\ndashed: fitted power law and its exponent α"
         _legend_at(figure, axes, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
 
 
