@@ -230,9 +230,9 @@ def as_json(
                 "values": series.fixed,
                 "runs": series.num_seeds,
                 "band": series.band,
-                "position": series.position.tolist(),
-                "chosen": _curves_json(series.chosen),
-                "held_out": None if series.held_out is None else _curves_json(series.held_out),
+                "position": series.curves.position.tolist(),
+                "chosen": _curves_json(series.curves.chosen),
+                "held_out": None if series.curves.held_out is None else _curves_json(series.curves.held_out),
                 "gain_by_seed": {str(seed): value for seed, value in series.gains.items()},
                 "gap_by_seed": {str(seed): value for seed, value in series.gaps.items()},
             }

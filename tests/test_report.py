@@ -21,7 +21,7 @@ from lightning_apps.run_report import write_run_report
 from lightning_apps.sweep_ledger import read_ledger, try_lock
 from lightning_apps.sweep_report import write_sweep_report
 from lightning_apps.sweep_results import find_sweep, read_curve, read_sweep, show
-from lightning_apps.sweep_study import effects, in_context, scaling
+from lightning_apps.sweep_study import effects, growing_groups, in_context, scaling
 from tests.synthetic_sweep import loss_of, write_sweep
 
 STUDY = {
@@ -231,10 +231,18 @@ def test_in_context_curves(study):
     assert first.num_seeds == 3
     position = np.arange(1, 41)
     curves = [loss_of(1, 16e6, seed) + 0.5 * np.exp(-position / 8) * (1 + 0.05 * seed) for seed in range(3)]
-    mean, low, high = first.chosen
+    mean, low, high = first.curves.chosen
     np.testing.assert_allclose(mean, np.mean(curves, axis=0))
     expected = mean_interval([curve[17] for curve in curves])
     assert (low[17], high[17]) == pytest.approx((expected.low, expected.high))
+    # the picture pools positions within each run before it averages over runs
+    groups = growing_groups(40)
+    assert [group.start for group in groups[1:]] == [group.stop for group in groups[:-1]]
+    assert (groups[0], groups[-1].stop) == (slice(0, 1), 40)
+    expected = mean_interval([curve[groups[-1]].mean() for curve in curves])
+    assert first.pooled.chosen[0][-1] == pytest.approx(expected.value)
+    assert first.pooled.chosen[1][-1] == pytest.approx(expected.low)
+    assert first.pooled.position[-1] == position[groups[-1]].mean()
     assert first.gains[1] == pytest.approx(curves[1][:4].mean() - curves[1][-4:].mean())
     assert first.gaps == pytest.approx({0: 0.35, 1: 0.35, 2: 0.35})
 

@@ -178,7 +178,7 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
         if not tokens:
             say_empty(axes, "no evaluation yet")
             return
-        _label_tokens(axes, min(tokens), max(tokens))
+        _label_counts(axes, min(tokens), max(tokens))
         for rank, (line, colour) in enumerate(zip(shown, colours(len(shown), ordered=ordered), strict=True)):
             for counts, losses in line.curves:
                 axes.plot(counts, losses, color=colour, linewidth=0.8, alpha=0.5, zorder=2)
@@ -201,7 +201,7 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
         _legend_at(figure, axes, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
 
 
-def _label_tokens(axes: Axes, low: float, high: float) -> None:
+def _label_counts(axes: Axes, low: float, high: float) -> None:
     axes.set_xscale("log")
     margin = max((high / low) ** 0.05, 1.05)
     low, high = low / margin, high * margin
@@ -226,9 +226,15 @@ def draw_in_context(path: Path, panels: Mapping[str, Sequence[PositionLine]], *,
                 axes.plot(line.position, line.mean, color=colour, linewidth=1.5, label=line.label, zorder=3)
                 if line.low is not None and line.high is not None:
                     axes.fill_between(line.position, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
-            axes.margins(x=0.02)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(figure, len(panels), axes, f"band: {band}", hidden=max(0, number - MAX_SERIES))
+            places = np.concatenate([line.position for line in lines[:MAX_SERIES]])
+            _label_counts(axes, float(places.min()), float(places.max()))
+        _legend(
+            figure,
+            len(panels),
+            axes,
+            f"means of growing groups of positions\nband: {band}",
+            hidden=max(0, number - MAX_SERIES),
+        )
 
 
 def _limits(lines: Sequence[PositionLine]) -> tuple[float, float]:
