@@ -36,7 +36,7 @@ CATEGORICAL = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY_BLUE, BLACK, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_SERIES = 10
 """More lines than this cannot be told apart; the table has the rest."""
-LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 80, 70, 60, 420, 340, 105, 350, 2
+LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 95, 70, 60, 420, 340, 115, 350, 2
 """Pixels, and panels side by side; a third one leaves the fourth place to the legend."""
 
 
@@ -117,7 +117,7 @@ def draw_final_metrics(
             step = float(np.diff(np.log(places) if log else places).min()) if len(places) > 1 else 1.0
             for rank, line in enumerate(lines[:MAX_SERIES]):
                 slot = 0.8 * step / min(number, MAX_SERIES)
-                shift = slot * (rank + 0.4) - 0.4 * step
+                shift = slot * (rank + 0.5) - 0.4 * step
                 _draw_metric_line(
                     axes, line, palette[rank], MARKERS[rank % len(MARKERS)], shift, slot, log=log, joined=joined
                 )
@@ -156,7 +156,7 @@ def _draw_metric_line(
     # runs stand beside their mean, so that neither hides the other; a single one is its mean
     several = [(x, value) for x, value in line.points if line.means[x].n > 1]
     axes.plot(
-        [moved(x, 0.4 * slot) for x, _ in several], [value for _, value in several], linestyle="none",
+        [moved(x, 0.35 * slot) for x, _ in several], [value for _, value in several], linestyle="none",
         marker=marker, markersize=3.5, color=colour, alpha=0.75, zorder=4,
     )  # fmt: skip
 
