@@ -16,6 +16,7 @@ from lightning_apps.metrics.t_interval import Estimate
 from lightning_apps.sweep_jobs import human_time
 from lightning_apps.sweep_pictures import Picture, draw_pictures
 from lightning_apps.sweep_results import SweepResults, read_sweep, show
+from lightning_apps.sweep_shared_text import CATEGORIES
 from lightning_apps.sweep_study import (
     ContextSeries,
     Effect,
@@ -25,7 +26,7 @@ from lightning_apps.sweep_study import (
     in_context,
     scaling,
 )
-from lightning_apps.sweep_words import CATEGORIES, sentences
+from lightning_apps.sweep_words import sentences
 
 
 def write_sweep_report(folder: Path) -> tuple[list[Path], list[str]]:

@@ -150,7 +150,7 @@ def test_adding_nothing_new_leaves_the_marker(s3, folder, tmp_path):
     assert remote_state(URL) == "complete"
 
 
-@pytest.mark.parametrize("moves", [1, 4, 6])  # after the first file; before the large one; after two of its parts
+@pytest.mark.parametrize("moves", [1, 6])  # after the first file; after two of the three parts of the large one
 def test_a_server_killed_in_the_middle_of_an_upload(moves, s3, folder, tmp_path):
     hook = Hook("uploading", moves, s3.stop)
     with pytest.raises(StorageUnavailableError, match=r"127\.0\.0\.1:\d+ cannot be reached .*AWS_ENDPOINT_URL"):
@@ -291,8 +291,15 @@ def test_a_file_that_changes_while_it_is_uploaded_is_refused(s3, folder):
     assert remote_state(URL) == "incomplete"
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "checkpoints/step=00000002.ckpt"])
-@pytest.mark.parametrize("harm", ["truncate", "flip", "delete"])
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        ("truncate", "tokens.bin"),
+        ("flip", "tokens.bin"),
+        ("flip", "checkpoints/step=00000002.ckpt"),
+        ("delete", "checkpoints/step=00000002.ckpt"),
+    ],
+)
 def test_a_damaged_object_is_refused_by_name_and_healed_by_uploading_again(harm, name, s3, folder, tmp_path):
     upload_folder(folder, URL, options=QUICK)
     path = s3.path(f"some/prefix/{name}")
