@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from lightning_apps import report as report_command
 from lightning_apps.errors import ConfigError
 from lightning_apps.html_page import bullets, details, facts, figure, page, section, table
 from lightning_apps.metrics.t_interval import mean_interval
-from lightning_apps.plots.scaling import colours, metric_unit, short_count
+from lightning_apps.plots.scaling import PositionLine, colours, draw_in_context, metric_unit, short_count
 from lightning_apps.run_directory import RunDirectory
 from lightning_apps.run_report import write_run_report
 from lightning_apps.sweep_ledger import read_ledger, try_lock
@@ -405,3 +406,18 @@ def test_words_for_values():
     assert metric_unit("val/bits_per_byte") == "bits per byte"
     assert len(set(colours(5, ordered=True))) == 5
     assert colours(1, ordered=True) == colours(1, ordered=False)
+
+
+def test_a_line_keeps_its_colour_where_another_is_missing(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def watched(self, *args, **options):
+        drawn.append((options["label"], options["color"]))
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    lines = {label: PositionLine(label, np.arange(1.0, 9), np.arange(8.0), None, None) for label in "abc"}
+    panels = {"chosen": list(lines.values()), "held-out": [lines["a"], lines["c"]]}
+    draw_in_context(tmp_path / "a.png", panels, ordered=True, band="none")
+    assert [label for label, _ in drawn] == ["a", "b", "c", "a", "c"]
+    assert len(dict.fromkeys(drawn)) == 3

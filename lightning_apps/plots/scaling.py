@@ -130,7 +130,7 @@ def draw_final_metrics(
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.margins(y=0.08)
         note = "small: runs; large: mean over seeds\nbars: 95 % t interval of the mean"
-        _legend(figure, len(panels), axes, note, hidden=max(0, number - MAX_SERIES))
+        _legend(figure, len(panels), note, hidden=max(0, number - MAX_SERIES))
 
 
 def _draw_metric_line(
@@ -198,7 +198,7 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
         note = "marks: ends of runs\nthin: evaluations of the longest runs"
         if any(line.law is not None for line in shown):
             note += "\ndashed: fitted power law and its exponent α"
-        _legend_at(figure, axes, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
+        _legend_at(figure, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
 
 
 def _label_counts(axes: Axes, low: float, high: float) -> None:
@@ -213,28 +213,24 @@ def _label_counts(axes: Axes, low: float, high: float) -> None:
 
 def draw_in_context(path: Path, panels: Mapping[str, Sequence[PositionLine]], *, ordered: bool, band: str) -> None:
     """One panel for the chosen and one for the held-out categories, on one vertical scale."""
-    number = max(len(lines) for lines in panels.values())
+    names = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
+    shown = dict(zip(names, colours(min(len(names), MAX_SERIES), ordered=ordered), strict=False))
     with png_figure(path, *_size(len(panels))) as figure:
-        low, high = _limits([line for lines in panels.values() for line in lines[:MAX_SERIES]])
+        low, high = _limits([line for lines in panels.values() for line in lines if line.label in shown])
         for index, (name, lines) in enumerate(panels.items()):
             axes = _panel(figure, index, len(panels), printable(name, 40), "nats per token")
             axes.set_xlabel("position in the window (tokens seen)")
             axes.set_ylim(low, high)
-            for line, colour in zip(
-                lines[:MAX_SERIES], colours(min(number, MAX_SERIES), ordered=ordered), strict=False
-            ):
+            drawn = [line for line in lines if line.label in shown]
+            for line in drawn:
+                colour = shown[line.label]
                 axes.plot(line.position, line.mean, color=colour, linewidth=1.5, label=line.label, zorder=3)
                 if line.low is not None and line.high is not None:
                     axes.fill_between(line.position, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
-            places = np.concatenate([line.position for line in lines[:MAX_SERIES]])
+            places = np.concatenate([line.position for line in drawn])
             _label_counts(axes, float(places.min()), float(places.max()))
-        _legend(
-            figure,
-            len(panels),
-            axes,
-            f"means of growing groups of positions\nband: {band}",
-            hidden=max(0, number - MAX_SERIES),
-        )
+        note = f"means of growing groups of positions\nband: {band}"
+        _legend(figure, len(panels), note, hidden=len(names) - len(shown))
 
 
 def _limits(lines: Sequence[PositionLine]) -> tuple[float, float]:
@@ -289,19 +285,23 @@ def _panel(figure: Figure, index: int, panels: int, title: str, unit: str) -> Ax
     return axes
 
 
-def _legend(figure: Figure, panels: int, axes: Axes, note: str, *, hidden: int) -> None:
+def _legend(figure: Figure, panels: int, note: str, *, hidden: int) -> None:
     if panels % COLUMNS and panels > 1:
         left, bottom = _corner(panels, panels)
-        _legend_at(figure, axes, left, note, bottom=bottom, hidden=hidden)
+        _legend_at(figure, left, note, bottom=bottom, hidden=hidden)
     else:
         right = LEFT + min(panels, COLUMNS) * (PANEL_WIDTH + GAP) - GAP
-        _legend_at(figure, axes, right + 25, note, bottom=_corner(0, panels)[1], hidden=hidden)
+        _legend_at(figure, right + 25, note, bottom=_corner(0, panels)[1], hidden=hidden)
 
 
-def _legend_at(figure: Figure, axes: Axes, left_px: float, note: str, *, bottom: float, hidden: int) -> None:
+def _legend_at(figure: Figure, left_px: float, note: str, *, bottom: float, hidden: int) -> None:
     """Names of the lines in a free place, with a note below on what the marks mean."""
     width, height = figure.get_size_inches() * figure.dpi
-    handles, labels = axes.get_legend_handles_labels()
+    # a panel may lack a line that others have
+    entries = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    handles, labels = list(entries.values()), list(entries)
     labels = ["\n".join(printable(part, 38) for part in label.split("\n")) for label in labels]
     if hidden:
         note += f"\nand {hidden} more in the table"
