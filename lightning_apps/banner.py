@@ -18,6 +18,7 @@ def start_banner(
     trainer: L.Trainer,
     directory: RunDirectory,
     checkpoint: Path | None,
+    data_lines: Mapping[str, str],
 ) -> str:
     """What will happen: size, length, evaluations, checkpoints and their size on disk, where the files go."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -31,6 +32,7 @@ def start_banner(
         "experiment": f"{config['experiment']}, seed {config['seed']}, {config['precision']['name']} on "
         f"{trainer.world_size} x {device}",
         "model": f"{parameters:,} parameters, {trainable:,} trainable",
+        **data_lines,
         "length": f"{plan.total_steps:,} optimizer steps of {size} samples ({plan.budget}; "
         f"{plan.epoch(plan.total_steps):.3g} epochs of {plan.steps_per_epoch:,} steps), {plan.total_tokens:,} tokens",
         "warmup": f"{plan.warmup_steps:,} steps, then {config['scheduler']['_target_'].rpartition('.')[2]}, "

@@ -1,5 +1,6 @@
 """From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
 
+import hashlib
 import inspect
 import os
 import warnings
@@ -94,7 +95,7 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
     module: L.LightningModule = bind("module", config["module"])(
-        build_net=partial(bind("model", config["model"]), **datamodule.net_arguments),
+        build_net=partial(_build_net, bind("model", config["model"]), datamodule.net_arguments),
         build_optimizer=build_optimizer,
         schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
         plan=plan,
@@ -114,6 +115,14 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
         # LightningModule breaks on self.log (Lightning#21836)
         net.base_model.compile()
     return module
+
+
+def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
+    """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
+    try:
+        return build(**arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
@@ -197,10 +206,16 @@ def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirecto
     logger: Logger = bind("logger.wandb", node)(
         save_dir=directory.path,
         name=f"{config['experiment']}/{config['run']['name']}",
-        id=f"{config['experiment']}-{config['run']['name']}"[:64],  # a resumed run goes on in the same W&B run
+        id=wandb_run_id(config["experiment"], config["run"]["name"]),  # a resumed run goes on in the same W&B run
         resume="allow",
     )
     return logger
+
+
+def wandb_run_id(experiment: str, name: str) -> str:
+    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    whole = f"{experiment}-{name}"
+    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def build_trainer(

@@ -23,6 +23,8 @@ from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# ${project:tests/data/papers}: a path inside this project, wherever the command is started
+OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
 
 
 RUNTIME_ARGUMENTS = {
@@ -198,6 +200,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         )
     if checkpoints["keep"] is not None and checkpoints["keep"] < 1:
         raise ConfigError(f"callbacks.checkpoints.keep={checkpoints['keep']}: must be at least 1, or null for all")
+    ratio = checkpoints["loss_ratio"]
+    if ratio is not None and not 0 < ratio < 1:
+        raise ConfigError(f"callbacks.checkpoints.loss_ratio={ratio}: must lie between 0 and 1, both excluded, or null")
     average = config["callbacks"]["weight_average"]
     if average is not None and not 0 < average["decay"] < 1:
         raise ConfigError(f"callbacks.weight_average.decay={average['decay']}: must lie between 0 and 1, both excluded")
@@ -299,8 +304,15 @@ def run_name(overrides: list[str]) -> str:
     Settings that do not change what is trained are left out. Long names are cut and end in a hash of the whole.
     """
     neutral = ("run.", "experiment=", "hydra.", "hydra/", "logger", "~logger")
-    parts = sorted(override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral))
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts)) or "default"
+    return name_of_parts(
+        [override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral)]
+    )
+
+
+def name_of_parts(parts: list[str]) -> str:
+    """`key=value` parts, sorted, as a name for a folder; a long one is cut and ends in a hash of the whole."""
+    whole = ",".join(sorted(parts))
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole) or "default"
     if len(name) > 100:
-        name = f"{name[:80]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:12]}"
+        name = f"{name[:80]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
     return name if name[0].isalnum() else f"run{name}"

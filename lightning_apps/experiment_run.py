@@ -31,9 +31,10 @@ from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.plan import RunPlan
-from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run
+from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run, read_summary
+from lightning_apps.run_settings import different_settings
 from lightning_apps.safe_stop import SafeStop, StopRun, max_time_seconds
-from lightning_apps.summary import Outcome, read_summary, write_summary
+from lightning_apps.summary import Outcome, write_summary
 
 Config = Mapping[str, Any]
 
@@ -90,7 +91,9 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         claim(directory, config, is_main=trainer.is_global_zero)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
-        say(start_banner(config, plan, module, trainer, directory, checkpoint))
+        # a data module may describe its data
+        data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
+        say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
         if upload is not None and trainer.is_global_zero:
             upload.begin(plan)
 
@@ -197,30 +200,12 @@ def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
         ConfigError: naming the first settings that differ.
     """
     before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    free = (
-        "run", "logger", "hardware", "callbacks.guards", "trainer.max_time", "data.num_workers", "data.pin_memory",
-        "data.cache_root",
-    )  # fmt: skip
-    then, now = _flat(before), _flat(config)
-    different = [
-        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
-    ]
+    different = different_settings(before, config)
     if different:
         raise ConfigError(
             f"run.resume=auto: {directory.path} was started with other settings ({'; '.join(different[:3])}); "
             "restore them, or choose another run.name"
         )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    leaves: dict[str, Any] = {}
-    for key, value in node.items():
-        leaves |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
 
 
 def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:

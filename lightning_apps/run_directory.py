@@ -1,6 +1,7 @@
 """The run directory: where a run's files are, who may start in it, and what overwriting may delete."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ WRITTEN_BY_A_RUN = (
     "evaluations",
     "ledger.bin",
     "capsules",
+    "in_context",
     "tensorboard",
     "wandb",
     ".upload",
@@ -96,6 +98,11 @@ class RunDirectory:
     def capsules(self) -> Path:
         """What the guards left behind."""
         return self.path / "capsules"
+
+    @property
+    def in_context(self) -> Path:
+        """Loss by position and by category."""
+        return self.path / "in_context"
 
     @property
     def upload_snapshot(self) -> Path:
@@ -251,3 +258,11 @@ def use_cache_here(config: dict[str, Any], cache_root: str) -> None:
         config["run"]["cache_root"] = cache_root
         if config["data"].get("cache_root") == made_with:
             config["data"]["cache_root"] = cache_root
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none."""
+    if not directory.summary.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    return summary
