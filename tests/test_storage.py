@@ -568,6 +568,18 @@ def test_reading_a_source(s3, tmp_path):
             file.read(1)
 
 
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"a: 3"), None])
+def test_what_did_not_stay_on_the_server_is_noticed_before_the_marker(harm, s3, folder):
+    def spoil():
+        path = s3.path("some/prefix/config.yaml")
+        harm(path) if harm else path.write_bytes(b"a: 3\n")  # of the same size
+
+    with pytest.raises(StorageError, match=rf"{URL}/config\.yaml (is missing|has 4 bytes|holds something else)"):
+        upload_folder(folder, URL, progress=Hook("uploading", 6, spoil), options=QUICK)
+    assert remote_state(URL) == "incomplete"
+    assert upload_folder(folder, URL, options=QUICK).sent == ["config.yaml"]
+
+
 @pytest.mark.slow
 def test_round_trip_at_the_sizes_of_the_defaults(s3, tmp_path):
     (tmp_path / "local").mkdir()
