@@ -93,20 +93,39 @@ class WindowCollator:
 
     Micro-batches hold at most `device_batch_size` samples. A rank without a sample gets an empty list and still takes
     part in the step's reductions.
+
+    With `lengths` the samples of a window are sorted, longest first, before they are cut into micro-batches, so that
+    those of like length share one and little is padded; each micro-batch then names its own `sample_ids`. Which
+    samples feed the step, and so the gradient, stays the same.
+
+    Args:
+        build_batch: makes a batch of some samples.
+        device_batch_size: samples in a micro-batch.
+        lengths: tokens of each training sample, (num_samples,).
     """
 
-    def __init__(self, build_batch: BuildBatch, device_batch_size: int) -> None:
+    def __init__(
+        self, build_batch: BuildBatch, device_batch_size: int, lengths: NDArray[np.int64] | None = None
+    ) -> None:
         self.build_batch = build_batch
         self.device_batch_size = device_batch_size
+        self.lengths = lengths
 
     def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         """Keys of one window -> the window."""
         epochs, indices = _columns(keys)
         size = self.device_batch_size
-        micro_batches = [
-            self.build_batch(epochs[start : start + size], indices[start : start + size])
-            for start in range(0, len(indices), size)
-        ]
+        if self.lengths is None:
+            order = np.arange(len(indices))
+        else:  # stable, so that the order is a function of the window alone; the longest first, where memory runs out
+            order = np.argsort(-self.lengths[indices], kind="stable")
+        micro_batches = []
+        for start in range(0, len(indices), size):
+            rows = order[start : start + size]
+            batch = self.build_batch(epochs[rows], indices[rows])
+            if self.lengths is not None:
+                batch["sample_ids"] = torch.from_numpy(indices[rows])
+            micro_batches.append(batch)
         return {
             "micro_batches": micro_batches,
             "sample_ids": torch.from_numpy(indices),
@@ -132,13 +151,16 @@ def token_columns(batch: Batch) -> list[tuple[str, torch.Tensor]]:
         return []
     columns = [("input_ids", batch["input_ids"])]
     labels = batch.get("labels")
-    if labels is not None and labels.shape == batch["input_ids"].shape:
+    # labels of classes have another shape, or, where there are several for each sample, are no integers
+    if labels is not None and labels.shape == batch["input_ids"].shape and not labels.is_floating_point():
         columns.append(("labels", torch.where(labels == IGNORED, batch["input_ids"], labels)))
     return columns
 
 
 def micro_batch_ids(window: Batch) -> list[list[int]]:
     """Sample ids of each micro-batch; where rows are not samples (packing), every id of the window for each."""
+    if all("sample_ids" in batch for batch in window["micro_batches"]):
+        return [batch["sample_ids"].tolist() for batch in window["micro_batches"]]
     ids = window["sample_ids"].tolist()
     sizes = [len(batch["input_ids"]) if "input_ids" in batch else -1 for batch in window["micro_batches"]]
     if sum(sizes) != len(ids) or -1 in sizes:
@@ -191,10 +213,26 @@ class WindowLoader(DataLoader):
 
 
 class EvaluationSampler(Sampler[list[tuple[int, int]]]):
-    """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks."""
+    """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks.
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_samples, world_size)
+    Args:
+        num_samples: size of the split.
+        batch_size: samples in a batch.
+        rank: of this process.
+        world_size: number of processes.
+        order: the samples in another order, (num_samples,): sorted by length, batches need little padding.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        indices = range(num_samples) if order is None else order.tolist()
+        self.indices = indices[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -218,12 +256,19 @@ class EvaluationCollator:
 
 
 def evaluation_loader(
-    build_batch: BuildBatch, *, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, **kw: Any
+    build_batch: BuildBatch,
+    *,
+    num_samples: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    order: NDArray[np.int64] | None = None,
+    **kw: Any,
 ) -> DataLoader:
-    """A loader that visits every sample once, in order."""
+    """A loader that visits every sample once, in order or in the `order` given."""
     return DataLoader(
         KeyDataset(num_samples),
-        batch_sampler=EvaluationSampler(num_samples, batch_size, rank, world_size),
+        batch_sampler=EvaluationSampler(num_samples, batch_size, rank, world_size, order),
         collate_fn=EvaluationCollator(build_batch),
         generator=torch.Generator().manual_seed(0),
         **kw,

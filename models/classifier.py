@@ -1,0 +1,288 @@
+"""Text classifiers: any encoder that AutoModelForSequenceClassification loads, and a small one with random weights."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
+
+from models.attention import use_cpu_dropout_attention
+
+DROPOUTS = {
+    "hidden_dropout": ("hidden_dropout_prob", "hidden_dropout", "dropout", "resid_pdrop"),
+    "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
+    "classifier_dropout": ("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "cls_dropout"),
+}
+"""What architectures call each dropout."""
+
+
+class LoraSettings(TypedDict):
+    """Low-rank adapters (Hu et al. 2022): only they and the head learn."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: list[str]
+
+
+def pretrained_classifier(
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    label_names: list[str],
+    multi_label: bool,
+    pretrained: str,
+    revision: str | None,
+    hidden_dropout: float | None,
+    attention_dropout: float | None,
+    classifier_dropout: float | None,
+    replace_head: bool,
+    lora: LoraSettings | None,
+) -> PreTrainedModel:
+    """A pretrained encoder in float32 with a head for these classes.
+
+    Args:
+        vocab_size: of the tokenizer; the encoder's embedding must have as many rows.
+        pad_token_id: of the tokenizer.
+        label_names: the classes in order; kept in the model's configuration.
+        multi_label: whether a text bears any number of labels.
+        pretrained: name on the hub, or a folder.
+        revision: of the weights on the hub; None for the newest.
+        hidden_dropout: on hidden states in training; None keeps the encoder's own, as for the next two.
+        attention_dropout: on attention weights.
+        classifier_dropout: before the head.
+        replace_head: whether a head that was trained for other classes may be thrown away.
+        lora: adapters to train in place of the encoder; None trains it whole.
+
+    Raises:
+        ValueError: the weights cannot be loaded, or do not fit tokenizer, classes or settings.
+    """
+    try:
+        config = AutoConfig.from_pretrained(pretrained, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(pretrained, error) from error
+    head_names = check_head(pretrained, config, label_names, replace_head=replace_head)
+    if head_names is None:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: number for number, name in enumerate(label_names)}
+    config.num_labels = len(label_names)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: number for number, name in enumerate(label_names)}
+    config.problem_type = problem_type(multi_label=multi_label)
+    set_dropouts(
+        config, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout, classifier_dropout=classifier_dropout
+    )
+    if vocab_size > config.vocab_size:
+        raise ValueError(
+            f"data.tokenizer has {vocab_size:,} tokens, the embedding of model.pretrained={pretrained} "
+            f"{config.vocab_size:,} rows; use the tokenizer of the model, data.tokenizer={pretrained}"
+        )
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_token_id
+    try:
+        with _quiet_report():
+            net: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                pretrained,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,  # transformers 5 would keep weights in the type in which they were saved
+                use_safetensors=True,  # never unpickle
+                ignore_mismatched_sizes=replace_head,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _cannot_load(pretrained, error) from error
+    use_cpu_dropout_attention(net)
+    return net if lora is None else with_lora(net, lora)
+
+
+def random_bert(
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    label_names: list[str],
+    multi_label: bool,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    intermediate_size: int,
+    max_position_embeddings: int,
+    hidden_dropout: float,
+    attention_dropout: float,
+    classifier_dropout: float,
+) -> PreTrainedModel:
+    """A BERT encoder with random float32 weights and a head.
+
+    Args:
+        vocab_size: rows of the embedding.
+        pad_token_id: of the tokenizer.
+        label_names: the classes in order.
+        multi_label: whether a text bears any number of labels.
+        hidden_size: width, a multiple of `num_attention_heads`.
+        num_hidden_layers: encoder blocks.
+        num_attention_heads: attention heads.
+        intermediate_size: width of the MLP.
+        max_position_embeddings: longest sequence.
+        hidden_dropout: on hidden states in training.
+        attention_dropout: on attention weights.
+        classifier_dropout: before the head.
+    """
+    net = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=vocab_size,
+            pad_token_id=pad_token_id,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            intermediate_size=intermediate_size,
+            max_position_embeddings=max_position_embeddings,
+            hidden_dropout_prob=hidden_dropout,
+            attention_probs_dropout_prob=attention_dropout,
+            classifier_dropout=classifier_dropout,
+            id2label=dict(enumerate(label_names)),
+            label2id={name: number for number, name in enumerate(label_names)},
+            problem_type=problem_type(multi_label=multi_label),
+            dtype=torch.float32,
+        )
+    )
+    use_cpu_dropout_attention(net)
+    return net
+
+
+def problem_type(*, multi_label: bool) -> str:
+    """Name that transformers has for the task; a saved model tells by it how its logits are meant."""
+    return "multi_label_classification" if multi_label else "single_label_classification"
+
+
+def check_head(
+    pretrained: str, config: PreTrainedConfig, label_names: Sequence[str], *, replace_head: bool
+) -> list[str] | None:
+    """Compare a head that the weights bring with the classes of the data.
+
+    Returns:
+        Names of the head's classes; None where the weights have no trained head.
+
+    Raises:
+        ValueError: the head is for other classes, or for these in another order.
+    """
+    architectures = getattr(config, "architectures", None) or []
+    if replace_head or not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return None
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    if all(name == f"LABEL_{number}" for number, name in enumerate(names)) and len(names) == len(label_names):
+        return names  # nobody named them
+    if [name.lower() for name in names] == [name.lower() for name in label_names]:
+        return names
+    listed = ", ".join(names[:8])
+    if sorted(name.lower() for name in names) == sorted(name.lower() for name in label_names):
+        raise ValueError(
+            f"model.pretrained={pretrained} has a head for {listed}, the data number their classes as "
+            f"{', '.join(label_names)}; set data.label_names=[{','.join(names)}]"
+        )
+    raise ValueError(
+        f"model.pretrained={pretrained} has a head for {len(names)} classes ({listed}), the data have "
+        f"{len(label_names)} ({', '.join(label_names[:8])}); model.replace_head=true starts with a new head"
+    )
+
+
+def set_dropouts(config: PreTrainedConfig, **dropouts: float | None) -> None:
+    """Write dropouts into an architecture's configuration under the names that it has for them.
+
+    Raises:
+        ValueError: it has no such dropout, or a value is not a probability.
+    """
+    for name, value in dropouts.items():
+        if value is None:
+            continue
+        if not 0 <= value < 1:
+            raise ValueError(f"model.{name}={value}: must be at least 0 and below 1")
+        known = [alias for alias in DROPOUTS[name] if hasattr(config, alias)]
+        if not known:
+            raise ValueError(
+                f"model.{name}={value}: {type(config).__name__} has no such dropout; set model.{name}=null to keep "
+                "what it has"
+            )
+        setattr(config, known[0], value)
+
+
+def with_lora(net: PreTrainedModel, lora: LoraSettings) -> PreTrainedModel:
+    """Inject adapters in place and freeze everything but them and the head.
+
+    Raises:
+        ValueError: no module has one of the names.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    head = [name for name, _ in net.named_children() if name != net.base_model_prefix]
+    settings = LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],  # type: ignore[arg-type] # a float is fine
+        lora_dropout=lora["dropout"],
+        target_modules=lora["target_modules"],
+    )
+    try:
+        inject_adapter_in_model(settings, net)
+    except ValueError as error:
+        linear = sorted({name.rpartition(".")[2] for name, part in net.named_modules() if isinstance(part, nn.Linear)})
+        raise ValueError(
+            f"model.lora.target_modules={lora['target_modules']} finds no layer; choose from {', '.join(linear)}"
+        ) from error
+    for name in head:
+        net.get_submodule(name).requires_grad_(requires_grad=True)
+    return net
+
+
+def merge_lora(net: nn.Module) -> None:
+    """Add adapters to the weights that they adapt and take them out, in place; nothing happens without any."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, part in list(net.named_modules()):
+        if isinstance(part, BaseTunerLayer):
+            part.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, part.get_base_layer())
+
+
+def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Loss summed over samples, in float32.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) int64 class numbers: cross-entropy. Or (n, classes) of 0 and 1: binary cross-entropy, the mean
+            over classes.
+        label_smoothing: share of each target that is spread over the classes.
+    """
+    if labels.ndim == 1:
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+    targets = labels.float() * (1 - label_smoothing) + label_smoothing / 2
+    return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / labels.shape[1]
+
+
+def _cannot_load(pretrained: str, error: Exception) -> ValueError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ValueError(
+        f"model.pretrained={pretrained} cannot be loaded ({reason}); without a network name a folder, or use "
+        "model=minilm, whose weights come as a package"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_report() -> Iterator[Any]:
+    """Without the table of weights that are new: it is the head, and check_head has said whether that is meant."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
