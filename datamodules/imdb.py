@@ -22,7 +22,7 @@ from datamodules.tokenized_texts import (
     save_ragged,
     tokenizer_identity,
 )
-from datamodules.windows import Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
+from datamodules.windows import Batch, WindowLoader, evaluation_loader, training_loader
 
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""
@@ -234,20 +234,16 @@ class ImdbDataModule(L.LightningDataModule):
         """Windows of the whole run, from the trainer's current optimizer step on."""
         trainer = self.trainer
         assert trainer is not None
-        per_device = -(-self.global_batch_size // trainer.world_size)
-        sampler = WindowSampler(
+        return training_loader(
+            self.training_batch,
+            trainer,
             num_samples=self.num_train_samples,
             global_batch_size=self.global_batch_size,
-            num_steps=trainer.max_steps,
+            device_batch_size=self.device_batch_size,
             seed=self.seed,
-            start_step=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            lengths=self.lengths[self.rows["train"]],
+            **self.loader_options,
         )
-        collate = WindowCollator(
-            self.training_batch, self.device_batch_size or per_device, self.lengths[self.rows["train"]]
-        )
-        return WindowLoader(sampler, collate, lambda: trainer.global_step, **self.loader_options)
 
     def _evaluation_loader(self, split: Split) -> DataLoader:
         trainer = self.trainer
