@@ -72,11 +72,8 @@ def pretrained_classifier(
         config = AutoConfig.from_pretrained(pretrained, revision=revision)
     except (OSError, ValueError) as error:
         raise _cannot_load(pretrained, error) from error
-    head_names = check_head(pretrained, config, label_names, replace_head=replace_head)
-    if head_names is None:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {name: number for number, name in enumerate(label_names)}
-    config.num_labels = len(label_names)
+    if not replace_head:
+        check_head(pretrained, config, label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: number for number, name in enumerate(label_names)}
     config.problem_type = problem_type(multi_label=multi_label)
@@ -164,30 +161,25 @@ def problem_type(*, multi_label: bool) -> str:
     return "multi_label_classification" if multi_label else "single_label_classification"
 
 
-def check_head(
-    pretrained: str, config: PreTrainedConfig, label_names: Sequence[str], *, replace_head: bool
-) -> list[str] | None:
-    """Compare a head that the weights bring with the classes of the data.
-
-    Returns:
-        Names of the head's classes; None where the weights have no trained head.
+def check_head(pretrained: str, config: PreTrainedConfig, label_names: Sequence[str]) -> None:
+    """Compare a trained head, where the weights bring one, with the classes of the data.
 
     Raises:
         ValueError: the head is for other classes, or for these in another order.
     """
     architectures = getattr(config, "architectures", None) or []
-    if replace_head or not any(name.endswith("ForSequenceClassification") for name in architectures):
-        return None
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        return
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
-    if all(name == f"LABEL_{number}" for number, name in enumerate(names)) and len(names) == len(label_names):
-        return names  # nobody named them
-    if [name.lower() for name in names] == [name.lower() for name in label_names]:
-        return names
+    nobody_named_them = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    heads, classes = [name.lower() for name in names], [name.lower() for name in label_names]
+    if heads == classes or (nobody_named_them and len(heads) == len(classes)):
+        return
     listed = ", ".join(names[:8])
-    if sorted(name.lower() for name in names) == sorted(name.lower() for name in label_names):
+    if sorted(heads) == sorted(classes):
         raise ValueError(
             f"model.pretrained={pretrained} has a head for {listed}, the data number their classes as "
-            f"{', '.join(label_names)}; set data.label_names=[{','.join(names)}]"
+            f"{', '.join(label_names)}; set data.label_names=[{','.join(sorted(label_names, key=lambda name: heads.index(name.lower())))}]"
         )
     raise ValueError(
         f"model.pretrained={pretrained} has a head for {len(names)} classes ({listed}), the data have "
