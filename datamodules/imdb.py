@@ -221,6 +221,11 @@ class ImdbDataModule(L.LightningDataModule):
         """Training texts."""
         return self._batch(self.rows["train"][indices])
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence of any split, special ones included."""
+        return int(self.lengths.max())
+
     def longest_train_samples(self, count: int) -> NDArray[np.int64]:
         """Indices of the training texts with the most tokens, which need the most memory."""
         return np.argsort(-self.lengths[self.rows["train"]], kind="stable")[:count]

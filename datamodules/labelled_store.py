@@ -175,7 +175,12 @@ class LabelledRows:
         )
 
     def _find_leaks(self, leaks: Leaks) -> None:
-        found = {split: repeats for split in ("validation", "test") if split in self.rows for repeats in [self.repeats(split)]}
+        found = {
+            split: repeats
+            for split in ("validation", "test")
+            if split in self.rows
+            for repeats in [self.repeats(split)]
+        }
         leaking = sorted({repeat.row for repeats in found.values() for repeat in repeats})
         if not leaking:
             return
@@ -218,5 +223,8 @@ class LabelledRows:
 
     def describe(self) -> str:
         """Sizes and class balance of the splits."""
-        splits = {name: self.labels[self.rows[name]] for name in ("train", "validation", "test") if name in self.rows}
+        order = ("train", "validation", "test")
+        splits: dict[str, NDArray[np.int64]] = {
+            name: self.labels[self.rows[name]] for name in order if name in self.rows
+        }
         return describe_balance(splits, self.label_names)

@@ -1,4 +1,4 @@
-"""Texts with labels from jsonl, csv and parquet files or from a Hugging Face data set; what is wrong is said by line."""
+"""Texts with labels from jsonl, csv and parquet files or a Hugging Face data set; what is wrong is said by line."""
 
 import csv
 import difflib

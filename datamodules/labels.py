@@ -74,8 +74,8 @@ def _names_in_use(train: LabelledTexts, multi_label: bool, separator: str) -> li
         wrong = [name for name in names if not 0 <= int(name) < len(names)]
         if wrong:
             raise ValueError(
-                f"{train.place(first_row[wrong[0]])}: label {wrong[0]} lies outside 0 to {len(names) - 1}, though there "
-                f"are {len(names)} different ones ({', '.join(names[:8])}); number them from 0, or say that these are "
+                f"{train.place(first_row[wrong[0]])}: label {wrong[0]} lies outside 0 to {len(names) - 1}, though "
+                f"there are {len(names)} different ones ({', '.join(names[:8])}); number them from 0, or say that these are "
                 f"names with data.label_names=[{','.join(names[:8])}]"
             )
         return names

@@ -164,7 +164,9 @@ def encode_texts(
     before, after = special_tokens_around(tokenizer)
     room = max_length - len(before) - len(after)
     if room < 1:
-        raise ValueError(f"data.max_length={max_length} leaves no room beside {len(before) + len(after)} special tokens")
+        raise ValueError(
+            f"data.max_length={max_length} leaves no room beside {len(before) + len(after)} special tokens"
+        )
     rows: list[NDArray[np.int64]] = []
     lengths: list[int] = []
     # the bar hides itself where nobody looks at a terminal

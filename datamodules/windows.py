@@ -119,9 +119,8 @@ class WindowCollator:
         epoch, indices = key
         epochs = np.full_like(indices, epoch)
         size = self.device_batch_size
-        if self.lengths is None:
-            order = np.arange(len(indices))
-        else:  # stable, so that the order is a function of the window alone; the longest first, where memory runs out
+        order = np.arange(len(indices))
+        if self.lengths is not None:  # stable: a function of the window alone; the longest first, where memory runs out
             order = np.argsort(-self.lengths[indices], kind="stable")
         micro_batches = []
         for start in range(0, len(indices), size):

@@ -131,7 +131,7 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
     if needed != set(net_arguments):
         raise ConfigError(
             f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
-            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another option"
+            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
         )
     return partial(make, **net_arguments)
 

@@ -284,6 +284,10 @@ def _check_devices(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"hardware.devices={config['hardware']['devices']}: must be at least 1")
     if accelerator == "cpu" and precision == "fp16_mixed":
         raise ConfigError("precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or bf16_mixed")
+    if accelerator == "mps" and config["hardware"]["devices"] > 1:
+        raise ConfigError(
+            f"hardware=mps with hardware.devices={config['hardware']['devices']}: there is one such device"
+        )
     if accelerator == "mps" and precision == "bf16_true":
         raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")
 

@@ -30,6 +30,7 @@ from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.plan import RunPlan
+from lightning_apps.preflight import check_before_start
 from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run
 from lightning_apps.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.summary import Outcome, read_summary, write_summary
@@ -62,6 +63,7 @@ def run_experiment(config: Config) -> dict[str, Any]:
         datamodule = build_datamodule(config)
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
+        notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
         loggers = build_loggers(config, directory)
@@ -69,6 +71,10 @@ def run_experiment(config: Config) -> dict[str, Any]:
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
         say(start_banner(config, plan, module, trainer, directory, checkpoint))
+        if hasattr(datamodule, "describe"):
+            say(datamodule.describe())
+        for notice in notices:
+            say(f"notice: {notice}")
 
         outcome = Outcome("failed", "")
         try:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,10 @@ def pretrained_classifier(
     config.label2id = {name: number for number, name in enumerate(label_names)}
     config.problem_type = problem_type(multi_label=multi_label)
     set_dropouts(
-        config, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout, classifier_dropout=classifier_dropout
+        config,
+        hidden_dropout=hidden_dropout,
+        attention_dropout=attention_dropout,
+        classifier_dropout=classifier_dropout,
     )
     if vocab_size > config.vocab_size:
         raise ValueError(
@@ -156,7 +159,7 @@ def random_bert(
     return net
 
 
-def problem_type(*, multi_label: bool) -> str:
+def problem_type(*, multi_label: bool) -> Literal["single_label_classification", "multi_label_classification"]:
     """Name that transformers has for the task; a saved model tells by it how its logits are meant."""
     return "multi_label_classification" if multi_label else "single_label_classification"
 
@@ -170,16 +173,18 @@ def check_head(pretrained: str, config: PreTrainedConfig, label_names: Sequence[
     architectures = getattr(config, "architectures", None) or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         return
-    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    id2label: dict[Any, str] = config.id2label or {}
+    names = [str(id2label[number]) for number in sorted(id2label)]
     nobody_named_them = all(name == f"LABEL_{number}" for number, name in enumerate(names))
     heads, classes = [name.lower() for name in names], [name.lower() for name in label_names]
     if heads == classes or (nobody_named_them and len(heads) == len(classes)):
         return
     listed = ", ".join(names[:8])
     if sorted(heads) == sorted(classes):
+        right_order = sorted(label_names, key=lambda name: heads.index(name.lower()))
         raise ValueError(
             f"model.pretrained={pretrained} has a head for {listed}, the data number their classes as "
-            f"{', '.join(label_names)}; set data.label_names=[{','.join(sorted(label_names, key=lambda name: heads.index(name.lower())))}]"
+            f"{', '.join(label_names)}; set data.label_names=[{','.join(right_order)}]"
         )
     raise ValueError(
         f"model.pretrained={pretrained} has a head for {len(names)} classes ({listed}), the data have "

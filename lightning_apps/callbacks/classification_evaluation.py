@@ -26,8 +26,8 @@ HEADLINES = ("accuracy", "f1_macro")
 class ClassificationEvaluation(L.Callback):
     """Collects the logits of each evaluation, logs metrics, and writes what the model said.
 
-    The data module gives `labels(split)`, `texts(split)`, `label_names`, `multi_label`, `evaluation_split`, `folder` and
-    `cache_root`; the module's evaluation step returns `logits` and `sample_ids`.
+    The data module gives `labels(split)`, `texts(split)`, `rows`, `label_names`, `multi_label`, `evaluation_split`,
+    `folder` and `cache_root`; the module's evaluation step returns `logits` and `sample_ids`.
 
     Args:
         run_directory: whose predictions.jsonl and baselines.json are written.
@@ -84,7 +84,8 @@ class ClassificationEvaluation(L.Callback):
         self._outputs = []
         if not torch.isfinite(logits).all():
             # the loss says so too, and guards look at the weights; metrics of such logits would be inventions
-            say(f"warning: {prefix}: {int((~torch.isfinite(logits)).any(1).sum())} samples have logits that are NaN or Inf")
+            bad = int((~torch.isfinite(logits)).any(1).sum())
+            say(f"warning: {prefix}: {bad} of {len(logits)} samples have logits that are NaN or Inf")
             logits = torch.nan_to_num(logits)
         probabilities = probabilities_of(logits, multi_label=data.multi_label)
         metrics = classification_metrics(probabilities, targets, data.label_names, multi_label=data.multi_label)

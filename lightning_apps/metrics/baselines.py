@@ -9,9 +9,7 @@ BASELINES_VERSION = 1
 """Raise it whenever a baseline answers differently for the same data."""
 
 
-def majority_probabilities(
-    train_labels: NDArray[np.int64], num_samples: int, num_classes: int
-) -> NDArray[np.float64]:
+def majority_probabilities(train_labels: NDArray[np.int64], num_samples: int, num_classes: int) -> NDArray[np.float64]:
     """(num_samples, num_classes): the frequencies of the training split for every sample.
 
     Args:

@@ -71,7 +71,7 @@ def _averages(stats: Any, preds: Tensor, targets: Tensor, options: dict[str, Any
 
 
 def _multi_class(probabilities: Tensor, targets: Tensor) -> dict[str, Any]:
-    options = {"num_classes": probabilities.shape[1]}
+    options: dict[str, Any] = {"num_classes": probabilities.shape[1]}
     predicted = predicted_labels(probabilities)
     stats = {
         "precision": functional.multiclass_precision,
@@ -90,7 +90,7 @@ def _multi_class(probabilities: Tensor, targets: Tensor) -> dict[str, Any]:
 
 def _multi_label(probabilities: Tensor, targets: Tensor) -> dict[str, Any]:
     targets = targets.long()
-    options = {"num_labels": probabilities.shape[1]}
+    options: dict[str, Any] = {"num_labels": probabilities.shape[1]}
     predicted = (probabilities >= PREDICTED).long()
     stats = {
         "precision": functional.multilabel_precision,
