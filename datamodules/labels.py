@@ -75,8 +75,8 @@ def _names_in_use(train: LabelledTexts, multi_label: bool, separator: str) -> li
         if wrong:
             raise ValueError(
                 f"{train.place(first_row[wrong[0]])}: label {wrong[0]} lies outside 0 to {len(names) - 1}, though "
-                f"there are {len(names)} different ones ({', '.join(names[:8])}); number them from 0, or say that these are "
-                f"names with data.label_names=[{','.join(names[:8])}]"
+                f"there are {len(names)} different ones ({', '.join(names[:8])}); number them from 0, or say that these "
+                f"are names with data.label_names=[{','.join(names[:8])}]"
             )
         return names
     names = sorted(counts)

@@ -17,7 +17,7 @@ from transformers import (
 )
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
-from models.attention import use_cpu_dropout_attention
+from models.attention import first_position_only, use_fast_attention
 
 DROPOUTS = {
     "hidden_dropout": ("hidden_dropout_prob", "hidden_dropout", "dropout", "resid_pdrop"),
@@ -102,7 +102,8 @@ def pretrained_classifier(
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise _cannot_load(pretrained, error) from error
-    use_cpu_dropout_attention(net)
+    use_fast_attention(net)
+    first_position_only(net)
     return net if lora is None else with_lora(net, lora)
 
 
@@ -155,7 +156,8 @@ def random_bert(
             dtype=torch.float32,
         )
     )
-    use_cpu_dropout_attention(net)
+    use_fast_attention(net)
+    first_position_only(net)
     return net
 
 
