@@ -217,5 +217,6 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
 
 def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirectory) -> None:
     """Write weights and tokenizer in Hugging Face layout."""
+    merge_lora(module.net)  # type: ignore[arg-type]
     module.net.save_pretrained(directory.model)  # type: ignore[operator, union-attr]
     datamodule.tokenizer.save_pretrained(directory.model)
