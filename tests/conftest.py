@@ -12,6 +12,7 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 
 from lightning_apps.config import CONF, plain, run_name
+from tests.s3_server import s3  # noqa: F401 (a fixture)
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
