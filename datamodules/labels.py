@@ -1,6 +1,7 @@
 """Labels as numbers: their names, who belongs to which class, and splits that keep the classes' shares."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,8 @@ from datamodules.order import hash_key, permute
 
 RARE = 0.01
 """A label that fewer of the training samples bear, and that looks like a frequent one, is taken for a typo."""
-ALIKE = 0.8
-"""Similarity, as difflib measures it, from which two names look alike."""
+ALIKE = 0.75
+"""Similarity, as difflib measures it, from which two names look alike; those that differ in digits only do not."""
 
 
 def label_values(label: Any, *, multi_label: bool, separator: str) -> list[Any]:
@@ -73,10 +74,11 @@ def _names_in_use(train: LabelledTexts, multi_label: bool, separator: str) -> li
         names = sorted(counts, key=int)
         wrong = [name for name in names if not 0 <= int(name) < len(names)]
         if wrong:
+            listed = ",".join(names[:8])
             raise ValueError(
                 f"{train.place(first_row[wrong[0]])}: label {wrong[0]} lies outside 0 to {len(names) - 1}, though "
-                f"there are {len(names)} different ones ({', '.join(names[:8])}); number them from 0, or say that these "
-                f"are names with data.label_names=[{','.join(names[:8])}]"
+                f"there are {len(names)} different ones ({listed}); number them from 0, or say that these are names: "
+                f"data.label_names=[{listed}]"
             )
         return names
     names = sorted(counts)
@@ -86,6 +88,8 @@ def _names_in_use(train: LabelledTexts, multi_label: bool, separator: str) -> li
         close = difflib.get_close_matches(name.strip().lower(), [other.lower() for other in frequent], 1, ALIKE)
         if name not in frequent and close:
             meant = next(other for other in frequent if other.lower() == close[0])
+            if re.sub(r"\d", "", name) == re.sub(r"\d", "", meant):
+                continue  # topic 1 and topic 12
             raise ValueError(
                 f"{train.place(first_row[name])}: label {name!r} ({counts[name]} of {total} labels; did you mean "
                 f"{meant}?); mend it, or list all classes with data.label_names=[...] if it is one"

@@ -79,7 +79,7 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an argument is unknown, missing, or of the wrong type.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     call = target(key, node)
     signature = inspect.signature(call, eval_str=True)
@@ -104,7 +104,7 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
             arguments[name] = value
             continue
         try:
-            arguments[name] = TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+            arguments[name] = TypeAdapter(annotation).validate_python(value, strict=True)
         except ValidationError as error:
             problem = error.errors()[0]
             # where in a list; the place inside a union is a type's name, which helps nobody
@@ -285,9 +285,7 @@ def _check_devices(config: Mapping[str, Any]) -> None:
     if accelerator == "cpu" and precision == "fp16_mixed":
         raise ConfigError("precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or bf16_mixed")
     if accelerator == "mps" and config["hardware"]["devices"] > 1:
-        raise ConfigError(
-            f"hardware=mps with hardware.devices={config['hardware']['devices']}: there is one such device"
-        )
+        raise ConfigError(f"hardware.devices={config['hardware']['devices']}: with hardware=mps there is one device")
     if accelerator == "mps" and precision == "bf16_true":
         raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")
 

@@ -104,7 +104,11 @@ def predict(cfg: DictConfig) -> None:
     if options["input"] != "-" and not path.is_file():
         raise ConfigError(f"input={path}: there is no such file; - reads standard input")
     classifier = Classifier(directory, config, options["accelerator"])
-    kind = {".jsonl": "jsonl", ".txt": "text"}.get(path.suffix, "auto") if options["format"] == "auto" else options["format"]
+    kind = (
+        {".jsonl": "jsonl", ".txt": "text"}.get(path.suffix, "auto")
+        if options["format"] == "auto"
+        else options["format"]
+    )
     column = options["text_column"] or config["data"].get("text_column", "text")
     with ExitStack() as files:
         lines: BinaryIO = sys.stdin.buffer if options["input"] == "-" else files.enter_context(path.open("rb"))

@@ -141,7 +141,7 @@ def check_learning_rate(config: Config, net: nn.Module) -> list[str]:
     depths, num_layers = layer_depths(net)
     if num_layers and not any(entry.requires_grad and depth < num_layers for entry, depth in depths.items()):
         return []  # only the head learns
-    what = "all weights" if config["model"].get("lora") is None else "adapters"
+    what = "adapters" if (config["model"].get("lora") or {}).get("rank") else "all weights"
     lowest, highest = USUAL_RATES[what]
     rate = config["optimizer"]["lr"]
     if rate > highest:

@@ -27,7 +27,7 @@ def keep_threshold(dropout: float) -> int:
     return _LEVELS - round(dropout * _LEVELS)
 
 
-def kept(generator: np.random.SFC64, shape: tuple[int, int, int], threshold: int) -> Tensor:
+def kept(generator: np.random.SFC64, shape: tuple[int, ...], threshold: int) -> Tensor:
     """Independent draws, True with probability threshold / 65,536, as a bool tensor."""
     size = int(np.prod(shape))
     words: NDArray[np.uint64] = generator.random_raw(-(-size // 4))
@@ -58,7 +58,7 @@ class DropoutAttention(torch.autograd.Function):
         rescale = _LEVELS / threshold
         for block, (row, heads) in enumerate(_blocks(query, key)):
             weights = _weights(query[row, heads], key[row, heads], _mask_of(mask, row, heads), scale)
-            weights = weights * kept(np.random.SFC64([seed, block]), tuple(weights.shape), threshold)
+            weights = weights * kept(np.random.SFC64([seed, block]), weights.shape, threshold)
             torch.bmm(weights, value[row, heads] * rescale, out=output[row, heads])
         ctx.save_for_backward(query, key, value, mask, output)
         ctx.scale, ctx.threshold, ctx.seed = scale, threshold, seed
@@ -76,7 +76,7 @@ class DropoutAttention(torch.autograd.Function):
         for block, (row, heads) in enumerate(_blocks(query, key)):
             q, k, v, g = query[row, heads], key[row, heads], value[row, heads], grad_output[row, heads] * rescale
             weights = _weights(q, k, _mask_of(mask, row, heads), ctx.scale)
-            keep = kept(np.random.SFC64([ctx.seed, block]), tuple(weights.shape), ctx.threshold).to(weights.dtype)
+            keep = kept(np.random.SFC64([ctx.seed, block]), weights.shape, ctx.threshold).to(weights.dtype)
             torch.bmm((weights * keep).transpose(1, 2), g, out=grad_value[row, heads])
             grad_weights = torch.bmm(g, v.transpose(1, 2)).mul_(keep).sub_(deltas[row, heads]).mul_(weights)
             grad_scores = grad_weights.mul_(ctx.scale)

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
+from models.adapters import Lora, add_adapters
 from models.attention import first_position_only, use_fast_attention
 
 DROPOUTS = {
@@ -25,15 +25,6 @@ DROPOUTS = {
     "classifier_dropout": ("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "cls_dropout"),
 }
 """What architectures call each dropout."""
-
-
-class LoraSettings(TypedDict):
-    """Low-rank adapters (Hu et al. 2022): only they and the head learn."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: list[str]
 
 
 def pretrained_classifier(
@@ -48,7 +39,7 @@ def pretrained_classifier(
     attention_dropout: float | None,
     classifier_dropout: float | None,
     replace_head: bool,
-    lora: LoraSettings | None,
+    lora: Lora,
 ) -> PreTrainedModel:
     """A pretrained encoder in float32 with a head for these classes.
 
@@ -63,7 +54,7 @@ def pretrained_classifier(
         attention_dropout: on attention weights.
         classifier_dropout: before the head.
         replace_head: whether a head that was trained for other classes may be thrown away.
-        lora: adapters to train in place of the encoder; None trains it whole.
+        lora: adapters to train in place of the encoder; rank 0 trains it whole.
 
     Raises:
         ValueError: the weights cannot be loaded, or do not fit tokenizer, classes or settings.
@@ -104,7 +95,9 @@ def pretrained_classifier(
         raise _cannot_load(pretrained, error) from error
     use_fast_attention(net)
     first_position_only(net)
-    return net if lora is None else with_lora(net, lora)
+    if lora["rank"]:
+        adapt(net, lora)
+    return net
 
 
 def random_bert(
@@ -214,42 +207,24 @@ def set_dropouts(config: PreTrainedConfig, **dropouts: float | None) -> None:
         setattr(config, known[0], value)
 
 
-def with_lora(net: PreTrainedModel, lora: LoraSettings) -> PreTrainedModel:
-    """Inject adapters in place and freeze everything but them and the head.
+def adapt(net: PreTrainedModel, lora: Lora) -> None:
+    """Put adapters into the encoder; only they and the head learn.
 
     Raises:
-        ValueError: no module has one of the names.
+        ValueError: a setting is out of range, or no layer has such a name.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    head = [name for name, _ in net.named_children() if name != net.base_model_prefix]
-    settings = LoraConfig(
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],  # type: ignore[arg-type] # a float is fine
-        lora_dropout=lora["dropout"],
-        target_modules=lora["target_modules"],
+    targets = lora["target_modules"]
+    linear = sorted(
+        {name.rpartition(".")[2] for name, part in net.base_model.named_modules() if isinstance(part, nn.Linear)}
     )
-    try:
-        inject_adapter_in_model(settings, net)
-    except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, part in net.named_modules() if isinstance(part, nn.Linear)})
-        raise ValueError(
-            f"model.lora.target_modules={lora['target_modules']} finds no layer; choose from {', '.join(linear)}"
-        ) from error
-    for name in head:
-        net.get_submodule(name).requires_grad_(requires_grad=True)
-    return net
-
-
-def merge_lora(net: nn.Module) -> None:
-    """Add adapters to the weights that they adapt and take them out, in place; nothing happens without any."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, part in list(net.named_modules()):
-        if isinstance(part, BaseTunerLayer):
-            part.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, part.get_base_layer())
+    if targets == "all-linear":  # those of the encoder: the head is new and learns whole
+        targets = rf"{net.base_model_prefix}\.(?!pooler).*\.({'|'.join(linear)})"
+    elif isinstance(targets, list) and (wrong := [name for name in targets if name not in linear]):
+        raise ValueError(f"model.lora.target_modules: there is no layer {wrong[0]!r}; choose from {', '.join(linear)}")
+    add_adapters(net, {**lora, "target_modules": targets})
+    for name, part in net.named_children():
+        if name != net.base_model_prefix:
+            part.requires_grad_(requires_grad=True)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

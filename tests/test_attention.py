@@ -6,8 +6,9 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
-from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from models.attention import NAME, DropoutAttention, first_position_only, keep_threshold, kept, use_fast_attention
 
@@ -110,9 +111,7 @@ def test_the_first_position_alone_gives_the_same_logits_and_gradients(name, fast
     logits, grads = run()
     rows = []
     last = next(part for part in net.modules() if isinstance(part, torch.nn.ModuleList))[-1]
-    last.register_forward_hook(
-        lambda _, args, output: rows.append((output[0] if isinstance(output, tuple) else output))
-    )
+    last.register_forward_hook(lambda _, args, output: rows.append(output[0] if isinstance(output, tuple) else output))
     if fast:
         use_fast_attention(net)
         assert net.config._attn_implementation == NAME
