@@ -71,7 +71,7 @@ def draw_classification_summary(
         losses.tick_params(labelbottom=False)
         draw_learning_rate(add_axes_px(figure, 115, 690, 590, 75), rows)
         draw_scores(add_axes_px(figure, 830, 690, 535, 350), rows, references, best_step=best_step)
-        draw_confusion(figure, add_axes_px(figure, 165, 90, 430, 430), predictions, label_names)
+        draw_confusion(figure, add_axes_px(figure, 185, 90, 430, 430), predictions, label_names)
         draw_reliability(figure, predictions, label_names)
 
 
@@ -125,6 +125,7 @@ def draw_confusion(
     """
     if not predictions:
         axes.set_title("Confusion matrix")
+        axes.set(xticks=[], yticks=[])
         say_empty(axes, "no predictions yet")
         return
     if isinstance(predictions[0]["target"], list):
@@ -143,7 +144,7 @@ def draw_confusion(
     for spine in axes.spines.values():
         spine.set(visible=True, color="#A6A6A6")
     if len(label_names) <= MAX_CLASSES_WRITTEN:
-        names = [printable(name, 14) for name in label_names]
+        names = [printable(name, 12) for name in label_names]
         many = len(names) > 4
         axes.set_xticks(range(len(names)), labels=names, rotation=35 if many else 0, ha="right" if many else "center")
         axes.set_yticks(range(len(names)), labels=names)
@@ -208,6 +209,7 @@ def draw_reliability(figure: Figure, predictions: Sequence[dict[str, Any]], labe
     counts_axes.bar(
         (np.arange(NUM_BINS) + 0.5) / NUM_BINS, counts, 0.92 / NUM_BINS, color=BLUE, alpha=0.55, linewidth=0
     )
+    counts_axes.set_ylim(0, 1.1 * max(int(counts.max()), 1))
     counts_axes.set_ylabel("answers")
     counts_axes.set_xlabel("confidence (probability of the answer given)")
     counts_axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
