@@ -5,8 +5,8 @@
 
 Identical settings: MiniLM, 512 tokens, 16 texts in a step, dropouts 0.1 as pretrained, AdamW 5e-5, linear schedule,
 clipping at 1. Defaults: what each does when it is told the model and the data only; the Trainer then takes 8 texts in a
-step and the dropouts of the pretrained model, we take conf/experiment/imdb.yaml. Documents/s are those of training steps,
-without start-up, evaluation, checkpoints and the first two steps; memory is the most that a process held.
+step and the dropouts of the pretrained model, we take conf/experiment/imdb.yaml. Documents/s are those of training
+steps, without start-up, evaluation, checkpoints and the first two steps; memory is the most that a process held.
 """
 
 import argparse

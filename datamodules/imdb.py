@@ -164,12 +164,12 @@ class ImdbDataModule(L.LightningDataModule):
         self.label_names = self.store.label_names
         self.notices = list(self.store.notices)
 
-    def describe(self) -> str:
-        """Sizes, class balance, and how many texts are cut."""
+    def describe(self) -> dict[str, str]:
+        """Lines for the banner of a run: sizes, class balance, and how many texts are cut."""
         uncut = np.load(Path(self.folder or "") / "lengths.npy")[self.rows["train"]]
         share = float((uncut > self.max_length).mean())
         loses = f", {share:.0%} of them longer than {self.max_length} and cut at the {self.truncation}" if share else ""
-        return f"{self.store.describe()}\n{'tokens':>12}  {int(np.median(uncut)):,} in the median training text{loses}"
+        return {**self.store.describe(), "tokens": f"{int(np.median(uncut)):,} in the median training text{loses}"}
 
     @property
     def net_arguments(self) -> dict[str, Any]:

@@ -221,7 +221,7 @@ class LabelledRows:
                 "training labels; look at val/f1_macro, which counts every class alike, not at accuracy"
             )
 
-    def describe(self) -> str:
+    def describe(self) -> dict[str, str]:
         """Sizes and class balance of the splits."""
         order = ("train", "validation", "test")
         splits: dict[str, NDArray[np.int64]] = {

@@ -162,16 +162,16 @@ def class_counts(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int6
     return labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
 
 
-def describe_balance(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> str:
+def describe_balance(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> dict[str, str]:
     """One line for each split: size, and the share of each class."""
-    lines = []
+    lines = {}
     for split, values in labels.items():
         counts = class_counts(values, len(names))
         shares = ", ".join(
             f"{name} {count:,} ({count / max(len(values), 1):.1%})" for name, count in zip(names, counts, strict=True)
         )
-        lines.append(f"{split:>12}  {len(values):,} samples: {shares}")
-    return "\n".join(lines)
+        lines[split] = f"{len(values):,} samples: {shares}"
+    return lines
 
 
 def stratified_rows(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:

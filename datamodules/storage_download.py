@@ -1,7 +1,6 @@
 """Fetching a folder from an object store; see storage.py."""
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import os
@@ -12,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datamodules.folder_lock import locked
 from datamodules.object_store import ObjectStore, StoredObject, TransferOptions, split_url
 from datamodules.storage_errors import StorageError
 from datamodules.storage_marker import MARKER, MarkedFile, read_marker
@@ -134,35 +134,6 @@ def _remove_older_parts(folder: Path, part: Path) -> None:
         if other != part:
             with contextlib.suppress(OSError), locked(other, wait=False):
                 shutil.rmtree(other)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, report: Callable[[str], None] | None = None, *, wait: bool = True) -> Iterator[None]:
-    """Hold a folder against other processes; the lock ends with the process, however that ends.
-
-    Args:
-        folder: there is no lock where its file system has none.
-        report: told that another process is waited for.
-        wait: whether to wait for it.
-
-    Raises:
-        BlockingIOError: another process holds the folder, and `wait` is False.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            if report is not None:
-                report(f"waiting for another process that works on {folder}")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class _Download:

@@ -1,5 +1,6 @@
 """From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
 
+import hashlib
 import inspect
 import os
 import warnings
@@ -93,15 +94,12 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
-    try:
-        module: L.LightningModule = bind("module", config["module"])(
-            build_net=bind_net(config, datamodule.net_arguments),
-            build_optimizer=build_optimizer,
-            schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
-            plan=plan,
-        )
-    except ValueError as error:  # the network does not fit the data, or its weights cannot be loaded
-        raise ConfigError(str(error)) from error
+    module: L.LightningModule = bind("module", config["module"])(
+        build_net=bind_net(config, datamodule.net_arguments),
+        build_optimizer=build_optimizer,
+        schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
+        plan=plan,
+    )
     net: Any = module.net
     if config["hardware"]["gradient_checkpointing"]:
         try:
@@ -133,7 +131,15 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
             f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
             f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
         )
-    return partial(make, **net_arguments)
+    return partial(_build_net, make, net_arguments)
+
+
+def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
+    """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
+    try:
+        return build(**arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
@@ -217,10 +223,16 @@ def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirecto
     logger: Logger = bind("logger.wandb", node)(
         save_dir=directory.path,
         name=f"{config['experiment']}/{config['run']['name']}",
-        id=f"{config['experiment']}-{config['run']['name']}"[:64],  # a resumed run goes on in the same W&B run
+        id=wandb_run_id(config["experiment"], config["run"]["name"]),  # a resumed run goes on in the same W&B run
         resume="allow",
     )
     return logger
+
+
+def wandb_run_id(experiment: str, name: str) -> str:
+    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    whole = f"{experiment}-{name}"
+    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def build_trainer(

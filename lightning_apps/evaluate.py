@@ -1,7 +1,8 @@
 """`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -9,10 +10,18 @@ from omegaconf import MISSING, DictConfig
 
 from lightning_apps.command_line import run_command
 from lightning_apps.config import CONF, plain
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_directory import RunDirectory, open_run
 
 SPLITS = ("validation", "test", "train")
+PRETRAINED = "models.causal_lm.pretrained_causal_lm"
+
+
+@dataclass
+class ModelConfig:
+    """What to measure in place of the run's own weights."""
+
+    pretrained: str | None = MISSING
 
 
 @dataclass
@@ -22,6 +31,8 @@ class EvaluateConfig:
     run: str = MISSING
     split: str = MISSING
     checkpoint: str = MISSING
+    metrics: Any = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
 
 
@@ -39,7 +50,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
     directory, config = open_run(options["run"])
-    path = directory.checkpoint(name)
+    pretrained = options["model"]["pretrained"]
+    path = directory.checkpoint(name) if pretrained is None else None
+    choose_metrics(config, options["metrics"])
 
     from lightning_apps.allocator import keep_freed_memory
 
@@ -65,11 +78,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
     plan = build_plan(config, datamodule)
-    module = build_module(config, datamodule, plan)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
+    if path is None:
+        config["model"] = {"_target_": PRETRAINED, "pretrained": pretrained}
+        config["optimizer"] |= {"freeze": [], "unfreeze": []}  # patterns of the run's own model
+        check_same_tokenizer(pretrained, datamodule.tokenizer)
+        module = build_module(config, datamodule, plan)
+        found: dict[str, Any] = {"pretrained": pretrained}
+    else:
+        module = build_module(config, datamodule, plan)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        found = {"checkpoint": path.name, "step": checkpoint["global_step"]}
 
-    results = RunDirectory(directory.evaluations / f"{split}-{path.stem}")
+    source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
+    results = RunDirectory(directory.evaluations / f"{split}-{source}")
     trainer = build_trainer(
         config, plan, callbacks=build_extra_callbacks(config, results, plan), loggers=[], evaluation_only=True
     )
@@ -81,11 +103,55 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     prefix = "train/" if split == "train" else ""
     metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
     if trainer.is_global_zero:
-        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
-        write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
+        found = {"run": str(directory.path), "split": split, **found, "metrics": metrics}
+        write_json_atomically(results.path / "metrics.json", found)
     width = max(map(len, metrics))
     say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
     return metrics
+
+
+def choose_metrics(config: dict[str, Any], wanted: str | list[str] | None) -> None:
+    """Keep only these of the run's callbacks.extra; None keeps all.
+
+    Raises:
+        ConfigError: the run has no such callback.
+    """
+    if wanted is None:
+        return
+    extra = config["callbacks"]["extra"]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        if extra.get(name) is None:
+            there = [key for key, node in extra.items() if node is not None]
+            raise ConfigError(
+                f"metrics={name}: the run measures no such thing{did_you_mean(name, there)}; "
+                f"there are {', '.join(there) or 'none'}"
+            )
+    config["callbacks"]["extra"] = {name: extra[name] for name in names}
+
+
+def check_same_tokenizer(pretrained: str, tokenizer: Any) -> None:
+    """Whether a pretrained model reads token ids as the run's data mean them.
+
+    Raises:
+        ConfigError: it comes with another vocabulary, or with none that could be compared.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(pretrained)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"model.pretrained={pretrained}: its tokenizer cannot be loaded ({reason}); give a Hugging Face name, with "
+            "a network, or a folder with model and tokenizer"
+        ) from error
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"model.pretrained={pretrained} has another vocabulary ({len(theirs):,} tokens) than the run's data "
+            f"({len(tokenizer):,}): its losses would be of other text; prepare the data with its tokenizer "
+            f"(data.tokenizer={pretrained})"
+        )
 
 
 def main() -> Any:

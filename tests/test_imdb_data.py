@@ -200,5 +200,6 @@ def test_windows_hold_the_planned_samples_in_micro_batches_of_like_length(make):
 
 def test_what_it_says_of_itself(make):
     said = make("data.max_length=16").describe()
-    assert "train  110 samples: negative 55 (50.0%), positive 55 (50.0%)" in said
-    assert "longer than 16 and cut at the end" in said
+    assert list(said) == ["train", "validation", "test", "tokens"]
+    assert said["train"] == "110 samples: negative 55 (50.0%), positive 55 (50.0%)"
+    assert "longer than 16 and cut at the end" in said["tokens"]
