@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-TRANSIENT = 1.25
-"""Peak over what autograd keeps: gradients of activations, and buffers inside kernels."""
+TRANSIENT = 1.5
+"""Peak over what autograd keeps: gradients of activations, and buffers inside kernels. On a CPU, MiniLM with 8
+texts of 512 tokens grew by 1,205 and 1,275 MB beyond its weights in two runs; the estimate is 1,190."""
 
 
 @dataclass(frozen=True)

@@ -152,3 +152,42 @@ def test_a_mask_of_its_own_for_each_query():
     keep = masks_of(7, 2, 3, 5, keep_threshold(0.25))
     ours = DropoutAttention.apply(query, key, value, mask, 0.5, 0.25, 7)
     torch.testing.assert_close(ours, plain(query, key, value, mask, 0.5, keep))
+
+
+def test_activation_checkpointing_drops_the_same_weights_again():
+    torch.manual_seed(0)
+    net = NETS["bert"]()
+    use_fast_attention(net)
+    first_position_only(net)
+    net.train()
+    ids = torch.randint(5, 50, (3, 9))
+
+    def grads():
+        torch.manual_seed(1)
+        net.zero_grad()
+        net(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
+        return [entry.grad.clone() for entry in net.parameters()]
+
+    plain_grads = grads()
+    net.activation_checkpointing_enable({"use_reentrant": False})
+    for one, other in zip(plain_grads, grads(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_bf16_autocast():
+    torch.manual_seed(0)
+    net = NETS["bert"]()
+    use_fast_attention(net)
+    net.train()
+    ids = torch.randint(5, 50, (3, 9))
+
+    def loss():
+        torch.manual_seed(1)
+        return net(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().square().sum()
+
+    full = loss()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = loss()
+    mixed.backward()
+    assert float(mixed.detach()) == pytest.approx(float(full.detach()), rel=0.05)
+    assert all(torch.isfinite(entry.grad).all() for entry in net.parameters())

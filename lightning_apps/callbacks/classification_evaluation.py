@@ -125,8 +125,8 @@ class ClassificationEvaluation(L.Callback):
             say(f"    {text[:70]}{'…' if len(text) > 70 else ''}   {said}")
 
     def _measure_baselines(self, trainer: L.Trainer, split: str) -> None:
-        if not self.baselines or split in self.references or not trainer.is_global_zero:
-            return
+        if not self.baselines or split in ("train", *self.references) or not trainer.is_global_zero:
+            return  # on the texts that it was fitted to, a linear model says nothing
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.references[split] = baseline_metrics(data, split)
         for name, found in self.references[split].items():
