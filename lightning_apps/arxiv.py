@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -52,9 +51,13 @@ class ArxivModule(L.LightningModule):
         optimizer = self.build_optimizer(self.net)
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
 
+    def loss_sum(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Loss summed over target tokens, and their number."""
+        return target_loss(self.net, batch)
+
     def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """One optimizer step."""
-        return step_on_window(self, window, partial(target_loss, self.net), count_targets)
+        return step_on_window(self, window, self.loss_sum, count_targets)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Loss of every target token of a batch of windows, added to the sums of its group.

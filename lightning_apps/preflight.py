@@ -203,7 +203,11 @@ def check_memory(config: Config, module: L.LightningModule, datamodule: Any) -> 
     size = datamodule.device_batch_size or -(-datamodule.global_batch_size // devices)
     longest = getattr(datamodule, "longest_train_samples", None)
     indices = np.arange(2, dtype=np.int64) if longest is None else longest(2)
-    fixed, each = step_memory(module, datamodule.training_batch, indices % max(datamodule.num_train_samples, 1))
+    try:
+        fixed, each = step_memory(module, datamodule.training_batch, indices % max(datamodule.num_train_samples, 1))
+    except Exception as error:  # an estimate is no reason to refuse a run; the first step says what is wrong with it
+        reason = (str(error).splitlines() or [""])[0]
+        return [f"the memory of a step could not be estimated ({type(error).__name__}: {reason})"]
     processes = devices if available.shared else 1  # those on CPUs share the machine's memory
     needed = processes * (fixed + each * size)
     if needed <= 0.9 * available.now:

@@ -65,6 +65,8 @@ def _category_losses(job: JobResult) -> tuple[dict[str, float], set[str]] | None
         path = job.directory / name
         if path.is_file():
             with np.load(path, allow_pickle=False) as arrays:
+                if "category_mean" not in arrays:
+                    continue
                 names = arrays["categories"].tolist()
                 losses = dict(zip(names, arrays["category_mean"].mean(axis=1).tolist(), strict=True))
                 chosen = {name for name, flag in zip(names, arrays["category_chosen"], strict=True) if flag}

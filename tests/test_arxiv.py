@@ -235,3 +235,29 @@ def test_a_loss_ratio_outside_0_and_1_is_refused(composed):
 
     with pytest.raises(ConfigError, match=r"loss_ratio=1\.5: must lie between 0 and 1"):
         check_config(composed("callbacks.checkpoints.loss_ratio=1.5"))
+
+
+def test_a_step_is_done_again_to_the_last_digit_and_a_nan_is_traced(finished, composed, monkeypatch, capsys):
+    import sys
+
+    from lightning_apps import replay
+    from lightning_apps.errors import GuardError
+
+    directory, _ = finished
+    monkeypatch.setattr(sys, "argv", ["replay", f"run={directory.path}", "step=5"])
+    replay.main()  # exits with 1 where a digit differs
+    capsys.readouterr()
+    config = composed(*TINY, name="nan")
+    build = ArxivDataModule.training_batch
+
+    def spoil(self, epochs, indices):
+        batch = build(self, epochs, indices)
+        if self.trainer is not None and self.trainer.global_step == 2:
+            self.trainer.lightning_module.net.gpt_neox.embed_in.weight.data[:] = float("nan")
+        return batch
+
+    monkeypatch.setattr(ArxivDataModule, "training_batch", spoil)
+    with pytest.raises(GuardError, match="step 3") as stopped:
+        run_experiment(config)
+    assert "embed_in" in str(stopped.value)
+    assert stopped.value.capsule.is_dir()

@@ -47,7 +47,7 @@ def test_texts_beyond_the_models_positions(parts):
     assert preflight.usable_positions(roberta) == 18  # positions begin behind the padding index 1
     with torch.no_grad():
         roberta(input_ids=torch.full((1, 18), 5))
-        with pytest.raises(IndexError):
+        with pytest.raises((IndexError, RuntimeError)):  # which of them depends on the version of transformers
             roberta(input_ids=torch.full((1, 19), 5))
 
 
