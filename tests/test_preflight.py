@@ -47,7 +47,7 @@ def test_texts_beyond_the_models_positions(parts):
     assert preflight.usable_positions(roberta) == 18  # positions begin behind the padding index 1
     with torch.no_grad():
         roberta(input_ids=torch.full((1, 18), 5))
-        with pytest.raises((IndexError, RuntimeError)):  # which of them depends on the version of transformers
+        with pytest.raises((IndexError, RuntimeError)):
             roberta(input_ids=torch.full((1, 19), 5))
 
 
@@ -195,3 +195,19 @@ def test_notices_are_said_and_errors_write_nothing(composed, tmp_path, capsys):
     with pytest.raises(ConfigError, match="are in another split too"):
         run_experiment(config)
     assert not (preflight.Path(config["run"]["output_root"]) / "imdb" / "refused").exists()
+
+
+def test_a_bad_sample_is_left_to_the_guards(composed, monkeypatch):
+    from datamodules.imdb import ImdbDataModule
+    from lightning_apps.errors import GuardError
+
+    build = ImdbDataModule.training_batch
+
+    def spoil(self, epochs, indices):
+        batch = build(self, epochs, indices)
+        batch["input_ids"][0, 1] = 99_999
+        return batch
+
+    monkeypatch.setattr(ImdbDataModule, "training_batch", spoil)
+    with pytest.raises(GuardError, match=r"step 1: token id 99999 at position 1 of sample \d+ \(input_ids\)"):
+        run_experiment(composed(*TINY, name="spoilt"))
