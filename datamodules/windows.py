@@ -138,8 +138,13 @@ def token_columns(batch: Batch) -> list[tuple[str, torch.Tensor]]:
 
 
 def micro_batch_ids(window: Batch) -> list[list[int]]:
-    """Sample ids of each micro-batch; where rows are not samples (packing), every id of the window for each."""
+    """Sample ids of each micro-batch: its own where it names them, else those of its rows in the window's order.
+
+    Where rows are not samples and nothing is named, every id of the window stands for each.
+    """
     ids = window["sample_ids"].tolist()
+    if all("sample_ids" in batch for batch in window["micro_batches"]):
+        return [batch["sample_ids"].tolist() for batch in window["micro_batches"]]
     sizes = [len(batch["input_ids"]) if "input_ids" in batch else -1 for batch in window["micro_batches"]]
     if sum(sizes) != len(ids) or -1 in sizes:
         return [ids for _ in sizes]
