@@ -102,7 +102,7 @@ def ours(sequences: list[Tensor]) -> list[float]:
         schedule=constant(warmup_steps=0, total_steps=STEPS),
         plan=plan,
     )
-    keys: Any = [[(0, index) for index in window] for window in windows()]
+    keys: Any = [(0, np.array(window, dtype=np.int64)) for window in windows()]
     loader = torch.utils.data.DataLoader(keys, batch_size=None, collate_fn=WindowCollator(build_batch, MICRO))
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, max_steps=STEPS, logger=False, enable_checkpointing=False,

@@ -14,7 +14,7 @@ from datamodules.cache import prepared_folder
 from datamodules.character_tokenizer import character_tokenizer
 from datamodules.cities import IdScheme, city_ids, load_cities, shuffled_rows, to_milliradians
 from datamodules.order import hash_key
-from datamodules.windows import Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
+from datamodules.windows import Batch, WindowLoader, evaluation_loader, training_loader
 
 CHARACTERS = "loc(_)=,0123456789"
 PREFIX = "loc(c_"
@@ -251,18 +251,15 @@ class LocationDataModule(L.LightningDataModule):
         """Windows of the whole run, from the trainer's current optimizer step on."""
         trainer = self.trainer
         assert trainer is not None
-        per_device = -(-self.global_batch_size // trainer.world_size)
-        sampler = WindowSampler(
+        return training_loader(
+            self.training_batch,
+            trainer,
             num_samples=self.num_train_samples,
             global_batch_size=self.global_batch_size,
-            num_steps=trainer.max_steps,
+            device_batch_size=self.device_batch_size,
             seed=self.seed,
-            start_step=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            **self.loader_options,
         )
-        collate = WindowCollator(self.training_batch, self.device_batch_size or per_device)
-        return WindowLoader(sampler, collate, lambda: trainer.global_step, **self.loader_options)
 
     def _evaluation_loader(self, split: Split) -> DataLoader:
         trainer = self.trainer

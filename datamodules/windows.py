@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ IGNORED = -100
 Batch = dict[str, Any]
 BuildBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Batch]
 """(epochs (n,), indices (n,)) -> batch; epochs let a data set draw noise that is a pure function of the position."""
+WindowKey = tuple[int, NDArray[np.int64]]
+"""Epoch and sample indices (n,) of a window."""
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
@@ -37,8 +40,8 @@ def window_keys(step: int, *, num_samples: int, global_batch_size: int, seed: in
     return epoch, sample_indices(start, stop, num_samples=num_samples, seed=seed, epoch=epoch)
 
 
-class WindowSampler(Sampler[list[tuple[int, int]]]):
-    """Keys (epoch, index) of each window of a run, this rank's share of them.
+class WindowSampler(Sampler[WindowKey]):
+    """The key of each window of a run, holding this rank's share of its samples.
 
     `len()` counts the windows of the whole run, as Lightning's progress does; iteration begins at `start_step`.
     """
@@ -67,16 +70,16 @@ class WindowSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.num_steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[WindowKey]:
         for step in range(self.start_step, self.num_steps):
             epoch, indices = window_keys(
                 step, num_samples=self.num_samples, global_batch_size=self.global_batch_size, seed=self.seed
             )
-            yield [(epoch, int(index)) for index in indices[self.rank :: self.world_size]]
+            yield epoch, indices[self.rank :: self.world_size]
 
 
-class KeyDataset(Dataset[tuple[int, int]]):
-    """Hands the sampler's keys to the collate function, which reads all samples of a batch at once."""
+class KeyDataset(Dataset[WindowKey]):
+    """Hands the sampler's keys to the collate function, which reads all samples of a window at once."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -84,12 +87,12 @@ class KeyDataset(Dataset[tuple[int, int]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+    def __getitem__(self, key: WindowKey) -> WindowKey:
         return key
 
 
 class WindowCollator:
-    """Builds a window `{"micro_batches": [batch, ...], "sample_ids": (n,) int64, "token_range": ...}` from its keys.
+    """Builds a window `{"micro_batches": [batch, ...], "sample_ids": (n,) int64, "token_range": ...}` from its key.
 
     Micro-batches hold at most `device_batch_size` samples. A rank without a sample gets an empty list and still takes
     part in the step's reductions.
@@ -99,9 +102,10 @@ class WindowCollator:
         self.build_batch = build_batch
         self.device_batch_size = device_batch_size
 
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """Keys of one window -> the window."""
-        epochs, indices = _columns(keys)
+    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
+        """Key of one window -> the window."""
+        epoch, indices = key
+        epochs = np.full_like(indices, epoch)
         size = self.device_batch_size
         micro_batches = [
             self.build_batch(epochs[start : start + size], indices[start : start + size])
@@ -164,8 +168,14 @@ class WindowLoader(DataLoader):
         self.completed_steps = completed_steps
         # a private generator: creating an iterator must not draw from the global one (it would shift dropout)
         generator = torch.Generator().manual_seed(sampler.seed)
+        # batch_size=None: the sampler yields whole windows
         super().__init__(
-            KeyDataset(sampler.num_samples), batch_sampler=sampler, collate_fn=collate, generator=generator, **kw
+            KeyDataset(sampler.num_samples),
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=collate,
+            generator=generator,
+            **kw,
         )
 
     def _identity(self) -> dict[str, int]:
@@ -195,31 +205,59 @@ class WindowLoader(DataLoader):
         self.window_sampler.start_step = state["step"]
 
 
-class EvaluationSampler(Sampler[list[tuple[int, int]]]):
+def training_loader(
+    build_batch: BuildBatch,
+    trainer: L.Trainer,
+    *,
+    num_samples: int,
+    global_batch_size: int,
+    device_batch_size: int | None,
+    seed: int,
+    **kw: Any,
+) -> WindowLoader:
+    """Windows of the whole run, this rank's share, from the trainer's current optimizer step on.
+
+    `device_batch_size` None takes a device's whole share of the global batch; `kw` goes to DataLoader.
+    """
+    sampler = WindowSampler(
+        num_samples=num_samples,
+        global_batch_size=global_batch_size,
+        num_steps=trainer.max_steps,
+        seed=seed,
+        start_step=trainer.global_step,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    per_device = -(-global_batch_size // trainer.world_size)
+    collate = WindowCollator(build_batch, device_batch_size or per_device)
+    return WindowLoader(sampler, collate, lambda: trainer.global_step, **kw)
+
+
+class EvaluationSampler(Sampler[WindowKey]):
     """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_samples, world_size)
+        self.indices = np.arange(rank, num_samples, world_size, dtype=np.int64)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[WindowKey]:
         for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+            yield 0, self.indices[start : start + self.batch_size]
 
 
 class EvaluationCollator:
-    """Builds one evaluation batch from its keys, with `sample_ids` (n,) int64 beside the tensors."""
+    """Builds one evaluation batch from its key, with `sample_ids` (n,) int64 beside the tensors."""
 
     def __init__(self, build_batch: BuildBatch) -> None:
         self.build_batch = build_batch
 
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """Keys of one batch -> the batch."""
-        epochs, indices = _columns(keys)
-        return {**self.build_batch(epochs, indices), "sample_ids": torch.from_numpy(indices)}
+    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
+        """Key of one batch -> the batch."""
+        epoch, indices = key
+        return {**self.build_batch(np.full_like(indices, epoch), indices), "sample_ids": torch.from_numpy(indices)}
 
 
 def evaluation_loader(
@@ -228,13 +266,9 @@ def evaluation_loader(
     """A loader that visits every sample once, in order."""
     return DataLoader(
         KeyDataset(num_samples),
-        batch_sampler=EvaluationSampler(num_samples, batch_size, rank, world_size),
+        batch_size=None,
+        sampler=EvaluationSampler(num_samples, batch_size, rank, world_size),
         collate_fn=EvaluationCollator(build_batch),
         generator=torch.Generator().manual_seed(0),
         **kw,
     )
-
-
-def _columns(keys: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    table = np.array(keys, dtype=np.int64).reshape(-1, 2)
-    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
