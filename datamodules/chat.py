@@ -57,7 +57,7 @@ def render_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     """
     if not tokenizer.chat_template:
         raise ChatError(
-            "the tokenizer has no chat template: choose an instruct model, or give a Jinja file with data.chat_template="
+            "the tokenizer has no chat template: choose an instruct model, or give a Jinja file (data.chat_template=)"
         )
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)

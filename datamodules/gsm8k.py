@@ -19,8 +19,8 @@ from datamodules.cache import prepared_folder, read_manifest
 from datamodules.chat import ChatError, EncodedChat, Message, encode_chats, encode_prompt, render_chat
 from datamodules.chat_files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
 from datamodules.hub import TokenizerSource, find_tokenizer, load_tokenizer
-from datamodules.packing import Document, LengthGroupingCollator, PackingCollator, packed_batch, padded_batch
-from datamodules.windows import IGNORED, Batch, WindowLoader, WindowSampler, evaluation_loader
+from datamodules.packing import Document, PackingCollator, packed_batch, padded_batch
+from datamodules.windows import IGNORED, Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
 
 DATASET = ("openai/gsm8k", "main")
 PREPARATION_VERSION = 1
@@ -192,8 +192,8 @@ class Gsm8kDataModule(L.LightningDataModule):
         self.num_dropped = int(hopeless.sum())
         if hopeless.all():
             raise ValueError(
-                f"data.max_length={self.max_length}: no training sample fits (the shortest has {lengths.min()} tokens); "
-                "raise it, or choose data.overlong=truncate"
+                f"data.max_length={self.max_length}: no training sample fits (the shortest has {lengths.min()} tokens "
+                f"and an answer from {first_answers.min() + 1} on); raise it, or choose data.overlong=truncate"
             )
         self.files: dict[Split, _ChatFile] = {"train": files["train"], "validation": files["train"]}
         self.rows: dict[Split, NDArray[np.int64]] = {
@@ -349,19 +349,16 @@ class Gsm8kDataModule(L.LightningDataModule):
         collate = self.collator(-(-self.global_batch_size // trainer.world_size))
         return WindowLoader(sampler, collate, lambda: trainer.global_step, **self.loader_options)
 
-    def collator(self, share: int) -> PackingCollator | LengthGroupingCollator:
+    def collator(self, share: int) -> PackingCollator | WindowCollator:
         """Makes the windows of a device that gets up to `share` samples of each."""
-        if self.batching == "packed":
-            return PackingCollator(
-                self._training_documents,
-                max_length=self.max_length,
-                rows_per_micro_batch=self.device_batch_size,
-                shared_prefix_length=self.shared_prefix_length,
-            )
-        return LengthGroupingCollator(
+        if self.batching == "length_grouped":
+            lengths = self.files["train"].lengths[self.rows["train"]]
+            return WindowCollator(self.training_batch, self.device_batch_size or share, lengths)
+        return PackingCollator(
             self._training_documents,
-            device_batch_size=self.device_batch_size or share,
-            pad_token_id=self.net_arguments["pad_token_id"],
+            max_length=self.max_length,
+            rows_per_micro_batch=self.device_batch_size,
+            shared_prefix_length=self.shared_prefix_length,
         )
 
     def _training_documents(self, indices: NDArray[np.int64]) -> list[Document]:

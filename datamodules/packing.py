@@ -1,11 +1,12 @@
-"""Micro-batches of a window's samples: packed end to end, or padded beside samples of like length.
+"""Batches of documents of unequal lengths: packed end to end, or padded.
 
-Samples of one window are dealt to micro-batches in an order of their own, since their gradients are summed anyway; the
-order of samples over the run, its ledger and its resumption know nothing of it.
+Packing happens inside a window: its samples are dealt to rows in an order of their own, since their gradients are
+summed anyway; the order of samples over the run, its ledger and its resumption know nothing of it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,9 +116,9 @@ class PackingCollator:
         self.rows_per_micro_batch = rows_per_micro_batch
         self.shared_prefix_length = shared_prefix_length
 
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """Keys (epoch, index) of one window -> the window."""
-        indices = np.array([index for _, index in keys], dtype=np.int64)
+    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
+        """Key of one window -> the window."""
+        _, indices = key
         documents = self.read(indices)
         rows = first_fit_decreasing([len(document.ids) for document in documents], self.max_length)
         size = self.rows_per_micro_batch or max(1, len(rows))
@@ -126,39 +127,10 @@ class PackingCollator:
             packed_batch([documents[item] for item in group], shared_prefix_length=self.shared_prefix_length)
             for group in groups
         ]
-        return _window(indices, groups, micro_batches)
-
-
-class LengthGroupingCollator:
-    """Builds windows whose micro-batches hold samples of like length, padded to the longest of each.
-
-    The window's `sample_ids` keep the order of the run; each micro-batch names those of its own rows.
-    """
-
-    def __init__(self, read: ReadDocuments, *, device_batch_size: int, pad_token_id: int) -> None:
-        self.read = read
-        self.device_batch_size = device_batch_size
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """Keys (epoch, index) of one window -> the window."""
-        indices = np.array([index for _, index in keys], dtype=np.int64)
-        documents = self.read(indices)
-        by_length = sorted(range(len(documents)), key=lambda number: -len(documents[number].ids))
-        size = self.device_batch_size
-        groups = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        micro_batches = [
-            padded_batch([documents[number] for number in group], pad_token_id=self.pad_token_id) for group in groups
-        ]
-        return _window(indices, groups, micro_batches)
-
-
-def _window(indices: NDArray[np.int64], groups: list[list[int]], micro_batches: list[Batch]) -> Batch:
-    return {
-        "micro_batches": [
-            {**batch, "sample_ids": torch.from_numpy(indices[group])}
-            for batch, group in zip(micro_batches, groups, strict=True)
-        ],
-        "sample_ids": torch.from_numpy(indices),
-        "token_range": token_range(micro_batches),
-    }
+        for batch, group in zip(micro_batches, groups, strict=True):
+            batch["sample_ids"] = torch.from_numpy(indices[group])
+        return {
+            "micro_batches": micro_batches,
+            "sample_ids": torch.from_numpy(indices),
+            "token_range": token_range(micro_batches),
+        }

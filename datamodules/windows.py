@@ -96,21 +96,40 @@ class WindowCollator:
 
     Micro-batches hold at most `device_batch_size` samples. A rank without a sample gets an empty list and still takes
     part in the step's reductions.
+
+    With `lengths` the samples of a window are sorted, longest first, before they are cut into micro-batches, so that
+    those of like length share one and little is padded; each micro-batch then names its own `sample_ids`. Which
+    samples feed the step, and so the gradient, stays the same.
+
+    Args:
+        build_batch: makes a batch of some samples.
+        device_batch_size: samples in a micro-batch.
+        lengths: tokens of each training sample, (num_samples,).
     """
 
-    def __init__(self, build_batch: BuildBatch, device_batch_size: int) -> None:
+    def __init__(
+        self, build_batch: BuildBatch, device_batch_size: int, lengths: NDArray[np.int64] | None = None
+    ) -> None:
         self.build_batch = build_batch
         self.device_batch_size = device_batch_size
+        self.lengths = lengths
 
     def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
         """Key of one window -> the window."""
         epoch, indices = key
         epochs = np.full_like(indices, epoch)
         size = self.device_batch_size
-        micro_batches = [
-            self.build_batch(epochs[start : start + size], indices[start : start + size])
-            for start in range(0, len(indices), size)
-        ]
+        if self.lengths is None:
+            order = np.arange(len(indices))
+        else:  # stable, so that the order is a function of the window alone; the longest first, where memory runs out
+            order = np.argsort(-self.lengths[indices], kind="stable")
+        micro_batches = []
+        for start in range(0, len(indices), size):
+            rows = order[start : start + size]
+            batch = self.build_batch(epochs[rows], indices[rows])
+            if self.lengths is not None:
+                batch["sample_ids"] = torch.from_numpy(indices[rows])
+            micro_batches.append(batch)
         return {
             "micro_batches": micro_batches,
             "sample_ids": torch.from_numpy(indices),
@@ -136,7 +155,8 @@ def token_columns(batch: Batch) -> list[tuple[str, torch.Tensor]]:
         return []
     columns = [("input_ids", batch["input_ids"])]
     labels = batch.get("labels")
-    if labels is not None and labels.shape == batch["input_ids"].shape:
+    # labels of classes have another shape, or, where there are several for each sample, are no integers
+    if labels is not None and labels.shape == batch["input_ids"].shape and not labels.is_floating_point():
         columns.append(("labels", torch.where(labels == IGNORED, batch["input_ids"], labels)))
     return columns
 
@@ -213,11 +233,13 @@ def training_loader(
     global_batch_size: int,
     device_batch_size: int | None,
     seed: int,
+    lengths: NDArray[np.int64] | None = None,
     **kw: Any,
 ) -> WindowLoader:
     """Windows of the whole run, this rank's share, from the trainer's current optimizer step on.
 
-    `device_batch_size` None takes a device's whole share of the global batch; `kw` goes to DataLoader.
+    `device_batch_size` None takes a device's whole share of the global batch; `lengths` is WindowCollator's; `kw` goes
+    to DataLoader.
     """
     sampler = WindowSampler(
         num_samples=num_samples,
@@ -229,15 +251,31 @@ def training_loader(
         world_size=trainer.world_size,
     )
     per_device = -(-global_batch_size // trainer.world_size)
-    collate = WindowCollator(build_batch, device_batch_size or per_device)
+    collate = WindowCollator(build_batch, device_batch_size or per_device, lengths)
     return WindowLoader(sampler, collate, lambda: trainer.global_step, **kw)
 
 
 class EvaluationSampler(Sampler[WindowKey]):
-    """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks."""
+    """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks.
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = np.arange(rank, num_samples, world_size, dtype=np.int64)
+    Args:
+        num_samples: size of the split.
+        batch_size: samples in a batch.
+        rank: of this process.
+        world_size: number of processes.
+        order: the samples in another order, (num_samples,): sorted by length, batches need little padding.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        indices = np.arange(num_samples, dtype=np.int64) if order is None else order
+        self.indices = indices[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -261,13 +299,20 @@ class EvaluationCollator:
 
 
 def evaluation_loader(
-    build_batch: BuildBatch, *, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1, **kw: Any
+    build_batch: BuildBatch,
+    *,
+    num_samples: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    order: NDArray[np.int64] | None = None,
+    **kw: Any,
 ) -> DataLoader:
-    """A loader that visits every sample once, in order."""
+    """A loader that visits every sample once, in order or in the `order` given."""
     return DataLoader(
         KeyDataset(num_samples),
         batch_size=None,
-        sampler=EvaluationSampler(num_samples, batch_size, rank, world_size),
+        sampler=EvaluationSampler(num_samples, batch_size, rank, world_size, order),
         collate_fn=EvaluationCollator(build_batch),
         generator=torch.Generator().manual_seed(0),
         **kw,
