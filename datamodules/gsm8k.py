@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,8 +137,14 @@ class Gsm8kDataModule(L.LightningDataModule):
 
     def _write(self, folder: Path, files: dict[str, Path] | None, source: TokenizerSource) -> dict[str, Any]:
         rows = {name: read_jsonl(file) for name, file in files.items()} if files is not None else hub_rows(*DATASET)
-        options = {"system_prompt": self.system_prompt, "calculator_annotations": self.calculator_annotations}
-        chats = {name: [to_chat(*row, **options) for row in rows[name]] for name in ("train", "test") if name in rows}
+        chats = {
+            name: [
+                to_chat(*row, system_prompt=self.system_prompt, calculator_annotations=self.calculator_annotations)
+                for row in rows[name]
+            ]
+            for name in ("train", "test")
+            if name in rows
+        }
         tokenizer = load_tokenizer(source)
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template.read_text(encoding="utf-8")
@@ -210,7 +216,8 @@ class Gsm8kDataModule(L.LightningDataModule):
         common: NDArray[np.int64] | None = None
         for split, rows in self.rows.items():
             file = self.files[split]
-            limits = np.minimum(file.first_answers[rows], self.max_length - 1)
+            # the token before an answer stays with its sample: it predicts the answer's first one
+            limits = np.minimum(file.first_answers[rows], self.max_length) - 1
             for row, limit in zip(rows.tolist(), limits.tolist(), strict=True):
                 ids = file.ids(row)[:limit]
                 common = ids if common is None else common[: _common_length(common, ids)]
@@ -248,14 +255,13 @@ class Gsm8kDataModule(L.LightningDataModule):
         """Mean number of tokens that one training sample feeds to the model."""
         return float(np.minimum(self.files["train"].lengths[self.rows["train"]], self.max_length).mean())
 
-    @property
-    def description(self) -> str:
+    def describe(self) -> str:
         """What the data are, in one line: sizes, lengths, what was cut or left out."""
         sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.rows.items())
         lengths = self.files["train"].lengths[self.rows["train"]]
         cut = self.num_overlong - self.num_dropped if self.overlong == "truncate" else 0
         return (
-            f"{sizes} chats; {self.tokens_per_sample:.0f} tokens a sample, longest {lengths.max():,}; "
+            f"{'data':>12}  {sizes} chats; {self.tokens_per_sample:.0f} tokens a sample, longest {lengths.max():,}; "
             f"over data.max_length={self.max_length:,}: {cut:,} truncated, {self.num_dropped:,} dropped"
         )
 
@@ -287,16 +293,16 @@ class Gsm8kDataModule(L.LightningDataModule):
         file, row = self.files[split], int(self.rows[split][index])
         return torch.from_numpy(file.ids(row)[: file.answers(row)[-1][0]])
 
-    def few_shot_prompts(self, split: Split, num_shots: int) -> list[torch.Tensor]:
-        """Prompts behind the first `num_shots` training samples, as earlier turns of the same chat.
+    def few_shot_prompts(self, split: Split, num_shots: int, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Prompts of some samples behind the first `num_shots` training samples, as earlier turns of the same chat.
 
         Raises:
             ValueError: there are fewer training samples.
         """
         if num_shots == 0:
-            return self.prompts(split)
+            return [self._prompt(split, index) for index in indices]
         if num_shots > self.num_train_samples:
-            raise ValueError(f"{num_shots} examples are asked for, train holds {self.num_train_samples}")
+            raise ValueError(f"{num_shots} worked examples are asked for, train holds {self.num_train_samples}")
         shots: list[Message] = [
             message
             for index in range(num_shots)
@@ -304,7 +310,7 @@ class Gsm8kDataModule(L.LightningDataModule):
             if message["role"] != "system"
         ]
         prompts = []
-        for index in range(len(self.rows[split])):
+        for index in indices:
             messages = self.chat(split, index).messages[:-1]
             system = [message for message in messages[:1] if message["role"] == "system"]
             ids = encode_prompt(self.tokenizer, [*system, *shots, *messages[len(system) :]])
@@ -325,6 +331,12 @@ class Gsm8kDataModule(L.LightningDataModule):
     def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
         """Training samples as one micro-batch."""
         return self.evaluation_batch("train", indices)
+
+    def packed_and_single(self, count: int) -> tuple[Batch, list[Batch]]:
+        """Some training samples packed into one row, and each of them as a batch of its own."""
+        documents = self.documents("train", np.arange(min(count, self.num_train_samples)))
+        alone = [padded_batch([entry], pad_token_id=self.net_arguments["pad_token_id"]) for entry in documents]
+        return packed_batch(documents, shared_prefix_length=self._shared_prefix()), alone
 
     def largest_batch(self, rows: int) -> Batch:
         """The most that a micro-batch of so many rows can hold: what must fit into memory."""

@@ -119,9 +119,9 @@ class WindowCollator:
         epoch, indices = key
         epochs = np.full_like(indices, epoch)
         size = self.device_batch_size
-        if self.lengths is None:
-            order = np.arange(len(indices))
-        else:  # stable, so that the order is a function of the window alone; the longest first, where memory runs out
+        order = np.arange(len(indices))
+        if self.lengths is not None:
+            # stable, so that the order is a function of the window alone; the longest first, where memory runs out
             order = np.argsort(-self.lengths[indices], kind="stable")
         micro_batches = []
         for start in range(0, len(indices), size):
@@ -183,7 +183,9 @@ class WindowLoader(DataLoader):
     with another seed or batch size, is refused instead of silently training on a different stream.
     """
 
-    def __init__(self, sampler: WindowSampler, collate: WindowCollator, completed_steps: Callable[[], int], **kw: Any):
+    def __init__(
+        self, sampler: WindowSampler, collate: Callable[[Any], Batch], completed_steps: Callable[[], int], **kw: Any
+    ):
         self.window_sampler = sampler
         self.completed_steps = completed_steps
         # a private generator: creating an iterator must not draw from the global one (it would shift dropout)

@@ -24,7 +24,7 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.check_optimizer import is_schedule_free
-from lightning_apps.config import bind, bind_callback
+from lightning_apps.config import RUNTIME_ARGUMENTS, bind, bind_callback
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
 from lightning_apps.parameter_groups import freeze_parameters, unfreezing_steps
@@ -93,12 +93,15 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
-    module: L.LightningModule = bind("module", config["module"])(
-        build_net=partial(bind("model", config["model"]), **datamodule.net_arguments),
-        build_optimizer=build_optimizer,
-        schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
-        plan=plan,
-    )
+    try:
+        module: L.LightningModule = bind("module", config["module"])(
+            build_net=bind_net(config, datamodule.net_arguments),
+            build_optimizer=build_optimizer,
+            schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
+            plan=plan,
+        )
+    except ValueError as error:  # the network does not fit the data, or its weights cannot be loaded
+        raise ConfigError(str(error)) from error
     net: Any = module.net
     if config["hardware"]["gradient_checkpointing"]:
         try:
@@ -114,6 +117,23 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
         # LightningModule breaks on self.log (Lightning#21836)
         net.base_model.compile()
     return module
+
+
+def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
+    """The function that makes the network, with what it must know of the data.
+
+    Raises:
+        ConfigError: the network is one for another task.
+    """
+    make = bind("model", config["model"])
+    parameters = inspect.signature(make.func).parameters
+    needed = {name for name in parameters if name in RUNTIME_ARGUMENTS["model"] and name not in make.keywords}
+    if needed != set(net_arguments):
+        raise ConfigError(
+            f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
+            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
+        )
+    return partial(make, **net_arguments)
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:

@@ -24,7 +24,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 RUNTIME_ARGUMENTS = {
-    "model": {"vocab_size", "pad_token_id", "eos_token_id", "num_labels"},
+    "model": {"vocab_size", "pad_token_id", "eos_token_id", "num_labels", "gguf"},
     "module": {"build_net", "build_optimizer", "schedule", "plan"},
     "optimizer": {"module", "fused", "total_steps"},
     "scheduler": {"total_steps"},
@@ -78,7 +78,7 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an argument is unknown, missing, or of the wrong type.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     call = target(key, node)
     signature = inspect.signature(call, eval_str=True)
@@ -103,7 +103,7 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
             arguments[name] = value
             continue
         try:
-            arguments[name] = TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+            arguments[name] = TypeAdapter(annotation).validate_python(value, strict=True)
         except ValidationError as error:
             problem = error.errors()[0]
             # where in a list; the place inside a union is a type's name, which helps nobody

@@ -33,6 +33,7 @@ from lightning_apps.plan import RunPlan
 from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run
 from lightning_apps.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.summary import Outcome, read_summary, write_summary
+from models.adapters import has_adapters, merged_copy, save_adapters
 
 Config = Mapping[str, Any]
 
@@ -69,6 +70,8 @@ def run_experiment(config: Config) -> dict[str, Any]:
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
         say(start_banner(config, plan, module, trainer, directory, checkpoint))
+        if hasattr(datamodule, "describe"):
+            say(datamodule.describe())
 
         outcome = Outcome("failed", "")
         try:
@@ -210,6 +213,10 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
 
 
 def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirectory) -> None:
-    """Write weights and tokenizer in Hugging Face layout."""
-    module.net.save_pretrained(directory.model)  # type: ignore[operator, union-attr]
+    """Write weights and tokenizer in Hugging Face layout; adapters are merged, and kept as they are in `adapter`."""
+    net: Any = module.net
+    if has_adapters(net):
+        save_adapters(net, directory.model / "adapter", base=net.config._name_or_path)
+        net = merged_copy(net)
+    net.save_pretrained(directory.model)
     datamodule.tokenizer.save_pretrained(directory.model)

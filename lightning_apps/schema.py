@@ -109,6 +109,7 @@ class RootConfig:
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
     verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
+    verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
 
 
 ConfigStore.instance().store(name="schema", node=RootConfig)
