@@ -83,6 +83,9 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     specials = special_texts(tokenizer)
     answers = []
     for turn, message in enumerate(messages):
+        if found := next((special for special in specials if special in message["content"]), None):
+            # it would become that token: an answer that ends early, or a turn that somebody else wrote
+            raise ChatError(f"message {turn + 1} holds {found!r}, the text of a special token; take it out of the data")
         if message["role"] != "assistant":
             continue
         if not message["content"].strip():
