@@ -5,9 +5,9 @@ Source of the first two: EleutherAI/lm-evaluation-harness, task gsm8k, version 3
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from lightning_apps.metrics.proportions import wilson_interval
 
@@ -16,8 +16,8 @@ FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 IGNORED_BY_HARNESS = (",", r"\$", r"(?s).*#### ", r"\.$")
 INVALID = "[invalid]"
 """What the harness takes for the answer where there is none."""
-# a minus sign counts unless it stands between two terms: "10-5" holds 10 and 5
-NUMBER = re.compile(r"(?:(?<![\w.)])-\s?)?\$?\s?-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?\$?\.\d+")
+NUMBER = re.compile(r"(-\s?)?(?:\$\s?(-)?)?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)", re.ASCII)
+"""Minus sign, minus sign behind a dollar sign, digits."""
 
 
 def strict_answer(output: str) -> str:
@@ -44,18 +44,17 @@ def harness_form(text: str) -> str:
 def numeric_answer(output: str) -> Decimal | None:
     """The number behind the first `####`, else the last number of all; None without any."""
     text = output.replace("\N{MINUS SIGN}", "-")
-    _, mark, final = text.partition("####")
-    if mark and (found := NUMBER.search(final)):
-        return _decimal(found[0])
-    numbers = NUMBER.findall(text)
-    return _decimal(numbers[-1]) if numbers else None
+    final = next(_numbers(text.partition("####")[2]), None)
+    return final if final is not None else next(iter(list(_numbers(text))[-1:]), None)
 
 
-def _decimal(text: str) -> Decimal | None:
-    try:
-        return Decimal(re.sub(r"[$,\s]", "", text))
-    except InvalidOperation:  # "--5"
-        return None
+def _numbers(text: str) -> Iterator[Decimal]:
+    for found in NUMBER.finditer(text):
+        before = text[: found.start()]
+        # between two terms it is no sign: "10 - 5" and "x-5" hold a 5, "is -5" holds -5
+        is_operator = before[-1:].isalnum() or before.rstrip()[-1:] in tuple("0123456789)%")
+        is_negative = (found[1] and not is_operator) or found[2]
+        yield Decimal(("-" if is_negative else "") + found[3].replace(",", ""))
 
 
 @dataclass(frozen=True)
