@@ -53,6 +53,8 @@ def find_tokenizer(name: str, package: str | None) -> TokenizerSource:
     Raises:
         ValueError: it is nowhere.
     """
+    if not name:
+        raise ValueError("data.tokenizer is empty, and model= has no pretrained weights to take it from: name one")
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _gguf_source(path)

@@ -35,10 +35,13 @@ def write_sums(folder: Path, *, num_train: int = 60, num_test: int = 8) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """A Qwen2 with random weights and a tokenizer of single characters with a chat template, in Hugging Face layout."""
+    """A Llama with random weights and a tokenizer of single characters with a chat template, in Hugging Face layout.
+
+    No Qwen2: AutoTokenizer puts its own pre-tokenizer in place of the one that is saved beside such a model.
+    """
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
     vocabulary = {token: number for number, token in enumerate([*special, *CHARACTERS])}
@@ -55,7 +58,7 @@ def write_model(folder: Path) -> None:
     )
     wrapped.chat_template = TEMPLATE
     wrapped.save_pretrained(folder)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
         num_hidden_layers=2,
@@ -71,4 +74,4 @@ def write_model(folder: Path) -> None:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        Qwen2ForCausalLM(config).save_pretrained(folder)
+        LlamaForCausalLM(config).save_pretrained(folder)

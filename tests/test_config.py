@@ -50,7 +50,7 @@ def test_experiments_are_small_deltas():
         (["model.hiden_size=64"], ["model.hiden_size does not exist", "did you mean hidden_size?"]),
         (["trainer.max_step=64"], ["trainer.max_step does not exist", "did you mean max_steps?", "max_epochs"]),
         (["modle=64"], ["modle does not exist", "the root has: experiment, seed"]),
-        (["model=qwen2_tny"], ["model=qwen2_tny", "did you mean qwen2_tiny?", "allowed: qwen2_tiny"]),
+        (["model=qwen2_tny"], ["model=qwen2_tny", "did you mean qwen2_tiny?", "allowed: ", "qwen2_tiny"]),
         (["experiment=locaton"], ["experiment=locaton", "did you mean location?"]),
         (["seed=abc"], ["seed", "'abc'", "Integer"]),
         (["seed=-1"], ["seed=-1", "between 0 and 2**32 - 1"]),

@@ -156,7 +156,7 @@ class Gsm8kGeneration(L.Callback):
             f"{name.removeprefix('accuracy_')} {metrics[name]:.1%} "
             f"({metrics[name + '_low']:.1%} to {metrics[name + '_high']:.1%})"
             for name in metrics
-            if name.startswith("accuracy_") and not name.endswith(("_low", "_high"))
+            if f"{name}_low" in metrics
         )
         say(
             f"{step}{prefix}: loss {float('nan') if loss is None else float(loss):.4f}; "
