@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from datamodules.cache import prepared_folder, read_manifest
 from datamodules.chat import ChatError, EncodedChat, Message, encode_chats, encode_prompt, render_chat
 from datamodules.chat_files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
+from datamodules.chat_proofs import DataReport, prove_chats
 from datamodules.hub import TokenizerSource, find_tokenizer, load_tokenizer
 from datamodules.packing import Document, PackingCollator, packed_batch, padded_batch
 from datamodules.windows import IGNORED, Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
@@ -255,15 +256,20 @@ class Gsm8kDataModule(L.LightningDataModule):
         """Mean number of tokens that one training sample feeds to the model."""
         return float(np.minimum(self.files["train"].lengths[self.rows["train"]], self.max_length).mean())
 
-    def describe(self) -> str:
-        """What the data are, in one line: sizes, lengths, what was cut or left out."""
+    def describe(self) -> dict[str, str]:
+        """What the data are: sizes, lengths, what was cut or left out."""
         sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.rows.items())
         lengths = self.files["train"].lengths[self.rows["train"]]
         cut = self.num_overlong - self.num_dropped if self.overlong == "truncate" else 0
-        return (
-            f"{'data':>12}  {sizes} chats; {self.tokens_per_sample:.0f} tokens a sample, longest {lengths.max():,}; "
-            f"over data.max_length={self.max_length:,}: {cut:,} truncated, {self.num_dropped:,} dropped"
-        )
+        return {
+            "data": f"{sizes} chats; {self.tokens_per_sample:.0f} tokens a sample, longest {lengths.max():,}",
+            "overlong": f"{self.num_overlong:,} training samples over data.max_length={self.max_length:,}: {cut:,} "
+            f"truncated, {self.num_dropped:,} dropped",
+        }
+
+    def prove(self, num_examples: int) -> DataReport:
+        """What doctor shows: examples, and what can be proved of every sample."""
+        return prove_chats(self, num_examples)
 
     # ------------------------------------------------------------------ samples
 

@@ -15,14 +15,15 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write JSON; NaN and infinity, which JSON lacks, become null."""
-    write_text_atomically(path, json.dumps(_json_safe(value), indent=2) + "\n")
+    write_text_atomically(path, json.dumps(json_safe(value), indent=2) + "\n")
 
 
-def _json_safe(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
+    """The value as JSON keeps it: tuples are lists, NaN and infinity null."""
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     if isinstance(value, dict):
-        return {key: _json_safe(entry) for key, entry in value.items()}
+        return {key: json_safe(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_safe(entry) for entry in value]
+        return [json_safe(entry) for entry in value]
     return value

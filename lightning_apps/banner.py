@@ -8,6 +8,7 @@ import lightning as L
 
 from lightning_apps.plan import RunPlan
 from lightning_apps.run_directory import RunDirectory
+from lightning_apps.run_upload import run_url
 
 
 def start_banner(
@@ -17,6 +18,7 @@ def start_banner(
     trainer: L.Trainer,
     directory: RunDirectory,
     checkpoint: Path | None,
+    data_lines: Mapping[str, str],
 ) -> str:
     """What will happen: size, length, evaluations, checkpoints and their size on disk, where the files go."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -30,6 +32,7 @@ def start_banner(
         "experiment": f"{config['experiment']}, seed {config['seed']}, {config['precision']['name']} on "
         f"{trainer.world_size} x {device}",
         "model": f"{parameters:,} parameters, {trainable:,} trainable",
+        **data_lines,
         "length": f"{plan.total_steps:,} optimizer steps of {size} samples ({plan.budget}; "
         f"{plan.epoch(plan.total_steps):.3g} epochs of {plan.steps_per_epoch:,} steps), {plan.total_tokens:,} tokens",
         "warmup": f"{plan.warmup_steps:,} steps, then {config['scheduler']['_target_'].rpartition('.')[2]}, "
@@ -39,6 +42,8 @@ def start_banner(
         f"up to {human_bytes(checkpoint_bytes * (2 + min(kept, len(plan.save_steps))))}",
         "directory": str(directory.path),
     }
+    if config["run"]["upload"] is not None:
+        lines["upload"] = run_url(config["run"]["upload"], config["experiment"], config["run"]["name"])
     if checkpoint is not None:
         lines["resuming"] = str(checkpoint)
     return "\n".join(f"{name:>12}  {text}" for name, text in lines.items())

@@ -1,5 +1,6 @@
 """From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
 
+import hashlib
 import inspect
 import os
 import warnings
@@ -24,7 +25,7 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.check_optimizer import is_schedule_free
-from lightning_apps.config import RUNTIME_ARGUMENTS, bind, bind_callback
+from lightning_apps.config import bind, bind_callback
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
 from lightning_apps.parameter_groups import freeze_parameters, unfreezing_steps
@@ -93,15 +94,12 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
-    try:
-        module: L.LightningModule = bind("module", config["module"])(
-            build_net=bind_net(config, datamodule.net_arguments),
-            build_optimizer=build_optimizer,
-            schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
-            plan=plan,
-        )
-    except ValueError as error:  # the network does not fit the data, or its weights cannot be loaded
-        raise ConfigError(str(error)) from error
+    module: L.LightningModule = bind("module", config["module"])(
+        build_net=partial(_build_net, bind("model", config["model"]), datamodule.net_arguments),
+        build_optimizer=build_optimizer,
+        schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
+        plan=plan,
+    )
     net: Any = module.net
     if config["hardware"]["gradient_checkpointing"]:
         try:
@@ -119,21 +117,23 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     return module
 
 
-def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
-    """The function that makes the network, with what it must know of the data.
-
-    Raises:
-        ConfigError: the network is one for another task.
-    """
-    make = bind("model", config["model"])
-    parameters = inspect.signature(make.func).parameters
-    needed = {name for name in parameters if name in RUNTIME_ARGUMENTS["model"] and name not in make.keywords}
-    if needed != set(net_arguments):
+def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
+    """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
+    wanted = inspect.signature(build.func).parameters
+    missing = [
+        name
+        for name, parameter in wanted.items()
+        if parameter.default is inspect.Parameter.empty and name not in {*arguments, *build.keywords}
+    ]
+    if missing:
         raise ConfigError(
-            f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
-            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
+            f"model: {build.func.__name__} needs {', '.join(missing)}, which the data of this experiment do not have; "
+            "leave model= to the experiment, or choose another"
         )
-    return partial(make, **net_arguments)
+    try:
+        return build(**{name: value for name, value in arguments.items() if name in wanted})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
@@ -217,10 +217,16 @@ def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirecto
     logger: Logger = bind("logger.wandb", node)(
         save_dir=directory.path,
         name=f"{config['experiment']}/{config['run']['name']}",
-        id=f"{config['experiment']}-{config['run']['name']}"[:64],  # a resumed run goes on in the same W&B run
+        id=wandb_run_id(config["experiment"], config["run"]["name"]),  # a resumed run goes on in the same W&B run
         resume="allow",
     )
     return logger
+
+
+def wandb_run_id(experiment: str, name: str) -> str:
+    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    whole = f"{experiment}-{name}"
+    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def build_trainer(

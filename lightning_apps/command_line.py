@@ -43,7 +43,7 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         GlobalHydra.instance().clear()
         _fail(2, explain(error, config_path, config_name), show_traceback)
     finally:
@@ -72,6 +72,10 @@ def _fail(code: int, message: str, show_traceback: bool) -> None:
 def explain(error: Exception, config_path: Path, config_name: str) -> str:
     """One line for a composition error: the key, what is allowed, the nearest match."""
     text = str(error)
+    if text.startswith("Config group override must be"):
+        given = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.endswith("=null")]
+        group = next((name for name in given if (config_path / name).is_dir()), "group")
+        return f"{group}=null: name one of the options of {group}; to leave a group away write ~{group}"
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
@@ -116,6 +120,10 @@ def _unknown_key(key: str, config_path: Path, config_name: str) -> str:
         parent = parent._get_node(part)
         prefix.append(part)
     known = [str(name) for name in parent] if OmegaConf.is_dict(parent) else []
+    if last in known:
+        return f"{key}: its value brings keys that are not there; add each with +{key}.<name>=<value>"
+    if OmegaConf.is_dict(parent) and not known:
+        return f"{key} does not exist; add it with +{key}=<value>"
     where = ".".join(prefix)
     beside = f"; {where or 'the root'} has: {', '.join(known)}" if known else "; it has no keys of its own"
     return f"{key} does not exist{did_you_mean(last, known)}{beside}"

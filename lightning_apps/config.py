@@ -16,11 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import lightning_apps.schema  # noqa: F401 (conf/config.yaml names it)
+from datamodules.object_store import split_url
+from datamodules.storage_errors import StorageError
 from lightning_apps.check_optimizer import check_optimizer
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# ${project:tests/data/papers}: a path inside this project, wherever the command is started
+OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
 
 
 RUNTIME_ARGUMENTS = {
@@ -154,6 +158,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             if node is not None:
                 bind(f"{group}.{name}", node)
     _check_run_name(config["run"]["name"])
+    _check_upload(config["run"]["upload"])
     _check_numbers(config)
     _check_guards(config["callbacks"]["guards"])
     _check_model(config["model"])
@@ -172,6 +177,14 @@ def _check_run_name(name: str | None) -> None:
         raise ConfigError(f"run.name={name!r}: use letters, digits and . _ = , + - (no slashes), starting with one")
 
 
+def _check_upload(url: str | None) -> None:
+    if url is not None:
+        try:
+            split_url(url)
+        except StorageError as error:
+            raise ConfigError(f"run.upload: {error}") from error
+
+
 def _check_numbers(config: Mapping[str, Any]) -> None:
     max_time_seconds(config["trainer"]["max_time"])
     trainer, checkpoints = config["trainer"], config["callbacks"]["checkpoints"]
@@ -187,6 +200,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         )
     if checkpoints["keep"] is not None and checkpoints["keep"] < 1:
         raise ConfigError(f"callbacks.checkpoints.keep={checkpoints['keep']}: must be at least 1, or null for all")
+    ratio = checkpoints["loss_ratio"]
+    if ratio is not None and not 0 < ratio < 1:
+        raise ConfigError(f"callbacks.checkpoints.loss_ratio={ratio}: must lie between 0 and 1, both excluded, or null")
     average = config["callbacks"]["weight_average"]
     if average is not None and not 0 < average["decay"] < 1:
         raise ConfigError(f"callbacks.weight_average.decay={average['decay']}: must lie between 0 and 1, both excluded")
@@ -288,8 +304,15 @@ def run_name(overrides: list[str]) -> str:
     Settings that do not change what is trained are left out. Long names are cut and end in a hash of the whole.
     """
     neutral = ("run.", "experiment=", "hydra.", "hydra/", "logger", "~logger")
-    parts = sorted(override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral))
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts)) or "default"
+    return name_of_parts(
+        [override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral)]
+    )
+
+
+def name_of_parts(parts: list[str]) -> str:
+    """`key=value` parts, sorted, as a name for a folder; a long one is cut and ends in a hash of the whole."""
+    whole = ",".join(sorted(parts))
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole) or "default"
     if len(name) > 100:
-        name = f"{name[:80]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:12]}"
+        name = f"{name[:80]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
     return name if name[0].isalnum() else f"run{name}"

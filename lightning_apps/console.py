@@ -1,5 +1,6 @@
 """What a command says: to the terminal without breaking a progress bar, and to the run's train.log."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ _log = logging.getLogger("lightning_apps")
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a terminal that was closed stops no run
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def say(text: str) -> None:

@@ -1,7 +1,8 @@
 """`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
 
 import os
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -9,12 +10,20 @@ from omegaconf import MISSING, DictConfig
 
 from lightning_apps.command_line import run_command
 from lightning_apps.config import CONF, plain
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_directory import RunDirectory, open_run
 
 SPLITS = ("validation", "test", "train")
 BASE = "base"
 """The weights that training started from, in `compare=base`."""
+PRETRAINED = "models.causal_lm.pretrained_causal_lm"
+
+
+@dataclass
+class ModelConfig:
+    """What to measure in place of the run's own weights."""
+
+    pretrained: str | None = MISSING
 
 
 @dataclass
@@ -24,6 +33,8 @@ class EvaluateConfig:
     run: str = MISSING
     split: str = MISSING
     checkpoint: str = MISSING
+    metrics: Any = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
     compare: str | None = MISSING
 
@@ -42,7 +53,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
     directory, config = open_run(options["run"])
-    path = directory.checkpoint(name)
+    pretrained = options["model"]["pretrained"]
+    path = directory.checkpoint(name) if pretrained is None else None
+    other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
+    choose_metrics(config, options["metrics"])
 
     from lightning_apps.allocator import keep_freed_memory
 
@@ -67,37 +81,50 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
     plan = build_plan(config, datamodule)
-    module = build_module(config, datamodule, plan)
-    other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
+    before = None
     if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for
-        compared = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
+        module = build_module(config, datamodule, plan)
         if other is not None:
             module.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["state_dict"])
-        before, is_main = measure(config, plan, module, datamodule, split, compared)
-        if is_main:
-            found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"], "metrics": before}
-            write_json_atomically(compared.path / "metrics.json", found)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
-    results = RunDirectory(directory.evaluations / f"{split}-{path.stem}")
-    metrics, is_main = measure(config, plan, module, datamodule, split, results)
-    if is_main:
+        before = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
+        found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"]}
+        measure(config, plan, module, datamodule, split, before, found)
+    if path is None:
+        config["model"] = {"_target_": PRETRAINED, "pretrained": pretrained}
+        config["optimizer"] |= {"freeze": [], "unfreeze": []}  # patterns of the run's own model
+        check_same_tokenizer(pretrained, datamodule.tokenizer)
+        module = build_module(config, datamodule, plan)
+        found = {"run": str(directory.path), "split": split, "pretrained": pretrained}
+    else:
+        module = build_module(config, datamodule, plan)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
         found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
-        write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
+
+    source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
+    results = RunDirectory(directory.evaluations / f"{split}-{source}")
+    metrics = measure(config, plan, module, datamodule, split, results, found)
     width = max(map(len, metrics))
     say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
-    if options["compare"] is not None and is_main:
-        found_comparisons = compare_predictions(*(read_predictions(run.predictions) for run in (compared, results)))
-        write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in found_comparisons])
-        names = (compared.path.name.removeprefix(f"{split}-"), path.stem)
-        say("\n".join(["", *(text for entry in found_comparisons for text in comparison_lines(entry, names))]))
+    if before is not None and "LOCAL_RANK" not in os.environ:
+        comparisons = compare_predictions(read_predictions(before.predictions), read_predictions(results.predictions))
+        write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in comparisons])
+        names = (before.path.name.removeprefix(f"{split}-"), source)
+        say("\n".join(["", *(text for entry in comparisons for text in comparison_lines(entry, names))]))
     return metrics
 
 
 def measure(
-    config: dict[str, Any], plan: Any, module: Any, datamodule: Any, split: str, results: RunDirectory
-) -> tuple[dict[str, float], bool]:
-    """Evaluate a module's weights on a split; returns the metrics, and whether this process is the one that writes."""
+    config: dict[str, Any],
+    plan: Any,
+    module: Any,
+    datamodule: Any,
+    split: str,
+    results: RunDirectory,
+    found: dict[str, Any],
+) -> dict[str, float]:
+    """Evaluate a module's weights on a split; metrics.json gets the metrics behind what was `found` before."""
+    from lightning_apps.atomic_files import write_json_atomically
     from lightning_apps.build import build_extra_callbacks, build_trainer
 
     trainer = build_trainer(
@@ -110,7 +137,53 @@ def measure(
         (measured,) = trainer.validate(module, datamodule, verbose=False)
     prefix = "train/" if split == "train" else ""
     metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
-    return metrics, trainer.is_global_zero
+    if trainer.is_global_zero:
+        write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
+    return metrics
+
+
+def choose_metrics(config: dict[str, Any], wanted: str | list[str] | None) -> None:
+    """Keep only these of the run's callbacks.extra; None keeps all.
+
+    Raises:
+        ConfigError: the run has no such callback.
+    """
+    if wanted is None:
+        return
+    extra = config["callbacks"]["extra"]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        if extra.get(name) is None:
+            there = [key for key, node in extra.items() if node is not None]
+            raise ConfigError(
+                f"metrics={name}: the run measures no such thing{did_you_mean(name, there)}; "
+                f"there are {', '.join(there) or 'none'}"
+            )
+    config["callbacks"]["extra"] = {name: extra[name] for name in names}
+
+
+def check_same_tokenizer(pretrained: str, tokenizer: Any) -> None:
+    """Whether a pretrained model reads token ids as the run's data mean them.
+
+    Raises:
+        ConfigError: it comes with another vocabulary, or with none that could be compared.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(pretrained)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"model.pretrained={pretrained}: its tokenizer cannot be loaded ({reason}); give a Hugging Face name, with "
+            "a network, or a folder with model and tokenizer"
+        ) from error
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"model.pretrained={pretrained} has another vocabulary ({len(theirs):,} tokens) than the run's data "
+            f"({len(tokenizer):,}): its losses would be of other text; prepare the data with its tokenizer "
+            f"(data.tokenizer={pretrained})"
+        )
 
 
 def main() -> Any:

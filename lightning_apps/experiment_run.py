@@ -25,14 +25,16 @@ from lightning_apps.build import (
     quiet_libraries,
 )
 from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.plan import RunPlan
-from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run
+from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run, read_summary
+from lightning_apps.run_settings import different_settings
 from lightning_apps.safe_stop import SafeStop, StopRun, max_time_seconds
-from lightning_apps.summary import Outcome, read_summary, write_summary
+from lightning_apps.summary import Outcome, write_summary
 from models.adapters import has_adapters, merged_copy, save_adapters
 
 Config = Mapping[str, Any]
@@ -44,6 +46,23 @@ def run_experiment(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration or data is wrong, or the run directory is taken; nothing has been written then.
     """
+    upload = build_upload(config)
+    try:
+        return _run_experiment(config, upload)
+    finally:
+        if upload is not None:
+            upload.finish()
+
+
+def build_upload(config: Config) -> RunUpload | None:
+    """What takes the run to an object store, where run.upload asks for it."""
+    run, experiment = config["run"], config["experiment"]
+    if run["upload"] is None:
+        return None
+    return RunUpload(directory=locate_run(run, experiment), to=run["upload"], experiment=experiment, name=run["name"])
+
+
+def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
     quiet_libraries()
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
@@ -53,6 +72,8 @@ def run_experiment(config: Config) -> dict[str, Any]:
     checkpoint = resume_point(directory, config)
     if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
         open_console()
+        if upload is not None and "LOCAL_RANK" not in os.environ:
+            upload.begin(plan=None)
         say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
         return earlier
 
@@ -64,14 +85,18 @@ def run_experiment(config: Config) -> dict[str, Any]:
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
         callbacks = build_callbacks(config, directory, plan, stop)
+        if upload is not None:
+            callbacks.append(upload)
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
         loggers = build_loggers(config, directory)
         claim(directory, config, is_main=trainer.is_global_zero)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
-        say(start_banner(config, plan, module, trainer, directory, checkpoint))
-        if hasattr(datamodule, "describe"):
-            say(datamodule.describe())
+        # a data module may describe its data
+        data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
+        say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
+        if upload is not None and trainer.is_global_zero:
+            upload.begin(plan)
 
         outcome = Outcome("failed", "")
         try:
@@ -176,30 +201,12 @@ def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
         ConfigError: naming the first settings that differ.
     """
     before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    free = (
-        "run", "logger", "hardware", "callbacks.guards", "trainer.max_time", "data.num_workers", "data.pin_memory",
-        "data.cache_root",
-    )  # fmt: skip
-    then, now = _flat(before), _flat(config)
-    different = [
-        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
-    ]
+    different = different_settings(before, config)
     if different:
         raise ConfigError(
             f"run.resume=auto: {directory.path} was started with other settings ({'; '.join(different[:3])}); "
             "restore them, or choose another run.name"
         )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    leaves: dict[str, Any] = {}
-    for key, value in node.items():
-        leaves |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
 
 
 def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:

@@ -1,12 +1,20 @@
 """The run directory: where a run's files are, who may start in it, and what overwriting may delete."""
 
+import hashlib
+import json
+import os
+import re
 import shutil
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
+from datamodules.storage import StorageError, download_folder, fetch_marker, is_remote, join_url
 from lightning_apps.errors import ConfigError
 
 WRITTEN_BY_A_RUN = (
@@ -22,8 +30,10 @@ WRITTEN_BY_A_RUN = (
     "evaluations",
     "ledger.bin",
     "capsules",
+    "in_context",
     "tensorboard",
     "wandb",
+    ".upload",
 )
 """Everything that overwriting may delete; a user's own files in the folder stay."""
 
@@ -88,6 +98,16 @@ class RunDirectory:
     def capsules(self) -> Path:
         """What the guards left behind."""
         return self.path / "capsules"
+
+    @property
+    def in_context(self) -> Path:
+        """Loss by position and by category."""
+        return self.path / "in_context"
+
+    @property
+    def upload_snapshot(self) -> Path:
+        """What a background upload reads; there while it is under way."""
+        return self.path / ".upload"
 
     def holds_a_run(self) -> bool:
         """Whether a run has started here."""
@@ -185,15 +205,64 @@ def clear(directory: RunDirectory, output_root: Path) -> None:
             shutil.rmtree(entry)
 
 
-def open_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
+def open_run(path: str, cache_root: str = ".cache") -> tuple[RunDirectory, dict[str, Any]]:
     """An existing run and its resolved configuration.
 
+    Args:
+        path: its directory, or the s3:// URL that it was uploaded to.
+        cache_root: below it, in `runs`, goes the copy of a run from an object store. It is fetched once, and looked
+            at again at each opening: what is there now decides. Results are written to the copy.
+
     Raises:
-        ConfigError: there is no run at this path.
+        ConfigError: there is no run at this path, or it cannot be fetched.
     """
-    directory = RunDirectory(Path(path))
+    directory = RunDirectory(fetched_run(path, Path(cache_root)) if is_remote(path) else Path(path))
     if not directory.config.is_file():
         near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
         raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
     config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    if is_remote(path):
+        use_cache_here(config, cache_root)
     return directory, config
+
+
+def fetched_run(url: str, cache_root: Path) -> Path:
+    """The local copy of a run in an object store, whole and as it is there now.
+
+    Raises:
+        ConfigError: it cannot be fetched, in words.
+    """
+    is_main = "LOCAL_RANK" not in os.environ  # the processes of a run wait for the first that fetches
+
+    def report(text: str) -> None:
+        if is_main:
+            print(text, file=sys.stderr)
+
+    try:
+        url = join_url(url)
+        # another upload to the same URL is another copy: results that were written to this one stay beside it
+        state = hashlib.sha256(url.encode() + b"\0" + fetch_marker(url)).hexdigest()
+        copy = cache_root / "runs" / f"{re.sub('[^A-Za-z0-9._=,+-]+', '_', url.rpartition('/')[2])}-{state[:16]}"
+        progress = partial(tqdm, leave=False) if is_main and sys.stderr.isatty() else None
+        download_folder(url, copy, progress=progress, report=report)
+    except StorageError as error:
+        raise ConfigError(f"run: {error}") from error
+    report(f"run={url}: its copy in {copy} is used; what is written stays there")
+    return copy
+
+
+def use_cache_here(config: dict[str, Any], cache_root: str) -> None:
+    """Prepared data of a run that was made elsewhere go below `cache_root` where its own folder is not here."""
+    made_with = config["run"]["cache_root"]
+    if not Path(made_with).is_dir():
+        config["run"]["cache_root"] = cache_root
+        if config["data"].get("cache_root") == made_with:
+            config["data"]["cache_root"] = cache_root
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none."""
+    if not directory.summary.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    return summary

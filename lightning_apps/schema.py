@@ -53,6 +53,7 @@ class CheckpointsConfig:
     monitor: str = MISSING
     mode: str = MISSING
     keep: int | None = MISSING
+    loss_ratio: float | None = MISSING
 
 
 @dataclass
@@ -89,6 +90,7 @@ class RunConfig:
     resume: str | None = MISSING
     overwrite: bool = MISSING
     cache_root: str = MISSING
+    upload: str | None = MISSING
 
 
 @dataclass
@@ -108,6 +110,7 @@ class RootConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
+    sweep: Any = None  # null, or the settings of sweep_grid.SweepSettings
     verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
     verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
 

@@ -1,7 +1,6 @@
 """summary.json: the outcome of a run, in one place for people and programs."""
 
 import importlib.metadata
-import json
 import platform
 import resource
 import subprocess
@@ -32,14 +31,6 @@ class Outcome:
     status: str
     reason: str
     signum: int | None = None
-
-
-def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """What summary.json holds, or None where there is none."""
-    if not directory.summary.is_file():
-        return None
-    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
-    return summary
 
 
 def write_summary(

@@ -7,17 +7,26 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_apps.command_line import run_command
 from lightning_apps.config import CONF, check_config, plain, run_name
 from lightning_apps.errors import ConfigError
+from lightning_apps.parent_death import stop_with_parent
 
 
 def train(cfg: DictConfig) -> None:
-    """Run one experiment from a composed configuration."""
+    """Run one experiment, or a sweep of it, from a composed configuration."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+    if cfg.sweep is not None:
+        if multirun:
+            raise ConfigError("sweep=... and --multirun exclude each other: put what --multirun sweeps into sweep.grid")
+        from lightning_apps.sweep import run_sweep
+
+        run_sweep(cfg)
+        return
     if cfg.run.name is None:
         OmegaConf.update(cfg, "run.name", run_name(list(HydraConfig.get().overrides.task)))
     config = plain(cfg)
-    if HydraConfig.get().mode is RunMode.MULTIRUN and config["hardware"]["devices"] > 1:
+    if multirun and config["hardware"]["devices"] > 1:
         # Lightning starts the further processes with this process's arguments: each would run the whole sweep
         # (Lightning#11300)
         raise ConfigError(
@@ -35,6 +44,7 @@ def train(cfg: DictConfig) -> None:
 
 def main() -> Any:
     """Entry point."""
+    stop_with_parent()
     return run_command(train, config_path=CONF, config_name="config")
 
 

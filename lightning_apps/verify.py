@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_apps.command_line import run_command
 from lightning_apps.config import CONF, check_config, plain, target
 from lightning_apps.console import open_console, say
+from lightning_apps.errors import ConfigError
 from lightning_apps.run_directory import RunDirectory
 
 KILL_POINTS = {
@@ -275,6 +276,8 @@ def verify(cfg: DictConfig) -> list[Proof]:
 
     OmegaConf.update(cfg, "run.name", "verify")
     config = plain(cfg)
+    if config["sweep"] is not None:
+        raise ConfigError("verify proves the claims for one experiment: experiment=..., without sweep=...")
     check_config(config)
     from lightning_apps.atomic_files import write_json_atomically
     from lightning_apps.build import build_datamodule, build_plan, quiet_libraries

@@ -43,6 +43,11 @@ def zero_loss(module: L.LightningModule) -> Tensor:
     return torch.stack([parameter.sum() * 0.0 for parameter in module.parameters() if parameter.requires_grad]).sum()
 
 
+def tokens_fed(batch: dict[str, Any]) -> int:
+    """Tokens of a batch that the model sees: `num_tokens` where the batch states it, else those that are no padding."""
+    return int(batch["num_tokens"]) if "num_tokens" in batch else int(batch["attention_mask"].sum())
+
+
 def step_on_window(
     module: L.LightningModule,
     window: dict[str, Any],
@@ -68,7 +73,7 @@ def step_on_window(
     assert not isinstance(optimizer, list)
     micro_batches = window["micro_batches"]
     num_targets = sum(count_targets(batch) for batch in micro_batches)
-    num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+    num_tokens = sum(tokens_fed(batch) for batch in micro_batches)
     world_size = module.trainer.world_size
     if world_size > 1:
         counts = torch.tensor([num_targets, num_tokens], device=module.device)

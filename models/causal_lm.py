@@ -1,16 +1,22 @@
 """Causal language models from a configuration, and forward passes that skip work nobody needs."""
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from models.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from models.packed_attention import Documents, attends_by_documents, no_mask
 
 IGNORED = -100
+FEW_LOGITS = 1 << 22
+"""Up to so many logits, 16 MB, the plain cross-entropy is as good."""
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Settings of configurations by which a model's forward pass changes logits after the output projection."""
 
 
 def qwen2(
@@ -61,6 +67,40 @@ def qwen2(
         dtype=torch.float32,
     )
     return Qwen2ForCausalLM(config)
+
+
+def pretrained_causal_lm(
+    *, pretrained: str, vocab_size: int, pad_token_id: int | None, eos_token_id: int | None
+) -> PreTrainedModel:
+    """A causal language model with its trained weights, in float32.
+
+    Args:
+        pretrained: Hugging Face name or path.
+        vocab_size: ids that the data may hold.
+        pad_token_id: set where the model's configuration names none.
+        eos_token_id: likewise.
+
+    Raises:
+        ValueError: it cannot be loaded, or has fewer embeddings than the data have ids.
+    """
+    try:
+        # transformers 5 would load bfloat16 weights as bfloat16
+        net: PreTrainedModel = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+    except Exception as error:  # huggingface_hub, safetensors and json each raise their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"model.pretrained={pretrained}: no causal language model could be loaded ({reason}); give a Hugging Face "
+            "name, with a network, or a folder with config.json and model.safetensors"
+        ) from error
+    embeddings: Any = net.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    if rows < vocab_size:
+        raise ValueError(f"model.pretrained={pretrained} has {rows:,} embeddings, the data {vocab_size:,} token ids")
+    if net.config.pad_token_id is None:
+        net.config.pad_token_id = pad_token_id
+    if net.config.eos_token_id is None:
+        net.config.eos_token_id = eos_token_id
+    return net
 
 
 def hidden_states(
@@ -146,10 +186,57 @@ def target_states(
     return states[wanted], labels[wanted]
 
 
+def projected_losses(
+    net: PreTrainedModel, states: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, reduce: bool = True
+) -> Tensor:
+    """Cross-entropy of the output projection of states, with few logits at a time.
+
+    Args:
+        net: a causal language model, for its output projection.
+        states: (N, d) last hidden states of the positions that have a target.
+        labels: (N,) int64 in the vocabulary.
+        label_smoothing: see target_loss.
+        reduce: whether to sum; else one loss per position, without a gradient.
+
+    Returns:
+        () or (N,) float32.
+
+    Raises:
+        ValueError: the model changes logits after its output projection.
+    """
+    config = net.config.get_text_config()
+    for name in LOGIT_CHANGES:
+        if getattr(config, name, None) not in (None, 1.0):
+            raise ValueError(f"{type(net).__name__} changes its logits by {name}, which this loss would leave out")
+    head: Any = net.get_output_embeddings()
+    embedding: Any = net.get_input_embeddings()
+    reduction: Literal["sum", "none"] = "sum" if reduce else "none"
+    num_logits = len(labels) * embedding.num_embeddings
+    # an adapted or wrapped projection is more than its weight, and hooks are there to see its output
+    is_plain = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+    if is_plain and num_logits > FEW_LOGITS:
+        return linear_cross_entropy(
+            states, head.weight, labels, bias=head.bias, label_smoothing=label_smoothing, reduction=reduction
+        )
+
+    def loss(states: Tensor, labels: Tensor) -> Tensor:
+        logits = head(states).float()
+        return nn.functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
+
+    if num_logits <= FEW_LOGITS:
+        return loss(states, labels)
+    rows = max(CHUNK_BYTES // 4 * len(labels) // num_logits, 1)
+    losses = [
+        checkpoint(loss, *part, use_reentrant=False) if torch.is_grad_enabled() else loss(*part)
+        for part in zip(states.split(rows), labels.split(rows), strict=True)
+    ]
+    return torch.stack(losses).sum() if reduce else torch.cat(losses)
+
+
 def target_loss(
     net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over target tokens; the output projection runs on those positions only.
+    """Cross-entropy summed over target tokens; the output projection runs on those positions only, in chunks.
 
     Args:
         net: a causal language model.
@@ -162,9 +249,27 @@ def target_loss(
         Sum of the losses in float32, and the number of target tokens, both () tensors.
     """
     states, labels = target_states(net, batch, shared_prefix_length=shared_prefix_length)
-    logits = net.get_output_embeddings()(states)  # (targets, vocabulary)
-    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+    loss = projected_losses(net, states, labels, label_smoothing=label_smoothing)
     return loss, torch.tensor(len(labels), device=labels.device)
+
+
+@torch.no_grad()
+def token_losses(net: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
+    """The loss of each token, for evaluation: perplexity, loss by position.
+
+    Args:
+        net: a causal language model, in evaluation mode.
+        batch: as for target_loss.
+
+    Returns:
+        (n, T - 1) float32: column t is the loss of predicting token t + 1; NaN where that is no target.
+    """
+    labels = batch["labels"][:, 1:]
+    states = hidden_states(net, batch["input_ids"][:, :-1])
+    wanted = labels != IGNORED
+    losses = torch.full(labels.shape, float("nan"), device=states.device)
+    losses[wanted] = projected_losses(net, states[wanted], labels[wanted], reduce=False)
+    return losses
 
 
 def recompute_activations(net: nn.Module) -> None:

@@ -4,17 +4,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from models.adapters import Lora, add_adapters
 from models.packed_attention import supports_documents, use_documents
 
 Attention = Literal["auto", "documents", "sdpa", "eager", "flash_attention_2"]
-RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Configuration keys of models whose logits are more than a matrix times the last states."""
 
 
-def pretrained_causal_lm(
+def pretrained_chat_lm(
     *,
     vocab_size: int,
     pad_token_id: int,
@@ -55,7 +53,6 @@ def pretrained_causal_lm(
             net = _from_gguf(Path(gguf))
         else:
             name = str(path) if path.is_dir() else pretrained
-            _refuse_rescaled_logits(AutoConfig.from_pretrained(name))
             net = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)  # never unpickle
     except (OSError, ImportError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -110,19 +107,9 @@ def _from_gguf(file: Path) -> PreTrainedModel:
     # the file's config says that its weights are quantized; those in memory are not, and could not be saved with it
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    _refuse_rescaled_logits(config)
     net: PreTrainedModel = type(loaded)(config)
     net.load_state_dict(loaded.state_dict())
     return net
-
-
-def _refuse_rescaled_logits(config: Any) -> None:
-    for key in RESCALED_LOGITS:
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ValueError(
-                f"{config.model_type} models change their logits behind the output projection ({key}), which the loss "
-                "on target positions leaves out; choose another model"
-            )
 
 
 def _four_bits(lora: Lora) -> Any:

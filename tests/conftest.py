@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from lightning_apps.config import CONF, plain, run_name
 from lightning_apps.gsm8k_small import write_small_files
+from tests.s3_server import s3  # noqa: F401 (a fixture)
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from models.causal_lm import count_targets, hidden_states, qwen2, recompute_activations, target_loss
+from models import causal_lm
+from models.causal_lm import (
+    count_targets,
+    hidden_states,
+    projected_losses,
+    qwen2,
+    recompute_activations,
+    target_loss,
+    token_losses,
+)
 
 SIZES = {
     "hidden_size": 32,
@@ -127,3 +136,65 @@ def test_label_smoothing_by_hand(batch):
     even = -logs.mean(-1).sum()
     torch.testing.assert_close(smoothed, (1 - share) * exact + share * even, rtol=1e-5, atol=0)
     assert targets == len(logs)
+
+
+def wrapped(net):
+    """The output projection with something around it, as an adapter has."""
+    net.lm_head = torch.nn.Sequential(net.lm_head)
+    net.get_output_embeddings = lambda: net.lm_head
+
+
+def hooked(net):
+    net.lm_head.register_forward_hook(lambda module, args, output: None)
+
+
+@pytest.mark.parametrize("change", [lambda net: None, wrapped, hooked])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_many_logits_in_chunks_change_neither_loss_nor_gradient(batch, monkeypatch, change, smoothing):
+    losses, gradients = [], []
+    for few in (causal_lm.FEW_LOGITS, 0):
+        monkeypatch.setattr(causal_lm, "FEW_LOGITS", few)
+        monkeypatch.setattr(causal_lm, "CHUNK_BYTES", 4 * 21 * 5)
+        net = tiny()
+        change(net)
+        loss, targets = target_loss(net, batch, label_smoothing=smoothing)
+        (loss / targets).backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_plain_head_with_many_logits_takes_the_fused_loss(batch, monkeypatch):
+    monkeypatch.setattr(causal_lm, "FEW_LOGITS", 0)
+    loss, _ = target_loss(tiny(), batch)
+    assert type(loss.grad_fn).__name__ == "_LinearCrossEntropyBackward"
+    net = tiny()
+    seen = []
+    net.lm_head.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    target_loss(net, batch)
+    assert seen == [28]  # hooks see the output of the projection, in one chunk here
+
+
+@pytest.mark.parametrize("few", [1 << 22, 0])
+def test_token_losses_are_those_of_the_logits(batch, monkeypatch, few):
+    monkeypatch.setattr(causal_lm, "FEW_LOGITS", few)
+    net = tiny().eval()
+    losses = token_losses(net, batch)
+    logits = net(batch["input_ids"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    assert losses.shape == (5, 13)
+    assert losses.isnan().equal(labels == -100)
+    torch.testing.assert_close(losses[labels != -100], expected[labels.flatten() != -100], rtol=1e-5, atol=1e-6)
+    total, _ = target_loss(net, batch)
+    torch.testing.assert_close(losses.nansum(), total.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("few", [1 << 22, 0])
+def test_a_model_that_changes_its_logits_is_refused(few, monkeypatch):
+    monkeypatch.setattr(causal_lm, "FEW_LOGITS", few)
+    net = tiny()
+    net.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="Qwen2ForCausalLM changes its logits by final_logit_softcapping"):
+        projected_losses(net, torch.ones(1, 32), torch.tensor([0]))

@@ -66,7 +66,9 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(build):
     longest = int(lengths.argmax())
     assert len(cut.document("train", longest).ids) == limit
     assert cut.document("train", longest).labels[-1] != cut.stop_token_ids[0]  # its end is not what comes there
-    assert f"over data.max_length={limit}: {cut.num_overlong} truncated, 0 dropped" in cut.describe()
+    assert cut.describe()["overlong"] == (
+        f"{cut.num_overlong} training samples over data.max_length={limit}: {cut.num_overlong} truncated, 0 dropped"
+    )
     left = build(f"data.max_length={limit}", "data.overlong=drop")
     assert left.num_dropped == cut.num_overlong
     assert left.num_train_samples == (lengths <= limit).sum()

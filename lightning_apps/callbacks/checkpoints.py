@@ -93,7 +93,7 @@ def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps `best.ckpt`, `last.ckpt` and `step=00000120.ckpt` files.
+    """Keeps `best.ckpt`, `last.ckpt`, `step=00000120.ckpt` and, where asked for, `loss=3.2087.ckpt` files.
 
     Best is decided at the end of an evaluation only, by one metric. Last and periodic checkpoints of a step that is
     also evaluated wait for that evaluation, so that a checkpoint never separates a step from its evaluation. All that
@@ -108,6 +108,8 @@ class RunCheckpoints(Checkpoint):
         monitor: `val/` metric that decides what is best.
         mode: whether a smaller (`min`) or larger (`max`) value is better.
         keep: number of periodic checkpoints to keep, the newest; None keeps all.
+        loss_ratio: keep a checkpoint whenever `val/loss` has fallen to this share of its value at the one before, so
+            that checkpoints are spaced evenly in the logarithm of the loss; None keeps none of these.
         stop: when asked, the run ends here, saved; an evaluation that is due comes first, since a resumed run would
             not repeat the step before it.
     """
@@ -120,6 +122,7 @@ class RunCheckpoints(Checkpoint):
         monitor: str,
         mode: Literal["min", "max"],
         keep: int | None,
+        loss_ratio: float | None,
         stop: SafeStop,
     ) -> None:
         self.plan = plan
@@ -127,6 +130,8 @@ class RunCheckpoints(Checkpoint):
         self.monitor = monitor
         self.mode = mode
         self.keep = keep
+        self.loss_ratio = loss_ratio
+        self.spaced_loss: float | None = None  # of the last checkpoint that loss_ratio asked for
         self.best_value: float | None = None
         self.best_step = 0
         self.best_metrics: dict[str, float] = {}
@@ -135,14 +140,20 @@ class RunCheckpoints(Checkpoint):
         self._saved_step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The best evaluation so far."""
-        return {"best_value": self.best_value, "best_step": self.best_step, "best_metrics": self.best_metrics}
+        """The best evaluation so far, and the loss of the last spaced checkpoint."""
+        return {
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "best_metrics": self.best_metrics,
+            "spaced_loss": self.spaced_loss,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with the best evaluation."""
         self.best_value = state_dict["best_value"]
         self.best_step = state_dict["best_step"]
         self.best_metrics = state_dict["best_metrics"]
+        self.spaced_loss = state_dict.get("spaced_loss")  # absent before there was loss_ratio
 
     @property
     def best_path(self) -> Path:
@@ -200,20 +211,39 @@ class RunCheckpoints(Checkpoint):
         best_before = self.state_dict()
         if self._is_best(trainer):
             names.append("best.ckpt")
+        names += self._spaced(trainer)
         if not self._save(trainer, names):
             self.load_state_dict(best_before)  # best.ckpt still is the earlier one
 
     def _periodic(self, step: int) -> list[str]:
         return [f"step={step:08d}.ckpt"] if step in self.plan.save_steps else []
 
+    def _spaced(self, trainer: L.Trainer) -> list[str]:
+        if self.loss_ratio is None:
+            return []
+        loss = monitored_value(trainer, "val/loss")
+        if self.spaced_loss is not None and not loss <= self.loss_ratio * self.spaced_loss:
+            return []
+        self.spaced_loss = loss
+        return [f"loss={loss:.4f}.ckpt"] if loss == loss else []
+
+    def best_step_now(self, trainer: L.Trainer) -> int | None:
+        """Step of the best evaluation, the one that just ended included, which has not been saved yet."""
+        return trainer.global_step if self._beats(trainer) else self.best_step or None
+
+    def _beats(self, trainer: L.Trainer) -> bool:
+        value = monitored_value(trainer, self.monitor)
+        if value != value:  # NaN is never best
+            return False
+        return self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
+
     def _is_best(self, trainer: L.Trainer) -> bool:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        value = monitored_value(trainer, self.monitor)
-        better = self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
-        if better and value == value:  # NaN is never best
-            self.best_value, self.best_step, self.best_metrics = value, trainer.global_step, metrics
-            return True
-        return False
+        if not self._beats(trainer):
+            return False
+        self.best_value, self.best_step = monitored_value(trainer, self.monitor), trainer.global_step
+        self.best_metrics = metrics
+        return True
 
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
         first, *others = [self.folder / name for name in reversed(names)]

@@ -1,15 +1,15 @@
 """Generation evaluation of `location`: ask for every held-out city, measure how far the answers are."""
 
 import json
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from datamodules.location import LocationDataModule, Split
 from lightning_apps.atomic_files import write_text_atomically
+from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.console import say
 from lightning_apps.metrics.collapse import is_collapsed
 from lightning_apps.metrics.great_circle import (
@@ -21,8 +21,6 @@ from lightning_apps.metrics.great_circle import (
 )
 from lightning_apps.run_directory import RunDirectory
 from models.generation import generate_greedy
-
-Answer = TypeVar("Answer")
 
 
 class LocationGeneration(L.Callback):
@@ -93,15 +91,6 @@ class LocationGeneration(L.Callback):
             distance = "no place" if row["distance_km"] is None else f"{row['distance_km']:,.0f} km"
             place = f"{row['name']}, {row['country']}"
             say(f"    {row['input']}{row['output']}   truth {row['target']} ({place}): {distance}")
-
-
-def gather_in_order(answers: list[Answer], total: int, world_size: int) -> list[Answer]:
-    """All ranks' answers in the order of the questions, rank r having had the questions r, r + world_size, ..."""
-    if world_size == 1:
-        return answers
-    shares: list[list[Answer]] = [[] for _ in range(world_size)]
-    torch.distributed.all_gather_object(shares, answers)
-    return [shares[number % world_size][number // world_size] for number in range(total)]
 
 
 def location_references(data: LocationDataModule, split: Split) -> dict[str, float]:

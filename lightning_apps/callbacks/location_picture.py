@@ -44,5 +44,5 @@ class LocationPicture(L.Callback):
             background=self.background,
             references=self.references,
             title=f"location / {self.run_directory.path.name}: step {trainer.global_step}",
-            best_step=checkpoints.best_step or None,
+            best_step=checkpoints.best_step_now(trainer),
         )

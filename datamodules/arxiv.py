@@ -1,0 +1,373 @@
+"""Windows of arXiv papers from K categories."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules.order import hash_key, permute
+from datamodules.prepared_store import find_store
+from datamodules.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
+from datamodules.token_windows import (
+    DocumentRanges,
+    SequentialWindows,
+    document_ranges,
+    random_windows,
+    read_windows,
+    sequential_windows,
+)
+from datamodules.windows import IGNORED, Batch, WindowLoader, evaluation_loader, training_loader
+
+Split = Literal["train", "validation", "test"]
+
+
+class ArxivDataModule(L.LightningDataModule):
+    """Random windows to train on, sequential ones to evaluate on, from documents of chosen categories.
+
+    A batch holds `input_ids`, `labels` and `attention_mask`, each (n, sequence_length) int64, and `num_tokens`, the
+    tokens that are fed: a window of 101 is 100 inputs and their shifted targets. Evaluation batches also hold
+    `category` (n,) int64, `held_out` (n,) bool, `document` (n,) int64 and `num_bytes` (n,) float32, see EvaluationSet.
+
+    Args:
+        path: folder or s3:// prefix with train|validation|test.jsonl|parquet, or with a finished token store; None
+            takes the data set `hub_name` of the Hugging Face hub.
+        hub_name: data set on the hub.
+        hub_config: its configuration.
+        text_column: field that holds the document.
+        label_column: field that holds its category.
+        tokenizer: Hugging Face name or path.
+        store: s3:// prefix that shares the prepared store: fetched from there if it is there, put there afterwards if
+            not; None keeps it in the cache only.
+        max_documents_per_split: size of the sample that is prepared for a first look.
+        full_dataset: prepare every document, whatever `max_documents_per_split` says.
+        preparation_workers: tokenizing processes; None takes one per core.
+        sequence_length: tokens of a window.
+        windows_per_epoch: what counts as an epoch.
+        num_categories: K, how many categories are mixed; None takes all.
+        category_seed: which K; the categories of a smaller K are among those of a larger one.
+        categories: or their names.
+        evaluate_held_out: whether evaluations look at the categories left out, too.
+        evaluation_windows_per_category: windows of each category in an evaluation while training, spread evenly;
+            None takes all.
+        test_windows_per_category: likewise in the test at the end.
+        seed: of the training windows.
+        global_batch_size: windows in one optimizer step, over all devices.
+        device_batch_size: windows in one forward pass; None takes a device's whole share of the global batch.
+        evaluation_batch_size: windows in one evaluation batch.
+        num_workers: loader processes.
+        pin_memory: page-locked host memory, for faster copies to a GPU.
+        cache_root: where prepared data is kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        hub_name: str,
+        hub_config: str | None,
+        text_column: str,
+        label_column: str,
+        tokenizer: str,
+        store: str | None,
+        max_documents_per_split: int,
+        full_dataset: bool,
+        preparation_workers: int | None,
+        sequence_length: int,
+        windows_per_epoch: int,
+        num_categories: int | None,
+        category_seed: int,
+        categories: list[str] | None,
+        evaluate_held_out: bool,
+        evaluation_windows_per_category: int | None,
+        test_windows_per_category: int | None,
+        seed: int,
+        global_batch_size: int,
+        device_batch_size: int | None,
+        evaluation_batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        cache_root: str,
+    ) -> None:
+        super().__init__()
+        if sequence_length < 2:
+            raise ValueError(f"data.sequence_length={sequence_length}: must be at least 2, one input and its target")
+        if windows_per_epoch < 1:
+            raise ValueError(f"data.windows_per_epoch={windows_per_epoch}: must be at least 1")
+        if num_categories is not None and categories is not None:
+            raise ValueError("data.num_categories and data.categories exclude each other: a number, or the names")
+        self.source_options: dict[str, Any] = {
+            "path": path,
+            "hub_name": hub_name,
+            "hub_config": hub_config,
+            "text_column": text_column,
+            "label_column": label_column,
+            "tokenizer_name": tokenizer,
+            "shared_store": store,
+            "max_documents_per_split": None if full_dataset else max_documents_per_split,
+            "num_workers": preparation_workers or os.cpu_count() or 1,
+        }
+        self.sequence_length = sequence_length
+        self.windows_per_epoch = windows_per_epoch
+        self.num_categories = num_categories
+        self.category_seed = category_seed
+        self.category_names = categories
+        self.evaluate_held_out = evaluate_held_out
+        self.windows_per_category: dict[Split, int | None] = {
+            "train": evaluation_windows_per_category,
+            "validation": evaluation_windows_per_category,
+            "test": test_windows_per_category,
+        }
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.device_batch_size = device_batch_size
+        self.evaluation_batch_size = evaluation_batch_size
+        self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self.cache_root = Path(cache_root)
+        self.evaluation_split: Split = "validation"
+        self.store: TokenStore | None = None
+        self._evaluation_sets: dict[Split, EvaluationSet] = {}
+
+    # ------------------------------------------------------------------ preparation and set-up
+
+    def prepare_data(self) -> None:
+        """Tokenize the corpus, or fetch it prepared, once."""
+        self._prepared()
+
+    def _prepared(self) -> Path:
+        return find_store(self.cache_root, **self.source_options)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Map the store into memory and choose the categories.
+
+        Raises:
+            ValueError: the store is damaged, or does not hold the categories asked for.
+        """
+        if self.store is not None:
+            return
+        self.store = open_store(self._prepared())
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
+        self.chosen = choose_categories(
+            self.store.categories,
+            num_categories=self.num_categories,
+            category_seed=self.category_seed,
+            names=self.category_names,
+        )
+        self.held_out = [name for name in self.store.categories if name not in self.chosen]
+        self.train_documents = document_ranges(self.store, "train", self.chosen, length=self.sequence_length)
+
+    @property
+    def net_arguments(self) -> dict[str, int | None]:
+        """What the network must know of the data."""
+        return {
+            "vocab_size": self._opened.facts["vocab_size"],
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+        }
+
+    @property
+    def _opened(self) -> TokenStore:
+        assert self.store is not None, "call setup() first"
+        return self.store
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether every chosen category has test documents."""
+        split = SPLITS.index("test")
+        groups = [self._opened.groups[split, self._opened.categories.index(name)] for name in self.chosen]
+        return all(start < stop for start, stop in groups)
+
+    @property
+    def num_train_samples(self) -> int:
+        """Windows in one epoch."""
+        return self.windows_per_epoch
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Tokens that one window feeds to the model: its last one is a target only."""
+        return float(self.sequence_length - 1)
+
+    def preparation_lines(self) -> list[str]:
+        """What the store holds, for the prepare command."""
+        store = self._opened
+        splits = json.loads((store.folder / SPLITS_FILE).read_text(encoding="utf-8"))
+        lines = [
+            f"{store.facts['num_documents']:,} documents, {store.facts['num_tokens']:,} tokens as "
+            f"{store.facts['dtype']}, {sum(store.facts['num_empty_documents'].values()):,} empty ones left out",
+        ]
+        width = max(map(len, store.categories))
+        for name in store.categories:
+            counts = ", ".join(
+                f"{split} {splits[split]['documents'][name]:,} ({splits[split]['tokens'][name]:,} tokens)"
+                for split in SPLITS
+            )
+            lines.append(f"  {name:{width}}  {counts}")
+        return [*lines, f"in {store.folder}"]
+
+    def describe(self) -> dict[str, str]:
+        """Lines for the banner of a run."""
+        ranges, store = self.train_documents, self._opened
+        short = int(ranges.num_too_short.sum())
+        counts = ", ".join(f"{name} {count:,}" for name, count in zip(ranges.categories, ranges.counts, strict=True))
+        lines = {
+            "categories": f"{len(self.chosen)} of {len(store.categories)}; training documents: {counts}"
+            + (f"; {short:,} shorter than {self.sequence_length} tokens are left out" if short else ""),
+        }
+        if self.source_options["max_documents_per_split"] is not None:
+            lines["data"] = (
+                f"a first look at {self.source_options['max_documents_per_split']} documents of each split; "
+                "data.full_dataset=true takes all"
+            )
+        return lines
+
+    def evaluation_windows(self, split: Split) -> torch.Tensor:
+        """Tokens of the fixed windows of a split, (n, sequence_length) int64."""
+        windows = self.evaluation_set(split).windows
+        return torch.from_numpy(read_windows(self._opened, windows.starts, self.sequence_length))
+
+    def prompts(self, split: Split) -> list[torch.Tensor]:
+        """The first third of each evaluation window of a split."""
+        return list(self.evaluation_windows(split)[:, : max(1, self.sequence_length // 3)])
+
+    # ------------------------------------------------------------------ batches
+
+    def _batch(self, starts: NDArray[np.int64]) -> Batch:
+        tokens = torch.from_numpy(read_windows(self._opened, starts, self.sequence_length))
+        labels = tokens.clone()
+        labels[:, 0] = IGNORED
+        return {
+            "input_ids": tokens,
+            "labels": labels,
+            "attention_mask": torch.ones_like(tokens),
+            "num_tokens": len(starts) * (self.sequence_length - 1),
+        }
+
+    def training_windows(
+        self, epochs: NDArray[np.int64], indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Index rows and first tokens of training windows; a pure function of (seed, epochs, indices)."""
+        return random_windows(self.train_documents, epochs, indices, seed=self.seed)
+
+    def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
+        """Random windows of the chosen categories."""
+        return self._batch(self.training_windows(epochs, indices)[1])
+
+    def evaluation_set(self, split: Split) -> "EvaluationSet":
+        """The fixed windows of a split, those of chosen categories first.
+
+        Raises:
+            StoreError: a chosen category has no window in this split.
+        """
+        if split not in self._evaluation_sets:
+            store, length = self._opened, self.sequence_length
+            held_out = []
+            if self.evaluate_held_out:
+                for name in self.held_out:
+                    start, stop = store.documents(split, name, min_length=length)
+                    held_out += [name] if start < stop else []
+            ranges = document_ranges(store, split, [*self.chosen, *held_out], length=length)
+            windows = sequential_windows(ranges, max_per_category=self.windows_per_category[split])
+            self._evaluation_sets[split] = EvaluationSet(ranges, windows, len(self.chosen))
+        return self._evaluation_sets[split]
+
+    def evaluation_batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+        """Sequential windows of a split."""
+        chosen = self.evaluation_set(split)
+        windows = chosen.windows
+        category = windows.categories[indices]
+        return {
+            **self._batch(windows.starts[indices]),
+            "category": torch.from_numpy(category),
+            "held_out": torch.from_numpy(category >= chosen.num_chosen),
+            "document": torch.from_numpy(windows.rows[indices]),
+            "num_bytes": torch.from_numpy(windows.num_bytes[indices].astype(np.float32)),
+        }
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> WindowLoader:
+        """Windows of the whole run, from the trainer's current optimizer step on."""
+        trainer = self.trainer
+        assert trainer is not None
+        return training_loader(
+            self.training_batch,
+            trainer,
+            num_samples=self.windows_per_epoch,
+            global_batch_size=self.global_batch_size,
+            device_batch_size=self.device_batch_size,
+            seed=self.seed,
+            **self.loader_options,
+        )
+
+    def _evaluation_loader(self, split: Split) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        return evaluation_loader(
+            lambda epochs, indices: self.evaluation_batch(split, indices),
+            num_samples=len(self.evaluation_set(split).windows.starts),
+            batch_size=self.evaluation_batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Windows of `evaluation_split`, each once."""
+        return self._evaluation_loader(self.evaluation_split)
+
+    def test_dataloader(self) -> DataLoader:
+        """Test windows, each once."""
+        return self._evaluation_loader("test")
+
+
+class EvaluationSet:
+    """The fixed windows of one split.
+
+    Attributes:
+        ranges: the documents they come from; `ranges.categories` are what a batch's `category` counts.
+        windows: the windows; a batch's `document` is the index row, `num_bytes` the text behind a window's targets.
+        num_chosen: so many of the categories are trained on, the others are held out.
+    """
+
+    def __init__(self, ranges: DocumentRanges, windows: SequentialWindows, num_chosen: int) -> None:
+        self.ranges = ranges
+        self.windows = windows
+        self.num_chosen = num_chosen
+
+
+def choose_categories(
+    available: list[str], *, num_categories: int | None, category_seed: int, names: list[str] | None
+) -> list[str]:
+    """The categories to train on, sorted.
+
+    Args:
+        available: sorted names.
+        num_categories: K; the first K of a permutation keyed by `category_seed`, so that choices are nested in K.
+        category_seed: which permutation.
+        names: or the names.
+
+    Raises:
+        ValueError: K is out of range, or a name is unknown.
+    """
+    if names is not None:
+        unknown = [name for name in names if name not in available]
+        if unknown or not names:
+            raise ValueError(
+                f"data.categories={names}: {', '.join(unknown) or 'none'} not in the data; "
+                f"there are {', '.join(available)}"
+            )
+        return sorted(set(names))
+    if num_categories is None:
+        return list(available)
+    if not 1 <= num_categories <= len(available):
+        raise ValueError(
+            f"data.num_categories={num_categories}: the data have {len(available)} categories "
+            f"({', '.join(available)}); choose 1 to {len(available)}"
+        )
+    order = permute(np.arange(len(available)), length=len(available), key=hash_key(category_seed))
+    return sorted(available[number] for number in order[:num_categories])

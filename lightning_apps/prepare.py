@@ -1,0 +1,45 @@
+"""`python -m lightning_apps.prepare experiment=arxiv`: prepare an experiment's data, train nothing."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_apps.command_line import run_command
+from lightning_apps.config import CONF, bind, check_config, plain
+from lightning_apps.errors import ConfigError
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Write the data of an experiment into its cache, or fetch it prepared; what is there is left as it is.
+
+    Raises:
+        ConfigError: the configuration or the data is wrong.
+    """
+    if cfg.run.name is None:  # a run's name is made from the overrides; nothing runs here
+        OmegaConf.update(cfg, "run.name", "prepare")
+    config = plain(cfg)
+    check_config(config)
+
+    from lightning_apps.build import quiet_libraries
+    from lightning_apps.console import open_console, say
+
+    quiet_libraries()
+    open_console()
+    datamodule: Any = bind("data", config["data"])()
+    try:
+        datamodule.prepare_data()
+        datamodule.setup()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    # a data module may say what it prepared, and where
+    lines = datamodule.preparation_lines() if hasattr(datamodule, "preparation_lines") else []
+    say("\n".join(["prepared", *lines]))
+
+
+def main() -> Any:
+    """Entry point."""
+    return run_command(prepare, config_path=CONF, config_name="config")
+
+
+if __name__ == "__main__":
+    main()

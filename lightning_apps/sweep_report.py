@@ -1,0 +1,258 @@
+"""The report of a sweep: report.html, table.csv, results.json and the pictures, all in the sweep's folder."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_apps.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.html_page import bullets, facts, figure, page, paragraph, section, table
+from lightning_apps.metrics.t_interval import Estimate
+from lightning_apps.sweep_jobs import human_time
+from lightning_apps.sweep_pictures import Picture, draw_pictures
+from lightning_apps.sweep_results import SweepResults, read_sweep, show
+from lightning_apps.sweep_study import (
+    ContextSeries,
+    Effect,
+    ScalingSeries,
+    effects,
+    headline_metrics,
+    in_context,
+    scaling,
+)
+from lightning_apps.sweep_words import CATEGORIES, sentences
+
+
+def write_sweep_report(folder: Path) -> tuple[list[Path], list[str]]:
+    """Gather the sweep in `folder` and write its report; returns the files, and what they say in sentences.
+
+    Raises:
+        ConfigError: there is no sweep, or a run's file is damaged.
+    """
+    results = read_sweep(folder)
+    studied = results.budget_key is not None or CATEGORIES in results.factors
+    fits = scaling(results)
+    contexts = in_context(results)
+    said = sentences(results, fits if studied else [], contexts)
+    pictures = draw_pictures(results, fits, contexts, studied=studied)
+    write_text_atomically(folder / "table.csv", runs_csv(results))
+    write_json_atomically(folder / "results.json", as_json(results, fits if studied else [], contexts, said))
+    document = page(f"Sweep {results.ledger.name}", sections(results, fits if studied else [], said, pictures))
+    write_text_atomically(folder / "report.html", document)
+    files = [folder / name for name in ("report.html", "table.csv", "results.json")]
+    return [*files, *(path for path, _, _ in pictures)], said
+
+
+def sections(
+    results: SweepResults, fits: Sequence[ScalingSeries], said: Sequence[str], pictures: Sequence[Picture]
+) -> list[str]:
+    """The parts of the page in their order."""
+    unfinished = [job for job in results.jobs if job.status != "completed"]
+    parts = [facts(overview(results)), section("What it says", bullets(said))]
+    if pictures:
+        parts.append(section("Pictures", *(figure(*picture) for picture in pictures)))
+    if results.completed:
+        parts.append(section("Means over seeds", means_table(results)))
+    if fits:
+        parts.append(section("Power laws of loss against tokens", fits_table(results, fits), paragraph(FIT_NOTE)))
+    if unfinished:
+        lines = [f"{job.name}: {job.status}{f' ({job.reason})' if job.reason else ''}" for job in unfinished]
+        parts.append(section("Runs that are not complete", bullets(lines)))
+    parts.append(section("All runs", runs_table(results)))
+    return parts
+
+
+FIT_NOTE = (
+    "Fitted by least squares of log L, within the tokens seen; no fit is extrapolated. Intervals cover 95 %. A fit "
+    "that is not to be believed is listed with the reason and not drawn."
+)
+
+
+def overview(results: SweepResults) -> list[tuple[str, str]]:
+    """What was run, and how far it got."""
+    counts = Counter(job.status for job in results.jobs)
+    commits = sorted({job.commit[:12] + job.commit[40:] for job in results.completed if job.commit})
+    wall_s = sum(job.wall_s or 0.0 for job in results.jobs)
+    tokens = sum(job.tokens or 0 for job in results.jobs)
+    entries = [
+        ("experiment", results.ledger.experiment),
+        ("grid", "; ".join(f"{key}: {', '.join(map(show, values))}" for key, values in results.ledger.grid.items())),
+        ("jobs", ", ".join(f"{count} {status}" for status, count in counts.most_common())),
+        ("together", f"{tokens:,} tokens, {human_time(wall_s)} of runs"),
+        ("code", ", ".join(commits) or "unknown"),
+        ("command", results.ledger.command),
+    ]
+    if len(commits) > 1:
+        entries.append(("mind", "the runs come from different commits"))
+    return entries
+
+
+def number(value: float | None) -> str:
+    """Five digits for the page; table.csv has them all."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:,.5g}"
+
+
+def plus_minus(estimate: Estimate | None, whole: int) -> str:
+    """`4.21 ± 0.03`; the number of runs where some lack the metric."""
+    if estimate is None:
+        return "–"
+    half = "" if estimate.high is None else f" ± {estimate.high - estimate.value:.2g}"
+    return number(estimate.value) + half + (f" (n = {estimate.n})" if estimate.n != whole else "")
+
+
+def means_table(results: SweepResults) -> str:
+    """A row for every combination of the keys other than the seed."""
+    wanted = [f"{split_name}/{name}" for name in ("perplexity", "bits_per_byte") for split_name in ("val", "test")]
+    metrics = headline_metrics(results)
+    metrics += [name for name in wanted if name in results.metrics and name not in metrics]
+    head = [*(results.labels[key] for key in results.factors), "runs", *metrics]
+    rows = [
+        [
+            *(show(group.values[key]) for key in results.factors),
+            str(len(group.jobs)),
+            *(plus_minus(group.mean(metric), len(group.jobs)) for metric in metrics),
+        ]
+        for group in results.groups()
+    ]
+    caption = (
+        "Final metrics of completed runs: mean over seeds ± half of the 95 % t interval; no ± where there is one run."
+    )
+    return table(caption, head, rows)
+
+
+def fits_table(results: SweepResults, fits: Sequence[ScalingSeries]) -> str:
+    """A row for every fit, and for every series that allows none."""
+    rows = []
+    for series in fits:
+        name = results.label(series.fixed)
+        source = "final losses of budgets" if series.source == "budgets" else "evaluations in longest runs"
+        for law in series.laws:
+            alpha = law.exponent
+            interval = "–" if alpha.low is None else f"{number(alpha.low)} to {number(alpha.high)}"
+            method = f"t over {alpha.n} seeds" if law.method == "seeds" else "covariance of one fit"
+            span = f"{law.tokens[0]:,.0f} to {law.tokens[1]:,.0f}"
+            rows.append(
+                [
+                    name, f"L = {law.form}", source, str(law.num_points), span,
+                    number(alpha.value), interval, method, number(law.irreducible) if law.irreducible else "–",
+                    f"{law.r_squared:.4f}", "; ".join([*law.problems, *law.cautions]) or "nothing speaks against it",
+                ]
+            )  # fmt: skip
+        rows += [[name, refusal, source, *["–"] * 7, "not fitted"] for refusal in series.refusals]
+    head = [
+        "runs",
+        "form",
+        "points are",
+        "points",
+        "tokens",
+        "alpha",
+        "95 % interval",
+        "interval from",
+        "E",
+        "R²",
+        "verdict",
+    ]
+    return table("Power laws", head, rows, text=(0, 1, 2, 7), long=(10,))
+
+
+def runs_table(results: SweepResults) -> str:
+    """A row for every job of the ledger."""
+    keys = list(results.ledger.grid)
+    head = [*(results.labels[key] for key in keys), "status", "steps", "tokens", "seconds", *results.metrics]
+    rows = [
+        [
+            *(show(job.values.get(key)) for key in keys),
+            job.status,
+            *(number(value) for value in (job.steps, job.tokens, job.wall_s)),
+            *(number(job.metrics.get(metric)) for metric in results.metrics),
+        ]
+        for job in results.jobs
+    ]
+    caption = "Every job; metrics are those of the last evaluation. Runs that are not complete count nowhere else."
+    return table(caption, head, rows, text=(len(keys),))
+
+
+def runs_csv(results: SweepResults) -> str:
+    """Every job with full keys and all digits; empty where there is no value."""
+    keys, text = list(results.ledger.grid), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["job", *keys, "status", "reason", "optimizer_steps", "tokens_seen", "wall_s", *results.metrics, "directory"]
+    )
+    for job in results.jobs:
+        values = [job.steps, job.tokens, job.wall_s, *(job.metrics.get(metric) for metric in results.metrics)]
+        writer.writerow(
+            [
+                job.name, *(job.values.get(key) for key in keys), job.status, job.reason,
+                *("" if value is None else repr(value) for value in values), job.directory,
+            ]
+        )  # fmt: skip
+    return text.getvalue()
+
+
+def as_json(
+    results: SweepResults, fits: Sequence[ScalingSeries], contexts: Sequence[ContextSeries], said: Sequence[str]
+) -> dict[str, Any]:
+    """Everything the page shows, for programs."""
+    return {
+        "sweep": results.ledger.name,
+        "experiment": results.ledger.experiment,
+        "grid": results.ledger.grid,
+        "jobs": {job.name: {"status": job.status, "reason": job.reason} for job in results.jobs},
+        "groups": [
+            {
+                "values": group.values,
+                "runs": [job.name for job in group.jobs],
+                "metrics": {name: _plain(group.mean(name)) for name in results.metrics},
+            }
+            for group in results.groups()
+        ],
+        "effects": [_effect_json(effect) for name in results.metrics for effect in effects(results, name)],
+        "scaling": [
+            {
+                "values": series.fixed,
+                "source": series.source,
+                "points": {str(seed): [array.tolist() for array in points] for seed, points in series.points.items()},
+                "laws": [asdict(law) for law in series.laws],
+                "not_fitted": series.refusals,
+            }
+            for series in fits
+        ],
+        "in_context": [
+            {
+                "values": series.fixed,
+                "runs": series.num_seeds,
+                "band": series.band,
+                "position": series.position.tolist(),
+                "chosen": _curves_json(series.chosen),
+                "held_out": None if series.held_out is None else _curves_json(series.held_out),
+                "gain_by_seed": {str(seed): value for seed, value in series.gains.items()},
+                "gap_by_seed": {str(seed): value for seed, value in series.gaps.items()},
+            }
+            for series in contexts
+        ],
+        "says": list(said),
+    }  # fmt: skip
+
+
+def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)
+
+
+def _effect_json(effect: Effect) -> dict[str, Any]:
+    means = {str(value): _plain(mean) for value, mean in effect.means.items()}
+    return {**vars(effect), "means": means, "slope": _plain(effect.slope)}
+
+
+def _curves_json(curves: Sequence[Any]) -> dict[str, Any]:
+    return {
+        name: None if curve is None else curve.tolist()
+        for name, curve in zip(("mean", "low", "high"), curves, strict=True)
+    }

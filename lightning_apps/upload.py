@@ -1,0 +1,63 @@
+"""`python -m lightning_apps.upload run=outputs/location/default to=s3://bucket/prefix`: a run into an object store."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from lightning_apps.command_line import run_command
+from lightning_apps.config import CONF, plain
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_directory import open_run
+
+
+@dataclass
+class UploadConfig:
+    """Types of the command's settings; the values are in conf/command/upload.yaml."""
+
+    run: str = MISSING
+    to: str | None = MISSING
+
+
+ConfigStore.instance().store(name="upload_schema", node=UploadConfig)
+
+
+def upload(cfg: DictConfig) -> None:
+    """Upload a run, or what an earlier upload of it has left out.
+
+    Raises:
+        ConfigError: no such run, no such bucket, wrong credentials.
+        StorageUnavailableError: the server is out of reach; the same command goes on later.
+    """
+    from datamodules.storage import StorageError, StorageUnavailableError, is_remote
+    from lightning_apps.console import open_console, say
+    from lightning_apps.run_upload import progress_bar, report_text, run_url, upload_run
+
+    options = plain(cfg)
+    if is_remote(options["run"]):
+        raise ConfigError(f"run={options['run']} is in an object store already; name a local run")
+    directory, config = open_run(options["run"])
+    to = options["to"] if options["to"] is not None else config["run"].get("upload")
+    if to is None:
+        raise ConfigError(
+            "to is missing: the run has no run.upload; give it on the command line, to=s3://bucket/prefix"
+        )
+    open_console()
+    try:
+        url = run_url(to, config["experiment"], config["run"]["name"])
+        report = upload_run(directory.path, url, progress=progress_bar(), report=say)
+    except StorageUnavailableError:
+        raise
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
+    say(f"uploaded  {url}: {report_text(len(report.sent) + len(report.kept), len(report.sent), report.sent_bytes)}")
+
+
+def main() -> Any:
+    """Entry point."""
+    return run_command(upload, config_path=CONF / "command", config_name="upload")
+
+
+if __name__ == "__main__":
+    main()

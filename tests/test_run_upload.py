@@ -1,0 +1,511 @@
+"""Runs that go to an object store while they train, and come back from it."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datamodules.folder_lock import locked
+from datamodules.storage import StorageError, download_folder, remote_state, upload_folder
+from lightning_apps import evaluate, upload
+from lightning_apps.callbacks.run_upload import RunUpload, _Answer, signatures, take_snapshot
+from lightning_apps.errors import ConfigError
+from lightning_apps.experiment_run import run_experiment
+from lightning_apps.run_comparison import differences
+from lightning_apps.run_directory import RunDirectory, open_run
+from lightning_apps.run_upload import is_left_out, upload_run
+from tests.conftest import TINY
+from tests.s3_server import BUCKET, SECRET
+
+TO = f"s3://{BUCKET}/runs"
+RUN = [
+    *TINY,
+    "trainer.max_steps=12",
+    "trainer.evaluate_every=4",
+    "trainer.save_every=3",
+    "callbacks.checkpoints.monitor=val/loss",
+    "callbacks.checkpoints.keep=1",
+    "callbacks.weight_average=null",
+]
+
+
+def small_run(path):
+    """A directory that looks like that of a run."""
+    directory = RunDirectory(path)
+    directory.checkpoints.mkdir(parents=True)
+    data = {"cache_root": "/nowhere/cache"}
+    config = {
+        "experiment": "location",
+        "run": {"name": "a", "upload": TO, "cache_root": "/nowhere/cache"},
+        "data": data,
+    }
+    directory.config.write_text(yaml.safe_dump(config))
+    directory.metrics.write_text("step\n1\n")
+    (directory.checkpoints / "last.ckpt").write_bytes(b"weights of step 1")
+    return directory
+
+
+def uploaded(s3, prefix="runs/location/a"):
+    """Content of a run's objects."""
+    keys = [key.removeprefix(f"{prefix}/") for key in s3.objects(f"{prefix}/")]
+    return {key: s3.path(f"{prefix}/{key}").read_bytes() for key in keys if key != "COMPLETE"}
+
+
+def local(path):
+    files = (entry for entry in Path(path).rglob("*") if entry.is_file())
+    return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in files}
+
+
+def quick(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_APPS_STORAGE_PATIENCE_S", "4")
+
+
+def test_a_snapshot_keeps_what_was_there(tmp_path):
+    directory = small_run(tmp_path / "a")
+    (directory.checkpoints / ".last.ckpt.part").write_bytes(b"half")
+    (directory.path / "metrics.csv.part").write_bytes(b"half")
+    first = take_snapshot(directory, {})
+    assert set(first) == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}
+    snapshot = directory.upload_snapshot
+    assert (snapshot / "checkpoints/last.ckpt").stat().st_nlink == 2  # costs no space
+    with directory.metrics.open("r+") as file:  # in place, as MetricsCSV does
+        file.write("STEP")
+    aside = directory.checkpoints / "aside"
+    aside.write_bytes(b"weights of step 2")
+    aside.replace(directory.checkpoints / "last.ckpt")
+    assert (snapshot / "metrics.csv").read_text() == "step\n1\n"
+    assert (snapshot / "checkpoints/last.ckpt").read_bytes() == b"weights of step 1"
+    assert set(signatures(directory)) == set(first)  # the snapshot is no part of the run
+    assert take_snapshot(directory, first).keys() == {"metrics.csv", "checkpoints/last.ckpt"}
+    assert take_snapshot(directory, signatures(directory)) == {}
+
+
+def test_a_snapshot_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def no_links(self, target):
+        raise OSError("not here")
+
+    directory = small_run(tmp_path / "a")
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    take_snapshot(directory, {})
+    assert (directory.upload_snapshot / "checkpoints/last.ckpt").read_bytes() == b"weights of step 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [("config.yaml", False), (".upload/config.yaml", True), ("checkpoints/.last.ckpt.part", True), ("a.part", True)],
+)
+def test_what_stays_at_home(name, left_out):
+    assert is_left_out(name) is left_out
+
+
+def test_training_uploads_and_evaluating_from_there_gives_the_same_digits(s3, composed, tmp_path, monkeypatch, capsys):
+    config = composed(*RUN, f"run.upload={TO}", "callbacks.extra.picture=null", name="a")
+    run_experiment(config)
+    out = capsys.readouterr().out
+    assert "run.upload" not in out  # no trouble
+    assert "uploaded  s3://bucket/runs/location/a: " in out
+    run = Path(config["run"]["output_root"]) / "location" / "a"
+    there, here = uploaded(s3), local(run)
+    assert here.pop("train.log").startswith(there.pop("train.log"))
+    assert there == here
+    assert sorted(name for name in there if name.startswith("checkpoints/step")) == ["checkpoints/step=00000012.ckpt"]
+    assert not (run / ".upload").exists()
+    assert remote_state(f"{TO}/location/a") == "complete"
+    assert SECRET not in (run / "config.yaml").read_text() + (run / "train.log").read_text()
+
+    def evaluated(place):
+        monkeypatch.setattr(sys, "argv", ["evaluate", f"run={place}", "checkpoint=best"])
+        evaluate.main()
+        return capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    from_there, from_here = evaluated(f"{TO}/location/a"), evaluated(run)
+    assert from_there.out.rpartition("files")[0] == from_here.out.rpartition("files")[0]
+    (copy,) = (tmp_path / ".cache" / "runs").iterdir()
+    assert f"run={TO}/location/a: its copy in .cache/runs/{copy.name} is used" in from_there.err
+    metrics = [json.loads((place / "evaluations/validation-best/metrics.json").read_text()) for place in (copy, run)]
+    assert repr(metrics[0]["metrics"]) == repr(metrics[1]["metrics"])
+
+    finished = run_experiment(
+        {**config, "run": {**config["run"], "resume": "auto"}}
+    )  # it is complete: uploads the rest
+    assert finished["status"] == "completed"
+    assert "runs/location/a/evaluations/validation-best/metrics.json" in s3.objects()
+    assert remote_state(f"{TO}/location/a") == "complete"
+
+
+def test_a_run_that_fails_is_uploaded_too_and_fails_as_before(s3, composed, monkeypatch, capsys):
+    import lightning_apps.experiment_run as experiment_run
+
+    def fail(*args):
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(experiment_run, "export_model", fail)
+    config = composed(*RUN, f"run.upload={TO}", "callbacks.extra={}", "trainer.max_steps=2", name="a")
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        run_experiment(config)
+    assert json.loads(uploaded(s3)["summary.json"])["status"] == "failed"
+    assert "uploaded" in capsys.readouterr().out
+
+
+def test_a_refused_start_uploads_nothing(s3, composed):
+    config = composed(*RUN, f"run.upload={TO}", name="a")
+    small_run(Path(config["run"]["output_root"]) / "location" / "a")
+    with pytest.raises(ConfigError, match="holds another run"):
+        run_experiment(config)
+    assert s3.objects() == []
+
+
+def test_wrong_credentials_are_said_once_and_training_ends_well(s3, composed, monkeypatch, capfd):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    config = composed(*RUN, f"run.upload={TO}", "callbacks.extra={}", name="a")
+    assert run_experiment(config)["status"] == "completed"
+    out, err = capfd.readouterr()
+    assert out.count("run.upload: ") <= 1  # none where training was over before the first pass
+    assert out.count("NOT UPLOADED: http://127.0.0.1") == 1
+    assert "refuses the credentials (SignatureDoesNotMatch)" in out
+    assert "Traceback" not in out + err
+    assert "wrong-secret" not in out + err
+
+
+class FakePass:
+    """A pass that ends when and as the test says."""
+
+    def __init__(self, *arguments):
+        self.files = arguments[-1]
+        self.begin = time.monotonic()
+        self.code = None
+        self.process = self
+        self.reply = None
+        made.append(self)
+
+    def poll(self):
+        return self.code
+
+    def stop(self):
+        return self.code is None
+
+    def answer(self):
+        return self.reply or _Answer([], "", "", 0, 0)
+
+    def end(self, error="", kind=""):
+        self.code, self.reply = 0, _Answer([] if error else list(self.files), error, kind, 0, 0)
+
+
+made = []
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    made.clear()
+    monkeypatch.setattr("lightning_apps.callbacks.run_upload._Pass", FakePass)
+    monkeypatch.setattr("lightning_apps.callbacks.run_upload.REST", 0.0)
+    said = []
+    monkeypatch.setattr("lightning_apps.callbacks.run_upload.say", said.append)
+    return made, said
+
+
+class FakePlan:
+    save_steps = frozenset({7})
+
+
+class FakeTrainer:
+    def __init__(self, step):
+        self.global_step = step
+        self.state = type("State", (), {"fn": "fit"})
+
+
+def step(callback, number, *, evaluated=False):
+    trainer = FakeTrainer(number)
+    callback.on_train_batch_start(trainer, None, None, number)
+    callback.on_train_batch_end(trainer, None, None, None, number)
+    if evaluated:
+        callback.on_validation_end(trainer, None)
+
+
+def test_passes_follow_evaluations_and_checkpoints_one_at_a_time(tmp_path, passes):
+    started, said = passes
+    directory = small_run(tmp_path / "a")
+    callback = RunUpload(directory=directory, to=TO, experiment="location", name="a")
+    callback.begin(FakePlan())
+    assert [set(entry.files) for entry in started] == [{"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}]
+    directory.metrics.write_text("step\n1\n2\n")
+    step(callback, 2, evaluated=True)
+    step(callback, 3)
+    assert len(started) == 1  # the first is under way
+    started[0].end()
+    step(callback, 4)
+    assert set(started[1].files) == {"metrics.csv"}
+    started[1].end(error="the server is gone", kind="StorageUnavailableError")
+    step(callback, 5)  # what failed is due again
+    assert set(started[2].files) == {"metrics.csv"}
+    started[2].end(error="the server is gone, says another socket", kind="StorageUnavailableError")
+    step(callback, 6)
+    started[3].end()
+    step(callback, 7)  # which is a checkpoint's
+    assert len(started) == 4
+    directory.metrics.write_text("step\n1\n2\n3\n")
+    step(callback, 8)
+    assert set(started[4].files) == {"metrics.csv"}
+    assert [text.splitlines()[0] for text in said] == [
+        "run.upload: the server is gone",
+        "run.upload: s3://bucket/runs/location/a takes files again",
+    ]
+
+
+def test_passes_rest(tmp_path, passes, monkeypatch):
+    started, _ = passes
+    monkeypatch.setattr("lightning_apps.callbacks.run_upload.REST", 1000.0)
+    directory = small_run(tmp_path / "a")
+    callback = RunUpload(directory=directory, to=TO, experiment="location", name="a")
+    callback.begin(FakePlan())
+    started[0].end()
+    directory.metrics.write_text("more")
+    for number in range(1, 50):
+        step(callback, number, evaluated=True)
+    assert len(started) == 1
+
+
+def test_a_snapshot_that_fails_is_no_matter_for_training(tmp_path, passes, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    started, said = passes
+    monkeypatch.setattr("lightning_apps.callbacks.run_upload.take_snapshot", full)
+    callback = RunUpload(directory=small_run(tmp_path / "a"), to=TO, experiment="location", name="a")
+    callback.begin(FakePlan())
+    step(callback, 1, evaluated=True)
+    step(callback, 2)
+    assert started == []
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+
+
+def call(module, *arguments):
+    sys.argv = ["upload", *map(str, arguments)]
+    try:
+        module.main()
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+def test_the_upload_command(s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.chdir(tmp_path)
+    quick(monkeypatch)
+    directory = small_run(tmp_path / "a")
+    assert call(upload, f"run={directory.path}") == 0
+    assert "uploaded  s3://bucket/runs/location/a: 3 files, 3 of them sent now" in capsys.readouterr().out
+    assert uploaded(s3) == local(directory.path)
+    assert call(upload, f"run={directory.path}", "to=s3://bucket/other") == 0
+    assert "other/location/a/COMPLETE" in s3.objects()
+    for arguments, code, expected in (
+        (["run=nowhere"], 2, "no run is there"),
+        ([f"run={directory.path}", "to=s3://buckte/x"], 2, "there is no bucket 'buckte'"),
+        ([f"run={directory.path}", "to=outputs"], 2, "'outputs' is no URL of an object store"),
+        (["run=s3://bucket/runs/location/a"], 2, "is in an object store already"),
+        ([], 2, "run is missing"),
+    ):
+        capsys.readouterr()
+        assert call(upload, *arguments) == code
+        err = capsys.readouterr().err
+        assert expected in err
+        assert err.count("\n") == 1
+    with locked(directory.path):
+        assert call(upload, f"run={directory.path}") == 2
+    assert "another process is uploading" in capsys.readouterr().err
+    s3.stop()
+    assert call(upload, f"run={directory.path}") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: StorageUnavailableError: http://127.0.0.1:")
+    assert err.count("\n") == 1
+    config = yaml.safe_load(directory.config.read_text())
+    config["run"]["upload"] = None
+    directory.config.write_text(yaml.safe_dump(config))
+    assert call(upload, f"run={directory.path}") == 2
+    assert "to is missing" in capsys.readouterr().err
+
+
+def test_a_run_from_an_object_store(s3, tmp_path, monkeypatch, capsys):
+    url, root = f"{TO}/location/lr=1e-3,[x]", str(tmp_path / "cache")
+    directory = small_run(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"run: s3://bucket/runs.*: nothing is there"):
+        open_run(url, root)
+    upload_folder(directory.path, url, complete=False)
+    with pytest.raises(ConfigError, match=r"run: s3://bucket/runs.* is incomplete"):
+        open_run(url, root)
+    upload_run(directory.path, url)
+    copy, config = open_run(url + "/", root)
+    assert copy.path.parent == tmp_path / "cache" / "runs"
+    assert copy.path.name.startswith("lr=1e-3,_x_-")
+    assert (copy.checkpoints / "last.ckpt").read_bytes() == b"weights of step 1"
+    assert config["run"]["cache_root"] == config["data"]["cache_root"] == root  # that of the run is not here
+    (copy.path / "evaluations").mkdir()
+
+    before = s3.log.read_text()
+    assert open_run(url, root)[0].path == copy.path  # fetched once
+    assert s3.log.read_text() == before
+    (directory.checkpoints / "last.ckpt").write_bytes(b"weights of step 2")
+    upload_run(directory.path, url)
+    newer, _ = open_run(url, root)
+    assert newer.path != copy.path
+    assert (newer.checkpoints / "last.ckpt").read_bytes() == b"weights of step 2"
+    assert (copy.path / "evaluations").exists()  # results are nobody's to delete
+    (newer.checkpoints / "last.ckpt").write_bytes(b"weights of")
+    with pytest.raises(ConfigError, match=r"last\.ckpt is not as it was downloaded; delete"):
+        open_run(url, root)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIANOBODY")
+    with pytest.raises(ConfigError, match="refuses the credentials"):
+        open_run(url, root)
+
+
+def start(tmp_path, cache_root, *more, name="a", **environment):
+    command = [
+        sys.executable, "-m", "lightning_apps.train", *RUN, "hardware.num_workers=2",
+        f"run.output_root={tmp_path}/outputs", f"run.cache_root={cache_root}", f"run.name={name}", *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "LIGHTNING_APPS_STORAGE_PATIENCE_S": "6", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def holding(step, flag):
+    return f"callbacks.extra={{wait:{{_target_:tests.wait_for_file.WaitForFile,step:{step},path:{flag}}}}}"
+
+
+def until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def checkpoints(path):
+    return {
+        file.name: torch.load(file, weights_only=True)
+        for file in sorted((path / "outputs/location" / "a" / "checkpoints").glob("*.ckpt"))
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, cache_root):
+    """Checkpoints of the same run without an upload."""
+    path = tmp_path_factory.mktemp("reference")
+    process = start(path, cache_root, "callbacks.extra={}")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return checkpoints(path)
+
+
+def assert_same_checkpoints(path, reference):
+    found = checkpoints(path)
+    assert found.keys() == reference.keys()
+    for name, state in found.items():
+        ours, theirs = (
+            {key: entry[key] for key in ("state_dict", "optimizer_states")} for entry in (state, reference[name])
+        )
+        assert differences(ours, theirs) == []
+
+
+@pytest.mark.slow
+def test_files_arrive_while_the_run_goes_on(s3, tmp_path, cache_root, reference):
+    flag = tmp_path / "go"
+    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(7, flag))
+    until(lambda: "runs/location/a/config.yaml" in s3.objects())
+    # the run stands before step 7: what is due after the evaluation of step 4 goes when the first pass has rested
+    flag.touch()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert err == ""
+    assert "run.upload" not in out
+    assert_same_checkpoints(tmp_path, reference)
+    assert remote_state(f"{TO}/location/a") == "complete"
+    fetched = download_folder(f"{TO}/location/a", tmp_path / "fetched")
+    here = local(tmp_path / "outputs/location/a")
+    del here["train.log"]
+    assert {name: content for name, content in local(fetched).items() if name not in ("train.log", "COMPLETE")} == here
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_of_a_file(s3, tmp_path, cache_root, reference):
+    s3.stop()
+    s3.start("--bwlimit", "2k")
+    flag = tmp_path / "go"
+    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(2, flag))
+    until(lambda: list(s3.folder.rglob(".rclone_temp_*")))
+    s3.stop()
+    flag.touch()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert out.count("NOT UPLOADED: http://127.0.0.1") == 1
+    assert "Traceback" not in out + err
+    assert "cannot be reached" in out
+    assert_same_checkpoints(tmp_path, reference)
+    s3.start()
+    assert remote_state(f"{TO}/location/a") in ("absent", "incomplete")
+    with pytest.raises(StorageError):
+        download_folder(f"{TO}/location/a", tmp_path / "fetched")
+    command = next(line for line in out.splitlines() if "lightning_apps.upload" in line)
+    done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert uploaded(s3) == local(tmp_path / "outputs/location/a")
+    assert remote_state(f"{TO}/location/a") == "complete"
+
+
+@pytest.mark.slow
+def test_a_server_that_was_never_there(s3, tmp_path, cache_root, reference):
+    s3.stop()
+    process = start(tmp_path, cache_root, f"run.upload={TO}", "callbacks.extra={}")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert out.count("NOT UPLOADED: ") == 1
+    assert "0 of 11 files, not checkpoints/best.ckpt" in out
+    assert "Traceback" not in out + err
+    assert_same_checkpoints(tmp_path, reference)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_uploads_and_exits_with_its_code(s3, tmp_path, cache_root):
+    flag = tmp_path / "go"
+    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(7, flag))
+    until(lambda: "runs/location/a/config.yaml" in s3.objects())
+    until(lambda: (tmp_path / "outputs/location/a/checkpoints/step=00000006.ckpt").exists())
+    process.send_signal(signal.SIGTERM)
+    flag.touch()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, out + err
+    assert json.loads(uploaded(s3)["summary.json"])["status"] == "stopped"
+    assert remote_state(f"{TO}/location/a") == "complete"
+
+
+@pytest.mark.slow
+def test_a_killed_run_takes_its_upload_with_it(s3, tmp_path, cache_root):
+    s3.stop()
+    s3.start("--bwlimit", "2k")
+    flag = tmp_path / "go"
+    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(2, flag))
+    until(lambda: list(s3.folder.rglob(".rclone_temp_*")))
+    run = tmp_path / "outputs/location/a"
+    with pytest.raises(BlockingIOError), locked(run, wait=False):
+        pass
+    process.kill()
+    process.wait()
+    with locked(run):  # waits for the upload process, whose end releases it
+        pass
+    s3.stop()
+    s3.start()
+    assert remote_state(f"{TO}/location/a") != "complete"
+    flag.touch()
+    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(2, flag), "run.resume=auto")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert remote_state(f"{TO}/location/a") == "complete"
+    assert not (run / ".upload").exists()
