@@ -252,6 +252,15 @@ class Gsm8kDataModule(L.LightningDataModule):
         return len(self.rows["train"])
 
     @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest training sample."""
+        return int(min(self.files["train"].lengths[self.rows["train"]].max(), self.max_length))
+
+    def longest_train_samples(self, count: int) -> NDArray[np.int64]:
+        """The longest training samples."""
+        return np.argsort(-self.files["train"].lengths[self.rows["train"]], kind="stable")[:count]
+
+    @property
     def tokens_per_sample(self) -> float:
         """Mean number of tokens that one training sample feeds to the model."""
         return float(np.minimum(self.files["train"].lengths[self.rows["train"]], self.max_length).mean())

@@ -1,6 +1,7 @@
 """Where a token store comes from: given ready, in the cache, shared in a folder or on S3, or tokenized now."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from datamodules.tokenize_corpus import write_store
 
 PREPARATION_VERSION = 1
 """Raise it whenever write_store writes something else for the same settings."""
+PROGRESS = partial(tqdm, disable=None, leave=False)
+"""A bar on a terminal, and nothing elsewhere."""
 SAMPLE_SEED = 0
 """Which documents a first look takes; one sample for every run, so that runs share a store."""
 
@@ -79,7 +82,7 @@ def find_store(
     folder = prepared_folder(cache_root, "arxiv", settings, write)
     if shared_store is not None and remote_state(shared_store) != "complete":
         open_store(folder)  # what is not whole is not shared
-        upload_folder(folder, shared_store, leave_out=lambda name: name.startswith("."), progress=tqdm)
+        upload_folder(folder, shared_store, leave_out=lambda name: name.startswith("."), progress=PROGRESS)
     return folder
 
 
@@ -89,7 +92,7 @@ def _ready_store(path: str, cache_root: Path) -> Path | None:
         return Path(path) if is_store(Path(path)) else None
     if TOKENS not in _remote_files(path):
         return None
-    return download_folder(path, _download_folder(path, cache_root), progress=tqdm)
+    return download_folder(path, _download_folder(path, cache_root), progress=PROGRESS)
 
 
 def _fetch(url: str, cache_root: Path, settings: dict[str, Any]) -> Path:
@@ -98,7 +101,7 @@ def _fetch(url: str, cache_root: Path, settings: dict[str, Any]) -> Path:
     Raises:
         StoreError: it was prepared with other settings.
     """
-    folder = download_folder(url, _download_folder(url, cache_root), progress=tqdm)
+    folder = download_folder(url, _download_folder(url, cache_root), progress=PROGRESS)
     theirs = read_manifest(folder)["settings"]
     if theirs != settings:
         different = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from datamodules.hub_access import hub_is_reachable
 from datamodules.order import hash_key, permute
 
 SPLITS = ("train", "validation", "test")
@@ -249,6 +250,8 @@ def hub_source(name: str, config: str | None, *, text_column: str, label_column:
         from datasets import load_dataset
 
         try:
+            if not hub_is_reachable():
+                raise ConnectionError("it does not answer, or HF_HUB_OFFLINE is set")
             return load_dataset(name, config, split=split, streaming=True)
         except Exception as error:  # huggingface_hub, requests, httpx and fsspec each have their own
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

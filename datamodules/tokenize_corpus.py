@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from datamodules.hub_access import hub_is_reachable
 from datamodules.text_source import Row, SourceError, TextSource
 from datamodules.token_store import (
     INDEX,
@@ -44,8 +45,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: it cannot be loaded.
     """
+    is_local = Path(name).is_dir()
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, local_files_only=is_local or not hub_is_reachable()
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(

@@ -120,8 +120,7 @@ class WindowCollator:
         epochs = np.full_like(indices, epoch)
         size = self.device_batch_size
         order = np.arange(len(indices))
-        if self.lengths is not None:
-            # stable, so that the order is a function of the window alone; the longest first, where memory runs out
+        if self.lengths is not None:  # stable: a function of the window alone; the longest first, where memory runs out
             order = np.argsort(-self.lengths[indices], kind="stable")
         micro_batches = []
         for start in range(0, len(indices), size):

@@ -25,7 +25,7 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.check_optimizer import is_schedule_free
-from lightning_apps.config import bind, bind_callback
+from lightning_apps.config import RUNTIME_ARGUMENTS, bind, bind_callback
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import MetricsCSV
 from lightning_apps.parameter_groups import freeze_parameters, unfreezing_steps
@@ -95,7 +95,7 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
     module: L.LightningModule = bind("module", config["module"])(
-        build_net=partial(_build_net, bind("model", config["model"]), datamodule.net_arguments),
+        build_net=bind_net(config, datamodule.net_arguments),
         build_optimizer=build_optimizer,
         schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
         plan=plan,
@@ -117,19 +117,26 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     return module
 
 
+def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
+    """The function that makes the network, with what it must know of the data.
+
+    Raises:
+        ConfigError: the network is one for another task.
+    """
+    make = bind("model", config["model"])
+    parameters = inspect.signature(make.func).parameters
+    needed = {name for name in parameters if name in RUNTIME_ARGUMENTS["model"] and name not in make.keywords}
+    if not needed <= set(net_arguments):
+        raise ConfigError(
+            f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
+            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
+        )
+    return partial(_build_net, make, net_arguments)
+
+
 def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
     """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
-    wanted = inspect.signature(build.func).parameters
-    missing = [
-        name
-        for name, parameter in wanted.items()
-        if parameter.default is inspect.Parameter.empty and name not in {*arguments, *build.keywords}
-    ]
-    if missing:
-        raise ConfigError(
-            f"model: {build.func.__name__} needs {', '.join(missing)}, which the data of this experiment do not have; "
-            "leave model= to the experiment, or choose another"
-        )
+    wanted = inspect.signature(build.func).parameters  # data may know more than the network needs
     try:
         return build(**{name: value for name, value in arguments.items() if name in wanted})
     except ValueError as error:

@@ -20,6 +20,7 @@ from datamodules.object_store import split_url
 from datamodules.storage_errors import StorageError
 from lightning_apps.check_optimizer import check_optimizer
 from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.package_folder import in_package
 from lightning_apps.safe_stop import max_time_seconds
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -28,7 +29,7 @@ OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path),
 
 
 RUNTIME_ARGUMENTS = {
-    "model": {"vocab_size", "pad_token_id", "eos_token_id", "num_labels", "gguf"},
+    "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label", "gguf"},
     "module": {"build_net", "build_optimizer", "schedule", "plan"},
     "optimizer": {"module", "fused", "total_steps"},
     "scheduler": {"total_steps"},
@@ -87,7 +88,7 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
     call = target(key, node)
     signature = inspect.signature(call, eval_str=True)
     not_for_target = {"_target_", *PROGRAM_KEYS.get(key, {}).keys() - signature.parameters.keys()}
-    given = {name: value for name, value in node.items() if name not in not_for_target}
+    given = {name: in_package(f"{key}.{name}", value) for name, value in node.items() if name not in not_for_target}
     runtime = RUNTIME_ARGUMENTS.get(key.split(".")[0], set())
     parameters = {
         name: parameter
@@ -272,7 +273,10 @@ def _check_model(model: Mapping[str, Any]) -> None:
 
 
 def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
-    for name in ("global_batch_size", "device_batch_size", "evaluation_batch_size", "max_train_samples"):
+    for name in (
+        "global_batch_size", "device_batch_size", "evaluation_batch_size", "max_train_samples",
+        "max_evaluation_samples", "max_length",
+    ):  # fmt: skip
         value = data.get(name)
         if value is not None and value < 1:
             raise ConfigError(f"data.{name}={value}: must be at least 1")
@@ -280,6 +284,8 @@ def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
         lowest = 0 if name == "num_test" else 1
         if data.get(name) is not None and data[name] < lowest:
             raise ConfigError(f"data.{name}={data[name]}: must be at least {lowest}")
+    if data.get("validation_share") is not None and not 0 < data["validation_share"] < 1:
+        raise ConfigError(f"data.validation_share={data['validation_share']}: must lie between 0 and 1, both excluded")
     whole, per_device, devices = data["global_batch_size"], data.get("device_batch_size"), hardware["devices"]
     if per_device is not None and per_device > -(-whole // devices):
         raise ConfigError(
@@ -294,6 +300,8 @@ def _check_devices(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"hardware.devices={config['hardware']['devices']}: must be at least 1")
     if accelerator == "cpu" and precision == "fp16_mixed":
         raise ConfigError("precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or bf16_mixed")
+    if accelerator == "mps" and config["hardware"]["devices"] > 1:
+        raise ConfigError(f"hardware.devices={config['hardware']['devices']}: with hardware=mps there is one device")
     if accelerator == "mps" and precision == "bf16_true":
         raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")
 

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -170,8 +171,11 @@ def check_same_tokenizer(pretrained: str, tokenizer: Any) -> None:
     """
     from transformers import AutoTokenizer
 
+    from datamodules.hub_access import hub_is_reachable
+
     try:
-        theirs = AutoTokenizer.from_pretrained(pretrained)
+        is_local = Path(pretrained).is_dir()
+        theirs = AutoTokenizer.from_pretrained(pretrained, local_files_only=is_local or not hub_is_reachable())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(

@@ -31,6 +31,7 @@ from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.plan import RunPlan
+from lightning_apps.preflight import check_before_start
 from lightning_apps.run_directory import RunDirectory, check_start, clear, locate_run, read_summary
 from lightning_apps.run_settings import different_settings
 from lightning_apps.safe_stop import SafeStop, StopRun, max_time_seconds
@@ -84,6 +85,7 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         datamodule = build_datamodule(config)
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
+        notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
         if upload is not None:
             callbacks.append(upload)
@@ -95,6 +97,8 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         # a data module may describe its data
         data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
         say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
+        for notice in notices:
+            say(f"notice: {notice}")
         if upload is not None and trainer.is_global_zero:
             upload.begin(plan)
 

@@ -23,6 +23,7 @@ WRITTEN_BY_A_RUN = (
     "metrics.csv",
     "summary.png",
     "predictions.jsonl",
+    "baselines.json",
     "train.log",
     "report.html",
     "checkpoints",
@@ -68,6 +69,11 @@ class RunDirectory:
     def predictions(self) -> Path:
         """What the model said in the last evaluation."""
         return self.path / "predictions.jsonl"
+
+    @property
+    def baselines(self) -> Path:
+        """What simple models reach on the same splits."""
+        return self.path / "baselines.json"
 
     @property
     def log(self) -> Path:

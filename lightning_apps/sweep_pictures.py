@@ -39,12 +39,12 @@ def draw_pictures(
     if contexts:
         path = results.folder / "in_context.png"
         panels = {"chosen categories": [_position_line(results, series, "chosen") for series in contexts]}
-        if any(series.held_out is not None for series in contexts):
+        if any(series.pooled.held_out is not None for series in contexts):
             panels["held-out categories"] = [
-                _position_line(results, series, "held_out") for series in contexts if series.held_out is not None
+                _position_line(results, series, "held_out") for series in contexts if series.pooled.held_out is not None
             ]
         draw_in_context(path, panels, ordered=_ordered(contexts), band=contexts[0].band.replace(" over", "\nover"))
-        said = "Mean loss by position in the window"
+        said = "Mean loss by position in the window, means of growing groups of positions"
         budget = results.budget_key
         largest = f", runs of the largest {results.labels[budget]}" if budget else ""
         pictures.append((path, f"Chart. {said}{largest}. What it says gives the gains.", f"{said}{largest}."))
@@ -114,7 +114,8 @@ def _agrees(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> bool:
 
 
 def _position_line(results: SweepResults, series: ContextSeries, which: str) -> PositionLine:
-    curves = series.chosen if which == "chosen" or series.held_out is None else series.held_out
+    pooled = series.pooled
+    curves = pooled.chosen if which == "chosen" or pooled.held_out is None else pooled.held_out
     budget = results.budget_key
     label = results.label(series.fixed, without=[budget] if budget else [])
-    return PositionLine(label, series.position, *curves)
+    return PositionLine(label, pooled.position, *curves)

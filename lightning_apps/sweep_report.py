@@ -16,6 +16,7 @@ from lightning_apps.metrics.t_interval import Estimate
 from lightning_apps.sweep_jobs import human_time
 from lightning_apps.sweep_pictures import Picture, draw_pictures
 from lightning_apps.sweep_results import SweepResults, read_sweep, show
+from lightning_apps.sweep_shared_text import CATEGORIES
 from lightning_apps.sweep_study import (
     ContextSeries,
     Effect,
@@ -25,7 +26,7 @@ from lightning_apps.sweep_study import (
     in_context,
     scaling,
 )
-from lightning_apps.sweep_words import CATEGORIES, sentences
+from lightning_apps.sweep_words import sentences
 
 
 def write_sweep_report(folder: Path) -> tuple[list[Path], list[str]]:
@@ -230,9 +231,9 @@ def as_json(
                 "values": series.fixed,
                 "runs": series.num_seeds,
                 "band": series.band,
-                "position": series.position.tolist(),
-                "chosen": _curves_json(series.chosen),
-                "held_out": None if series.held_out is None else _curves_json(series.held_out),
+                "position": series.curves.position.tolist(),
+                "chosen": _curves_json(series.curves.chosen),
+                "held_out": None if series.curves.held_out is None else _curves_json(series.curves.held_out),
                 "gain_by_seed": {str(seed): value for seed, value in series.gains.items()},
                 "gap_by_seed": {str(seed): value for seed, value in series.gaps.items()},
             }

@@ -250,13 +250,22 @@ def _status(record: JobRecord, summary: Mapping[str, Any], directory: RunDirecto
 
 
 def read_curve(directory: RunDirectory) -> tuple[Array, Array]:
-    """Tokens (n,) and val/loss (n,) of the evaluations after the warmup: before it the rate still rises."""
+    """Tokens (n,) and val/loss (n,) of the evaluations after the warmup: before it the rate still rises.
+
+    With trainer.log_every above 1 the tokens of an evaluation lie between those of two logged steps.
+    """
     if not directory.metrics.is_file():
         return np.empty(0), np.empty(0)
-    rows = [row for row in read_metrics(directory.metrics) if "val/loss" in row and "train/tokens" in row]
+    rows = read_metrics(directory.metrics)
+    logged = [(0, 0.0), *((row["step"], row["train/tokens"]) for row in rows if "train/tokens" in row)]
+    steps, tokens = np.array(logged, dtype=np.float64).T
     warmup = _warmup_steps(directory)
-    kept = [(row["train/tokens"], row["val/loss"]) for row in rows if row["step"] > warmup]
-    kept = [(tokens, loss) for tokens, loss in kept if np.isfinite(loss) and loss > 0 and tokens > 0]
+    kept = [
+        (float(np.interp(row["step"], steps, tokens)), row["val/loss"])
+        for row in rows
+        if "val/loss" in row and warmup < row["step"] <= steps[-1]
+    ]
+    kept = [(count, loss) for count, loss in kept if np.isfinite(loss) and loss > 0 and count > 0]
     points = np.array(kept, dtype=np.float64).reshape(-1, 2)
     return points[:, 0], points[:, 1]
 

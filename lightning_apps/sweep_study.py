@@ -1,5 +1,6 @@
 """The numbers that a sweep is run for: effects of the grid's keys, scaling fits, in-context curves."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import numpy as np
 
 from lightning_apps.metrics.t_interval import Estimate, mean_curve, slope_interval
 from lightning_apps.scaling_fit import MIN_COUNTS, Form, Points, PowerLaw, fit_power_law
-from lightning_apps.sweep_results import REPEAT, Array, Group, JobResult, SweepResults, sort_key
+from lightning_apps.sweep_results import REPEAT, Array, Group, InContext, JobResult, SweepResults, sort_key
 
 HEADLINES = ("val/loss", "test/loss", "test/held_out_loss")
 FORMS: tuple[Form, ...] = ("A * D^-alpha", "E + A * D^-alpha")
@@ -62,14 +63,28 @@ class ScalingSeries:
 
 
 @dataclass(frozen=True)
+class ContextCurves:
+    """Mean loss by position with its band.
+
+    Attributes:
+        position: (T,) of the window, or (B,) means of groups of positions.
+        chosen: mean, lower and upper end over the categories trained on; the ends are None where there is no band.
+        held_out: likewise over the other categories, or None.
+    """
+
+    position: Array
+    chosen: tuple[Array, Array | None, Array | None]
+    held_out: tuple[Array, Array | None, Array | None] | None
+
+
+@dataclass(frozen=True)
 class ContextSeries:
     """Mean loss by position over the seeds of one group.
 
     Attributes:
         fixed: the keys' values.
-        position: (T,) of the window.
-        chosen: mean, lower and upper end, each (T,); the ends are None where neither seeds nor runs give any.
-        held_out: likewise, or None.
+        curves: at every position.
+        pooled: at means of growing groups of positions, as the picture has it.
         band: what the ends are, in words.
         gains: seed -> nats that the loss falls from the first to the last tenth of positions, chosen categories.
         gaps: seed -> held-out minus chosen loss in the last tenth.
@@ -77,9 +92,8 @@ class ContextSeries:
     """
 
     fixed: Mapping[str, Any]
-    position: Array
-    chosen: tuple[Array, Array | None, Array | None]
-    held_out: tuple[Array, Array | None, Array | None] | None
+    curves: ContextCurves
+    pooled: ContextCurves
     band: str
     gains: Mapping[Any, float]
     gaps: Mapping[Any, float]
@@ -178,24 +192,21 @@ def in_context(results: SweepResults) -> list[ContextSeries]:
         if not contexts:
             continue
         length = min(len(context.position) for context in contexts)
-        chosen = _average([context.chosen[:, :length] for context in contexts])
-        others = [context.held_out[:, :length] for context in contexts if context.held_out is not None]
         tenth = max(1, length // TENTH)
-        curves = {seed_of(job): context for job, context in zip(jobs, contexts, strict=True)}
+        by_seed = {seed_of(job): context for job, context in zip(jobs, contexts, strict=True)}
         series.append(
             ContextSeries(
                 fixed=group.values,
-                position=contexts[0].position[:length],
-                chosen=chosen,
-                held_out=_average(others) if others else None,
+                curves=_curves(contexts, [slice(start, start + 1) for start in range(length)]),
+                pooled=_curves(contexts, growing_groups(length)),
                 band="95 % t interval over seeds" if len(contexts) > 1 else "95 % interval over the windows of one run",
                 gains={
                     seed: float(context.chosen[0, :tenth].mean() - context.chosen[0, length - tenth : length].mean())
-                    for seed, context in curves.items()
+                    for seed, context in by_seed.items()
                 },
                 gaps={
                     seed: float((context.held_out[0] - context.chosen[0])[length - tenth : length].mean())
-                    for seed, context in curves.items()
+                    for seed, context in by_seed.items()
                     if context.held_out is not None
                 },
                 num_seeds=len(contexts),
@@ -207,6 +218,24 @@ def in_context(results: SweepResults) -> list[ContextSeries]:
 def seed_of(job: JobResult) -> Any:
     """The repetition that a job belongs to."""
     return job.values.get(REPEAT)
+
+
+def growing_groups(length: int, number: int = 24) -> list[slice]:
+    """At most `number` neighbouring groups of positions whose ends grow geometrically: single ones at first."""
+    ends = np.unique(np.round(np.geomspace(1, length + 1, number + 1)).astype(int)) - 1
+    return [slice(int(start), int(end)) for start, end in itertools.pairwise(ends)]
+
+
+def _curves(contexts: Sequence[InContext], groups: Sequence[slice]) -> ContextCurves:
+    def pooled(curve: Array) -> Array:
+        return np.stack([curve[..., group].mean(axis=-1) for group in groups], axis=-1)
+
+    others = [pooled(context.held_out) for context in contexts if context.held_out is not None]
+    return ContextCurves(
+        pooled(contexts[0].position),
+        _average([pooled(context.chosen) for context in contexts]),
+        _average(others) if others else None,
+    )
 
 
 def _average(curves: Sequence[Array]) -> tuple[Array, Array | None, Array | None]:

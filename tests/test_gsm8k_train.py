@@ -26,7 +26,8 @@ def config(composed, small_gsm8k):
     def make(*overrides, name="run"):
         return composed(
             "experiment=gsm8k", f"data.path={small_gsm8k}/data", f"model.pretrained={small_gsm8k}/model",
-            "data.num_validation=6", "data.global_batch_size=8", "data.max_length=160", "trainer.max_epochs=null",
+            "data.num_validation=6", "data.global_batch_size=8", "data.device_batch_size=null", "data.max_length=160",
+            "trainer.max_epochs=null",
             f"trainer.max_steps={STEPS}", "trainer.evaluate_every=3", "callbacks.extra.generation.num_samples=4",
             "callbacks.extra.generation.max_new_tokens=8", "optimizer.lr=1e-3", "hardware=cpu", *overrides, name=name,
         )  # fmt: skip

@@ -127,6 +127,15 @@ def test_bfloat16_adds_its_chunks_in_float32():
     assert weight.grad.tolist() == [[-256.0], [256.0]]
 
 
+@pytest.mark.parametrize(("autocast", "product"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+def test_type_of_the_products_under_autocast(autocast, product):
+    states, weight, labels, _ = operands(6, 4, 5)
+    with Recorder() as recorder, torch.autocast("cpu", autocast):
+        linear_cross_entropy(states, weight, labels)
+    assert recorder.dtypes == {product}
+    assert recorder.products == 3
+
+
 def test_float16_autocast_keeps_small_probabilities():
     states, weight = torch.ones(1, 1), torch.cat([torch.full((1, 1), 17.0), torch.zeros(9, 1)]).requires_grad_()
     with torch.autocast("cpu", torch.float16):
@@ -166,18 +175,21 @@ def test_no_rows_give_zero_and_zero_gradients():
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the operations and the number of elements of the largest tensor that one returned."""
+    """Matrix products, their types, and the number of elements of the largest tensor that any operation returned."""
 
     def __init__(self):
         super().__init__()
         self.largest = 0
         self.products = 0
+        self.dtypes = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
             self.largest = max(self.largest, result.numel())
-        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            self.products += 1
+            self.dtypes.add(result.dtype)
         return result
 
 

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from lightning_apps import report as report_command
 from lightning_apps.errors import ConfigError
 from lightning_apps.html_page import bullets, details, facts, figure, page, section, table
 from lightning_apps.metrics.t_interval import mean_interval
-from lightning_apps.plots.scaling import colours, metric_unit, short_count
+from lightning_apps.plots.scaling import PositionLine, colours, draw_in_context, metric_unit, short_count
+from lightning_apps.run_directory import RunDirectory
 from lightning_apps.run_report import write_run_report
 from lightning_apps.sweep_ledger import read_ledger, try_lock
 from lightning_apps.sweep_report import write_sweep_report
-from lightning_apps.sweep_results import find_sweep, read_sweep, show
-from lightning_apps.sweep_study import effects, in_context, scaling
+from lightning_apps.sweep_results import find_sweep, read_curve, read_sweep, show
+from lightning_apps.sweep_study import effects, growing_groups, in_context, scaling
 from tests.synthetic_sweep import loss_of, write_sweep
 
 STUDY = {
@@ -179,6 +181,23 @@ def test_scaling_within_runs_where_budgets_are_too_few(tmp_path):
     assert any("not the law of separate budgets" in text for text in said)
 
 
+def test_evaluations_between_logged_steps_keep_their_place(tmp_path):
+    write_sweep(tmp_path, {"seed": [0]})
+    directory = RunDirectory(tmp_path / "arxiv" / "study-seed=0")
+    whole = read_curve(directory)
+    with directory.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if int(row["step"]) % 5:  # as trainer.log_every=5 leaves it
+            row["train/tokens"] = row["train/loss"] = ""
+    with directory.metrics.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    np.testing.assert_allclose(read_curve(directory), whole)
+    assert len(whole[0]) == 18
+
+
 def test_the_words_follow_the_numbers(study):
     _, _, said = study
     text = "\n".join(said)
@@ -213,10 +232,18 @@ def test_in_context_curves(study):
     assert first.num_seeds == 3
     position = np.arange(1, 41)
     curves = [loss_of(1, 16e6, seed) + 0.5 * np.exp(-position / 8) * (1 + 0.05 * seed) for seed in range(3)]
-    mean, low, high = first.chosen
+    mean, low, high = first.curves.chosen
     np.testing.assert_allclose(mean, np.mean(curves, axis=0))
     expected = mean_interval([curve[17] for curve in curves])
     assert (low[17], high[17]) == pytest.approx((expected.low, expected.high))
+    # the picture pools positions within each run before it averages over runs
+    groups = growing_groups(40)
+    assert [group.start for group in groups[1:]] == [group.stop for group in groups[:-1]]
+    assert (groups[0], groups[-1].stop) == (slice(0, 1), 40)
+    expected = mean_interval([curve[groups[-1]].mean() for curve in curves])
+    assert first.pooled.chosen[0][-1] == pytest.approx(expected.value)
+    assert first.pooled.chosen[1][-1] == pytest.approx(expected.low)
+    assert first.pooled.position[-1] == position[groups[-1]].mean()
     assert first.gains[1] == pytest.approx(curves[1][:4].mean() - curves[1][-4:].mean())
     assert first.gaps == pytest.approx({0: 0.35, 1: 0.35, 2: 0.35})
 
@@ -379,3 +406,18 @@ def test_words_for_values():
     assert metric_unit("val/bits_per_byte") == "bits per byte"
     assert len(set(colours(5, ordered=True))) == 5
     assert colours(1, ordered=True) == colours(1, ordered=False)
+
+
+def test_a_line_keeps_its_colour_where_another_is_missing(tmp_path, monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def watched(self, *args, **options):
+        drawn.append((options["label"], options["color"]))
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    lines = {label: PositionLine(label, np.arange(1.0, 9), np.arange(8.0), None, None) for label in "abc"}
+    panels = {"chosen": list(lines.values()), "held-out": [lines["a"], lines["c"]]}
+    draw_in_context(tmp_path / "a.png", panels, ordered=True, band="none")
+    assert [label for label, _ in drawn] == ["a", "b", "c", "a", "c"]
+    assert len(dict.fromkeys(drawn)) == 3

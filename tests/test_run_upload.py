@@ -23,7 +23,7 @@ from lightning_apps.run_comparison import differences
 from lightning_apps.run_directory import RunDirectory, open_run
 from lightning_apps.run_upload import is_left_out, upload_run
 from tests.conftest import TINY
-from tests.s3_server import BUCKET, SECRET
+from tests.s3_server import BUCKET, SECRET, StallingProxy
 
 TO = f"s3://{BUCKET}/runs"
 RUN = [
@@ -62,10 +62,6 @@ def uploaded(s3, prefix="runs/location/a"):
 def local(path):
     files = (entry for entry in Path(path).rglob("*") if entry.is_file())
     return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in files}
-
-
-def quick(monkeypatch):
-    monkeypatch.setenv("LIGHTNING_APPS_STORAGE_PATIENCE_S", "4")
 
 
 def test_a_snapshot_keeps_what_was_there(tmp_path):
@@ -301,7 +297,6 @@ def call(module, *arguments):
 def test_the_upload_command(s3, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [])
     monkeypatch.chdir(tmp_path)
-    quick(monkeypatch)
     directory = small_run(tmp_path / "a")
     assert call(upload, f"run={directory.path}") == 0
     assert "uploaded  s3://bucket/runs/location/a: 3 files, 3 of them sent now" in capsys.readouterr().out
@@ -323,6 +318,7 @@ def test_the_upload_command(s3, tmp_path, monkeypatch, capsys):
     with locked(directory.path):
         assert call(upload, f"run={directory.path}") == 2
     assert "another process is uploading" in capsys.readouterr().err
+    monkeypatch.setenv("LIGHTNING_APPS_STORAGE_PATIENCE_S", "0.2")
     s3.stop()
     assert call(upload, f"run={directory.path}") == 1
     err = capsys.readouterr().err
@@ -368,144 +364,159 @@ def test_a_run_from_an_object_store(s3, tmp_path, monkeypatch, capsys):
         open_run(url, root)
 
 
-def start(tmp_path, cache_root, *more, name="a", **environment):
+LONGER = [*RUN, "trainer.max_steps=90", "trainer.evaluate_every=20", "trainer.save_every=15", "hardware.num_workers=2"]
+
+
+def start(tmp_path, cache_root, flag, *more, **environment):
+    """A run that does its steps after the 20th one a second until `flag` exists."""
     command = [
-        sys.executable, "-m", "lightning_apps.train", *RUN, "hardware.num_workers=2",
-        f"run.output_root={tmp_path}/outputs", f"run.cache_root={cache_root}", f"run.name={name}", *more,
+        sys.executable, "-m", "lightning_apps.train", *LONGER, f"run.output_root={tmp_path}/outputs",
+        f"run.cache_root={cache_root}", "run.name=a", "callbacks.extra.generation=null", "callbacks.extra.picture=null",
+        f"+callbacks.extra.wait={{_target_:tests.wait_for_file.WaitForFile,step:21,path:{flag}}}", *more,
     ]  # fmt: skip
-    environment = {**os.environ, "LIGHTNING_APPS_STORAGE_PATIENCE_S": "6", **environment}
+    environment = {**os.environ, "LIGHTNING_APPS_STORAGE_PATIENCE_S": "8", **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def holding(step, flag):
-    return f"callbacks.extra={{wait:{{_target_:tests.wait_for_file.WaitForFile,step:{step},path:{flag}}}}}"
+def ended(process):
+    """Exit code and output of a run; nothing went wrong that the program had not foreseen."""
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in out + err
+    assert SECRET not in out + err
+    return process.returncode, out
 
 
-def until(condition):
+def until(condition, process):
     deadline = time.monotonic() + 120
     while not condition():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
+def run_of(tmp_path):
+    return tmp_path / "outputs" / "location" / "a"
+
+
 def checkpoints(path):
-    return {
-        file.name: torch.load(file, weights_only=True)
-        for file in sorted((path / "outputs/location" / "a" / "checkpoints").glob("*.ckpt"))
-    }
+    return {file.name: torch.load(file, weights_only=True) for file in sorted((path / "checkpoints").glob("*.ckpt"))}
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, cache_root):
     """Checkpoints of the same run without an upload."""
     path = tmp_path_factory.mktemp("reference")
-    process = start(path, cache_root, "callbacks.extra={}")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    return checkpoints(path)
+    (path / "go").touch()
+    assert ended(start(path, cache_root, path / "go"))[0] == 0
+    return checkpoints(run_of(path))
 
 
 def assert_same_checkpoints(path, reference):
-    found = checkpoints(path)
-    assert found.keys() == reference.keys()
+    found = checkpoints(run_of(path))
+    assert sorted(found) == sorted(reference) == ["best.ckpt", "last.ckpt", "step=00000090.ckpt"]
     for name, state in found.items():
-        ours, theirs = (
-            {key: entry[key] for key in ("state_dict", "optimizer_states")} for entry in (state, reference[name])
-        )
-        assert differences(ours, theirs) == []
+        for key in ("state_dict", "optimizer_states"):
+            assert differences(state[key], reference[name][key]) == []
 
 
 @pytest.mark.slow
 def test_files_arrive_while_the_run_goes_on(s3, tmp_path, cache_root, reference):
     flag = tmp_path / "go"
-    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(7, flag))
-    until(lambda: "runs/location/a/config.yaml" in s3.objects())
-    # the run stands before step 7: what is due after the evaluation of step 4 goes when the first pass has rested
+    process = start(tmp_path, cache_root, flag, f"run.upload={TO}")
+    until(lambda: "runs/location/a/checkpoints/best.ckpt" in s3.objects(), process)
+    assert remote_state(f"{TO}/location/a") == "incomplete"
+    assert "runs/location/a/INCOMPLETE" in s3.objects()
     flag.touch()
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    assert err == ""
+    code, out = ended(process)
+    assert code == 0
     assert "run.upload" not in out
     assert_same_checkpoints(tmp_path, reference)
-    assert remote_state(f"{TO}/location/a") == "complete"
-    fetched = download_folder(f"{TO}/location/a", tmp_path / "fetched")
-    here = local(tmp_path / "outputs/location/a")
-    del here["train.log"]
-    assert {name: content for name, content in local(fetched).items() if name not in ("train.log", "COMPLETE")} == here
+    fetched = local(download_folder(f"{TO}/location/a", tmp_path / "fetched"))
+    here = local(run_of(tmp_path))
+    assert fetched.keys() - {"COMPLETE"} == here.keys()  # those of pruned checkpoints are gone
+    assert {name for name in here if fetched[name] != here[name]} == {"train.log"}
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_in_the_middle_of_a_file(s3, tmp_path, cache_root, reference):
+def test_a_server_that_dies_in_the_middle_of_a_checkpoint(s3, tmp_path, cache_root, reference):
+    flag, proxy = tmp_path / "go", StallingProxy(s3, 20_000)  # the first pass takes half, a checkpoint is of 27,000
+    process = start(tmp_path, cache_root, flag, f"run.upload={TO}", AWS_ENDPOINT_URL=proxy.endpoint)
+    until(proxy.reached.is_set, process)
     s3.stop()
-    s3.start("--bwlimit", "2k")
-    flag = tmp_path / "go"
-    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(2, flag))
-    until(lambda: list(s3.folder.rglob(".rclone_temp_*")))
-    s3.stop()
+    proxy.close()
     flag.touch()
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    code, out = ended(process)
+    assert code == 0
     assert out.count("NOT UPLOADED: http://127.0.0.1") == 1
-    assert "Traceback" not in out + err
-    assert "cannot be reached" in out
     assert_same_checkpoints(tmp_path, reference)
+    assert "runs/location/a/config.yaml" in s3.objects()
+    assert "runs/location/a/checkpoints/last.ckpt" not in s3.objects()
     s3.start()
-    assert remote_state(f"{TO}/location/a") in ("absent", "incomplete")
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="is incomplete"):
         download_folder(f"{TO}/location/a", tmp_path / "fetched")
     command = next(line for line in out.splitlines() if "lightning_apps.upload" in line)
     done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert uploaded(s3) == local(tmp_path / "outputs/location/a")
+    assert uploaded(s3) == local(run_of(tmp_path))
+    assert remote_state(f"{TO}/location/a") == "complete"
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back(s3, tmp_path, cache_root):
+    s3.stop()
+    flag = tmp_path / "go"
+    process = start(tmp_path, cache_root, flag, f"run.upload={TO}", LIGHTNING_APPS_STORAGE_PATIENCE_S="1")
+    log = run_of(tmp_path) / "train.log"
+    until(lambda: log.exists() and "cannot be reached" in log.read_text(), process)
+    s3.start()
+    until(lambda: "takes files again" in log.read_text(), process)
+    flag.touch()
+    code, out = ended(process)
+    assert code == 0
+    assert out.count("cannot be reached") == 1
     assert remote_state(f"{TO}/location/a") == "complete"
 
 
 @pytest.mark.slow
 def test_a_server_that_was_never_there(s3, tmp_path, cache_root, reference):
     s3.stop()
-    process = start(tmp_path, cache_root, f"run.upload={TO}", "callbacks.extra={}")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    (tmp_path / "go").touch()
+    code, out = ended(start(tmp_path, cache_root, tmp_path / "go", f"run.upload={TO}"))
+    assert code == 0
     assert out.count("NOT UPLOADED: ") == 1
-    assert "0 of 11 files, not checkpoints/best.ckpt" in out
-    assert "Traceback" not in out + err
+    assert "  0 of 13 files, not checkpoints/best.ckpt" in out
     assert_same_checkpoints(tmp_path, reference)
 
 
 @pytest.mark.slow
 def test_sigterm_saves_uploads_and_exits_with_its_code(s3, tmp_path, cache_root):
-    flag = tmp_path / "go"
-    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(7, flag))
-    until(lambda: "runs/location/a/config.yaml" in s3.objects())
-    until(lambda: (tmp_path / "outputs/location/a/checkpoints/step=00000006.ckpt").exists())
+    process = start(tmp_path, cache_root, tmp_path / "never", f"run.upload={TO}")
+    until(lambda: "runs/location/a/config.yaml" in s3.objects(), process)
+    until((run_of(tmp_path) / "checkpoints" / "best.ckpt").exists, process)
     process.send_signal(signal.SIGTERM)
-    flag.touch()
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, out + err
+    code, _ = ended(process)
+    assert code == 128 + signal.SIGTERM
     assert json.loads(uploaded(s3)["summary.json"])["status"] == "stopped"
     assert remote_state(f"{TO}/location/a") == "complete"
 
 
 @pytest.mark.slow
-def test_a_killed_run_takes_its_upload_with_it(s3, tmp_path, cache_root):
-    s3.stop()
-    s3.start("--bwlimit", "2k")
-    flag = tmp_path / "go"
-    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(2, flag))
-    until(lambda: list(s3.folder.rglob(".rclone_temp_*")))
-    run = tmp_path / "outputs/location/a"
+def test_a_killed_run_takes_its_upload_with_it_and_resumes(s3, tmp_path, cache_root, reference):
+    flag, proxy = tmp_path / "go", StallingProxy(s3, 20_000)
+    process = start(tmp_path, cache_root, flag, f"run.upload={TO}", AWS_ENDPOINT_URL=proxy.endpoint)
+    until(proxy.reached.is_set, process)
+    run = run_of(tmp_path)
     with pytest.raises(BlockingIOError), locked(run, wait=False):
         pass
     process.kill()
     process.wait()
     with locked(run):  # waits for the upload process, whose end releases it
         pass
-    s3.stop()
-    s3.start()
-    assert remote_state(f"{TO}/location/a") != "complete"
+    proxy.close()
+    assert remote_state(f"{TO}/location/a") == "incomplete"
     flag.touch()
-    process = start(tmp_path, cache_root, f"run.upload={TO}", holding(2, flag), "run.resume=auto")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    code, _ = ended(start(tmp_path, cache_root, flag, f"run.upload={TO}", "run.resume=auto"))
+    assert code == 0
+    assert_same_checkpoints(tmp_path, reference)
     assert remote_state(f"{TO}/location/a") == "complete"
     assert not (run / ".upload").exists()

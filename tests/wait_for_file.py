@@ -1,4 +1,4 @@
-"""A callback with which a test holds a run at a step while it does something to the world."""
+"""A callback that slows a run down until a test has done something to the world."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import lightning as L
 
 
 class WaitForFile(L.Callback):
-    """Waits before optimizer step `step` until `path` exists."""
+    """From optimizer step `step` on, waits up to a second before each step until `path` exists."""
 
     def __init__(self, *, step: int, path: str) -> None:
         self.step = step
@@ -17,7 +17,6 @@ class WaitForFile(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self.step - 1:
-            deadline = time.monotonic() + 120
-            while not self.path.exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
+        end = time.monotonic() + 1
+        while trainer.global_step >= self.step - 1 and not self.path.exists() and time.monotonic() < end:
+            time.sleep(0.02)

@@ -117,10 +117,7 @@ class RunUpload(L.Callback):
 
     def _say_trouble(self, error: str, kind: str) -> None:
         if kind != self._trouble:
-            say(
-                f"run.upload: {error}\n  training goes on; what is missing is sent after a later evaluation, or at the "
-                "end"
-            )
+            say(f"run.upload: {error}\n  training goes on; what is missing is sent after a later evaluation, or last")
         self._trouble = kind
 
     def finish(self) -> None:

@@ -74,5 +74,5 @@ def draw_bits_per_byte(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     tokens = series(rows, "train/tokens")[1]
     if len(repeated) and len(tokens) and np.isfinite(repeated[-1]):
         text = f"{tokens[-1]:,.0f} tokens seen, each token of text {repeated[-1]:.1f} times"
-        axes.text(0.98, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=9.5)
+        axes.text(0.02, 0.03, text, transform=axes.transAxes, ha="left", va="bottom", fontsize=9.5)
     legend_above(axes)

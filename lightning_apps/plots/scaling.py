@@ -36,7 +36,7 @@ CATEGORICAL = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY_BLUE, BLACK, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_SERIES = 10
 """More lines than this cannot be told apart; the table has the rest."""
-LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 80, 70, 60, 420, 340, 105, 350, 2
+LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 95, 70, 60, 420, 340, 115, 350, 2
 """Pixels, and panels side by side; a third one leaves the fourth place to the legend."""
 
 
@@ -117,7 +117,7 @@ def draw_final_metrics(
             step = float(np.diff(np.log(places) if log else places).min()) if len(places) > 1 else 1.0
             for rank, line in enumerate(lines[:MAX_SERIES]):
                 slot = 0.8 * step / min(number, MAX_SERIES)
-                shift = slot * (rank + 0.4) - 0.4 * step
+                shift = slot * (rank + 0.5) - 0.4 * step
                 _draw_metric_line(
                     axes, line, palette[rank], MARKERS[rank % len(MARKERS)], shift, slot, log=log, joined=joined
                 )
@@ -130,7 +130,7 @@ def draw_final_metrics(
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.margins(y=0.08)
         note = "small: runs; large: mean over seeds\nbars: 95 % t interval of the mean"
-        _legend(figure, len(panels), axes, note, hidden=max(0, number - MAX_SERIES))
+        _legend(figure, len(panels), note, hidden=max(0, number - MAX_SERIES))
 
 
 def _draw_metric_line(
@@ -156,7 +156,7 @@ def _draw_metric_line(
     # runs stand beside their mean, so that neither hides the other; a single one is its mean
     several = [(x, value) for x, value in line.points if line.means[x].n > 1]
     axes.plot(
-        [moved(x, 0.4 * slot) for x, _ in several], [value for _, value in several], linestyle="none",
+        [moved(x, 0.35 * slot) for x, _ in several], [value for _, value in several], linestyle="none",
         marker=marker, markersize=3.5, color=colour, alpha=0.75, zorder=4,
     )  # fmt: skip
 
@@ -178,7 +178,7 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
         if not tokens:
             say_empty(axes, "no evaluation yet")
             return
-        _label_tokens(axes, min(tokens), max(tokens))
+        _label_counts(axes, min(tokens), max(tokens))
         for rank, (line, colour) in enumerate(zip(shown, colours(len(shown), ordered=ordered), strict=True)):
             for counts, losses in line.curves:
                 axes.plot(counts, losses, color=colour, linewidth=0.8, alpha=0.5, zorder=2)
@@ -195,11 +195,13 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
                 marker=MARKERS[rank % len(MARKERS)], markersize=6, color=colour, markeredgecolor="white",
                 markeredgewidth=0.7, zorder=4, label=label,
             )  # fmt: skip
-        note = "marks: ends of runs\nthin: evaluations of the longest runs\ndashed: fitted power law and its exponent α"
-        _legend_at(figure, axes, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
+        note = "marks: ends of runs\nthin: evaluations of the longest runs"
+        if any(line.law is not None for line in shown):
+            note += "\ndashed: fitted power law and its exponent α"
+        _legend_at(figure, LEFT + 640 + 25, note, bottom=BOTTOM, hidden=len(lines) - len(shown))
 
 
-def _label_tokens(axes: Axes, low: float, high: float) -> None:
+def _label_counts(axes: Axes, low: float, high: float) -> None:
     axes.set_xscale("log")
     margin = max((high / low) ** 0.05, 1.05)
     low, high = low / margin, high * margin
@@ -211,22 +213,24 @@ def _label_tokens(axes: Axes, low: float, high: float) -> None:
 
 def draw_in_context(path: Path, panels: Mapping[str, Sequence[PositionLine]], *, ordered: bool, band: str) -> None:
     """One panel for the chosen and one for the held-out categories, on one vertical scale."""
-    number = max(len(lines) for lines in panels.values())
+    names = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
+    shown = dict(zip(names, colours(min(len(names), MAX_SERIES), ordered=ordered), strict=False))
     with png_figure(path, *_size(len(panels))) as figure:
-        low, high = _limits([line for lines in panels.values() for line in lines[:MAX_SERIES]])
+        low, high = _limits([line for lines in panels.values() for line in lines if line.label in shown])
         for index, (name, lines) in enumerate(panels.items()):
             axes = _panel(figure, index, len(panels), printable(name, 40), "nats per token")
             axes.set_xlabel("position in the window (tokens seen)")
             axes.set_ylim(low, high)
-            for line, colour in zip(
-                lines[:MAX_SERIES], colours(min(number, MAX_SERIES), ordered=ordered), strict=False
-            ):
+            drawn = [line for line in lines if line.label in shown]
+            for line in drawn:
+                colour = shown[line.label]
                 axes.plot(line.position, line.mean, color=colour, linewidth=1.5, label=line.label, zorder=3)
                 if line.low is not None and line.high is not None:
                     axes.fill_between(line.position, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
-            axes.margins(x=0.02)
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(figure, len(panels), axes, f"band: {band}", hidden=max(0, number - MAX_SERIES))
+            places = np.concatenate([line.position for line in drawn])
+            _label_counts(axes, float(places.min()), float(places.max()))
+        note = f"means of growing groups of positions\nband: {band}"
+        _legend(figure, len(panels), note, hidden=len(names) - len(shown))
 
 
 def _limits(lines: Sequence[PositionLine]) -> tuple[float, float]:
@@ -281,19 +285,23 @@ def _panel(figure: Figure, index: int, panels: int, title: str, unit: str) -> Ax
     return axes
 
 
-def _legend(figure: Figure, panels: int, axes: Axes, note: str, *, hidden: int) -> None:
+def _legend(figure: Figure, panels: int, note: str, *, hidden: int) -> None:
     if panels % COLUMNS and panels > 1:
         left, bottom = _corner(panels, panels)
-        _legend_at(figure, axes, left, note, bottom=bottom, hidden=hidden)
+        _legend_at(figure, left, note, bottom=bottom, hidden=hidden)
     else:
         right = LEFT + min(panels, COLUMNS) * (PANEL_WIDTH + GAP) - GAP
-        _legend_at(figure, axes, right + 25, note, bottom=_corner(0, panels)[1], hidden=hidden)
+        _legend_at(figure, right + 25, note, bottom=_corner(0, panels)[1], hidden=hidden)
 
 
-def _legend_at(figure: Figure, axes: Axes, left_px: float, note: str, *, bottom: float, hidden: int) -> None:
+def _legend_at(figure: Figure, left_px: float, note: str, *, bottom: float, hidden: int) -> None:
     """Names of the lines in a free place, with a note below on what the marks mean."""
     width, height = figure.get_size_inches() * figure.dpi
-    handles, labels = axes.get_legend_handles_labels()
+    # a panel may lack a line that others have
+    entries = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    handles, labels = list(entries.values()), list(entries)
     labels = ["\n".join(printable(part, 38) for part in label.split("\n")) for label in labels]
     if hidden:
         note += f"\nand {hidden} more in the table"

@@ -1,0 +1,54 @@
+"""What a classifier must beat: the most frequent class, and a linear model over words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BASELINES_VERSION = 1
+"""Raise it whenever a baseline answers differently for the same data."""
+
+
+def majority_probabilities(train_labels: NDArray[np.int64], num_samples: int, num_classes: int) -> NDArray[np.float64]:
+    """(num_samples, num_classes): the frequencies of the training split for every sample.
+
+    Args:
+        train_labels: (n,) class numbers or (n, classes) of 0 and 1.
+        num_samples: how many answers are wanted.
+        num_classes: number of classes.
+    """
+    counts = train_labels.sum(axis=0) if train_labels.ndim == 2 else np.bincount(train_labels, minlength=num_classes)
+    return np.tile(counts / max(len(train_labels), 1), (num_samples, 1))
+
+
+def linear_probabilities(
+    train_texts: Sequence[str], train_labels: NDArray[np.int64], texts: Sequence[str], num_classes: int
+) -> NDArray[np.float64]:
+    """(len(texts), num_classes): logistic regression over TF-IDF of words and pairs of words (scikit-learn).
+
+    Whole texts are used, not those that the network's length cuts. A class without training samples gets 0.
+
+    Args:
+        train_texts: n texts to fit.
+        train_labels: (n,) class numbers or (n, classes) of 0 and 1.
+        texts: to classify.
+        num_classes: number of classes.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(train_texts) >= 200 else 1)
+    train_features, features = vectorizer.fit_transform(train_texts), vectorizer.transform(texts)
+    targets = train_labels.T if train_labels.ndim == 2 else [train_labels]
+    found = np.zeros((len(texts), num_classes))
+    for number, target in enumerate(targets):
+        if len(np.unique(target)) == 1:  # one of several labels that all samples, or none, bear
+            found[:, number] = target[0]
+            continue
+        model = LogisticRegression(C=10.0, max_iter=1000).fit(train_features, target)
+        probabilities = model.predict_proba(features)
+        if train_labels.ndim == 2:
+            found[:, number] = probabilities[:, 1]
+        else:
+            found[:, model.classes_] = probabilities
+    return found

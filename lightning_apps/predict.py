@@ -1,0 +1,211 @@
+"""`python -m lightning_apps.predict run=outputs/imdb/default input=FILE|-`: classify texts, streaming."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+from lightning_apps.command_line import run_command
+from lightning_apps.config import CONF, bind, plain, target
+from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.run_directory import RunDirectory, open_run
+
+FORMATS = ("auto", "jsonl", "text")
+BATCHES_AHEAD = 8
+"""So many batches of texts are read, sorted by length, and put back in order: that bounds the memory."""
+
+
+@dataclass
+class PredictConfig:
+    """Types of the command's settings; the values are in conf/command/predict.yaml."""
+
+    run: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
+    format: str = MISSING
+    text_column: str | None = MISSING
+    batch_size: int = MISSING
+    accelerator: str = MISSING
+
+
+ConfigStore.instance().store(name="predict_schema", node=PredictConfig)
+
+
+@dataclass(frozen=True)
+class InputText:
+    """One text, the line it was on (1 is the first), and its id where it has one."""
+
+    line: int
+    text: str
+    id: Any = None
+
+
+def read_texts(lines: Iterable[bytes], source: str, *, kind: str, text_column: str) -> Iterator[InputText]:
+    """Texts of a stream of lines; blank lines are passed over.
+
+    Args:
+        lines: of bytes, with their ends.
+        source: name of the stream, for messages.
+        kind: `jsonl`, `text`, or `auto`: jsonl where the first line that is not blank begins with a brace.
+        text_column: field of the text in jsonl.
+
+    Raises:
+        ConfigError: a line is not UTF-8, no JSON object, or has no text, naming the line.
+    """
+    from datamodules.labelled_text import decode_line, json_object
+
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = decode_line(raw, source, number).rstrip("\r\n")
+            if not line.strip():
+                continue
+            if kind == "auto":
+                kind = "jsonl" if line.lstrip().startswith("{") else "text"
+            if kind == "text":
+                yield InputText(number, line)
+                continue
+            record = json_object(line, source, number)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        text = record.get(text_column)
+        if text_column not in record:
+            hint = did_you_mean(text_column, list(record))
+            raise ConfigError(
+                f"{source}, line {number:,}: there is no field {text_column!r}{hint}; it has "
+                f"{', '.join(record) or 'none'}; name the right one with text_column=..."
+            )
+        if not isinstance(text, str):
+            raise ConfigError(f"{source}, line {number:,}: {text_column} is not a text")
+        yield InputText(number, text, record.get("id"))
+
+
+def predict(cfg: DictConfig) -> None:
+    """Classify the texts of a file or of standard input and write one JSON object a line.
+
+    Raises:
+        ConfigError: the run is not a finished classification run, or the input is wrong.
+    """
+    options = plain(cfg)
+    if options["format"] not in FORMATS:
+        hint = did_you_mean(options["format"], list(FORMATS))
+        raise ConfigError(f"format={options['format']!r}{hint}: allowed are {', '.join(FORMATS)}")
+    if options["batch_size"] < 1:
+        raise ConfigError(f"batch_size={options['batch_size']}: must be at least 1")
+    directory, config = open_run(options["run"])
+    path = Path(options["input"])
+    if options["input"] != "-" and not path.is_file():
+        raise ConfigError(f"input={path}: there is no such file; - reads standard input")
+    classifier = Classifier(directory, config, options["accelerator"])
+    kind = (
+        {".jsonl": "jsonl", ".txt": "text"}.get(path.suffix, "auto")
+        if options["format"] == "auto"
+        else options["format"]
+    )
+    column = options["text_column"] or config["data"].get("text_column", "text")
+    with ExitStack() as files:
+        lines: BinaryIO = sys.stdin.buffer if options["input"] == "-" else files.enter_context(path.open("rb"))
+        out: TextIO = sys.stdout
+        if options["output"] != "-":
+            out = files.enter_context(Path(options["output"]).open("w", encoding="utf-8"))
+        source = "standard input" if options["input"] == "-" else path.name
+        texts = read_texts(lines, source, kind=kind, text_column=column)
+        try:
+            for answer in classifier.answers(texts, options["batch_size"]):
+                out.write(json.dumps(answer, ensure_ascii=True) + "\n")
+            out.flush()
+        except BrokenPipeError:  # who reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Classifier:
+    """The exported model of a run, with the tokenization that trained it.
+
+    Args:
+        directory: of the run.
+        config: of the run; its data settings say how texts are cut, the data themselves are not needed.
+        accelerator: auto, cpu, gpu or mps.
+
+    Raises:
+        ConfigError: the run has no exported model, or does not classify.
+    """
+
+    def __init__(self, directory: RunDirectory, config: dict[str, Any], accelerator: str) -> None:
+        from lightning_apps.allocator import keep_freed_memory
+
+        keep_freed_memory()
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from lightning_apps.build import available_accelerator, quiet_libraries
+
+        quiet_libraries()
+        self.data = bind("data", config["data"])()
+        if not hasattr(self.data, "text_batch"):
+            raise ConfigError(f"run={directory.path}: experiment {config['experiment']} does not classify texts")
+        if not (directory.model / "config.json").is_file():
+            raise ConfigError(
+                f"run={directory.path} has no model/ yet: it was not finished; continue it with run.resume=auto"
+            )
+        target("model", config["model"])  # registers architectures of our own with transformers
+        self.device = torch.device({"gpu": "cuda"}.get(name := available_accelerator(accelerator), name))
+        self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
+        net = AutoModelForSequenceClassification.from_pretrained(
+            directory.model, dtype=torch.float32, use_safetensors=True
+        )
+        self.net: Any = net.to(self.device).eval()
+        self.multi_label = net.config.problem_type == "multi_label_classification"
+        self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
+
+    def answers(self, texts: Iterable[InputText], batch_size: int) -> Iterator[dict[str, Any]]:
+        """What the model says of each text, in their order; memory does not grow with their number."""
+        source = iter(texts)
+        while block := list(islice(source, BATCHES_AHEAD * batch_size)):
+            # the number of characters tells the number of tokens well enough to keep padding small
+            order = sorted(range(len(block)), key=lambda row: len(block[row].text))
+            rows: dict[int, list[float]] = {}
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                rows |= dict(zip(chosen, self.probabilities([block[row].text for row in chosen]), strict=True))
+            for row, text in enumerate(block):
+                yield self._answer(text, rows[row])
+
+    def probabilities(self, texts: list[str]) -> list[list[float]]:
+        """Probabilities (len(texts), classes)."""
+        import torch
+
+        from lightning_apps.metrics.classification import probabilities_of
+
+        batch = self.data.text_batch(texts, self.tokenizer)
+        with torch.inference_mode():
+            logits = self.net(**{key: value.to(self.device) for key, value in batch.items()}).logits
+        found: list[list[float]] = probabilities_of(logits.cpu(), multi_label=self.multi_label).tolist()
+        return found
+
+    def _answer(self, text: InputText, probabilities: list[float]) -> dict[str, Any]:
+        from lightning_apps.metrics.classification import PREDICTED
+
+        named = {name: round(value, 6) for name, value in zip(self.label_names, probabilities, strict=True)}
+        answer: dict[str, Any] = {"line": text.line} | ({} if text.id is None else {"id": text.id})
+        if self.multi_label:
+            labels = [name for name, value in zip(self.label_names, probabilities, strict=True) if value >= PREDICTED]
+            return {**answer, "labels": labels, "probabilities": named}
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
+        label = self.label_names[best]
+        return {**answer, "label": label, "probability": named[label], "probabilities": named}
+
+
+def main() -> Any:
+    """Entry point."""
+    return run_command(predict, config_path=CONF / "command", config_name="predict")
+
+
+if __name__ == "__main__":
+    main()
