@@ -182,7 +182,9 @@ class WindowLoader(DataLoader):
     with another seed or batch size, is refused instead of silently training on a different stream.
     """
 
-    def __init__(self, sampler: WindowSampler, collate: WindowCollator, completed_steps: Callable[[], int], **kw: Any):
+    def __init__(
+        self, sampler: WindowSampler, collate: Callable[[Any], Batch], completed_steps: Callable[[], int], **kw: Any
+    ):
         self.window_sampler = sampler
         self.completed_steps = completed_steps
         # a private generator: creating an iterator must not draw from the global one (it would shift dropout)

@@ -126,7 +126,7 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
     make = bind("model", config["model"])
     parameters = inspect.signature(make.func).parameters
     needed = {name for name in parameters if name in RUNTIME_ARGUMENTS["model"] and name not in make.keywords}
-    if needed != set(net_arguments):
+    if not needed <= set(net_arguments):
         raise ConfigError(
             f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
             f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
@@ -136,8 +136,9 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
 
 def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
     """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
+    wanted = inspect.signature(build.func).parameters  # data may know more than the network needs
     try:
-        return build(**arguments)
+        return build(**{name: value for name, value in arguments.items() if name in wanted})
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -29,7 +29,7 @@ OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path),
 
 
 RUNTIME_ARGUMENTS = {
-    "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label"},
+    "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label", "gguf"},
     "module": {"build_net", "build_optimizer", "schedule", "plan"},
     "optimizer": {"module", "fused", "total_steps"},
     "scheduler": {"total_steps"},

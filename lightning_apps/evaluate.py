@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_directory import RunDirectory, open_run
 
 SPLITS = ("validation", "test", "train")
+BASE = "base"
+"""The weights that training started from, in `compare=base`."""
 PRETRAINED = "models.causal_lm.pretrained_causal_lm"
 
 
@@ -35,6 +37,7 @@ class EvaluateConfig:
     metrics: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
+    compare: str | None = MISSING
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -53,6 +56,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     directory, config = open_run(options["run"])
     pretrained = options["model"]["pretrained"]
     path = directory.checkpoint(name) if pretrained is None else None
+    other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
     choose_metrics(config, options["metrics"])
 
     from lightning_apps.allocator import keep_freed_memory
@@ -63,13 +67,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.atomic_files import write_json_atomically
     from lightning_apps.build import (
         build_datamodule,
-        build_extra_callbacks,
         build_module,
         build_plan,
-        build_trainer,
         quiet_libraries,
     )
     from lightning_apps.console import open_console, say
+    from lightning_apps.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
@@ -79,20 +82,52 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
     plan = build_plan(config, datamodule)
+    before = None
+    if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for
+        module = build_module(config, datamodule, plan)
+        if other is not None:
+            module.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["state_dict"])
+        before = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
+        found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"]}
+        measure(config, plan, module, datamodule, split, before, found)
     if path is None:
         config["model"] = {"_target_": PRETRAINED, "pretrained": pretrained}
         config["optimizer"] |= {"freeze": [], "unfreeze": []}  # patterns of the run's own model
         check_same_tokenizer(pretrained, datamodule.tokenizer)
         module = build_module(config, datamodule, plan)
-        found: dict[str, Any] = {"pretrained": pretrained}
+        found = {"run": str(directory.path), "split": split, "pretrained": pretrained}
     else:
         module = build_module(config, datamodule, plan)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
-        found = {"checkpoint": path.name, "step": checkpoint["global_step"]}
+        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
 
     source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
     results = RunDirectory(directory.evaluations / f"{split}-{source}")
+    metrics = measure(config, plan, module, datamodule, split, results, found)
+    width = max(map(len, metrics))
+    say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
+    if before is not None and "LOCAL_RANK" not in os.environ:
+        comparisons = compare_predictions(read_predictions(before.predictions), read_predictions(results.predictions))
+        write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in comparisons])
+        names = (before.path.name.removeprefix(f"{split}-"), source)
+        say("\n".join(["", *(text for entry in comparisons for text in comparison_lines(entry, names))]))
+    return metrics
+
+
+def measure(
+    config: dict[str, Any],
+    plan: Any,
+    module: Any,
+    datamodule: Any,
+    split: str,
+    results: RunDirectory,
+    found: dict[str, Any],
+) -> dict[str, float]:
+    """Evaluate a module's weights on a split; metrics.json gets the metrics behind what was `found` before."""
+    from lightning_apps.atomic_files import write_json_atomically
+    from lightning_apps.build import build_extra_callbacks, build_trainer
+
     trainer = build_trainer(
         config, plan, callbacks=build_extra_callbacks(config, results, plan), loggers=[], evaluation_only=True
     )
@@ -104,10 +139,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     prefix = "train/" if split == "train" else ""
     metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
     if trainer.is_global_zero:
-        found = {"run": str(directory.path), "split": split, **found, "metrics": metrics}
-        write_json_atomically(results.path / "metrics.json", found)
-    width = max(map(len, metrics))
-    say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
+        write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
     return metrics
 
 

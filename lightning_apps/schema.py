@@ -112,6 +112,7 @@ class RootConfig:
     run: RunConfig = field(default_factory=RunConfig)
     sweep: Any = None  # null, or the settings of sweep_grid.SweepSettings
     verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
+    verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
 
 
 ConfigStore.instance().store(name="schema", node=RootConfig)

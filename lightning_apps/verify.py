@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, check_config, plain
+from lightning_apps.config import CONF, check_config, plain, target
 from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_directory import RunDirectory
@@ -196,7 +196,8 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     from transformers import AutoModelForCausalLM
 
     from lightning_apps.build import build_datamodule
-    from models.generation import generate_greedy
+    from models.generation import generate_answers, generate_greedy
+    from models.packed_attention import supports_documents, use_documents
 
     claim = "batched = single generation"
     datamodule = build_datamodule(config)
@@ -207,12 +208,32 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     options = {"pad_token_id": datamodule.tokenizer.pad_token_id, "eos_token_id": datamodule.tokenizer.eos_token_id}
     four, one = (generate_greedy(net, prompts, max_new_tokens=10, batch_size=size, **options) for size in (4, 1))
     different = sum(not first.equal(second) for first, second in zip(four, one, strict=True))
-    return Proof(claim, different / len(prompts), 0.0, "share of answers that differ; padding is masked")
+    if supports_documents(net):
+        use_documents(net)
+        settings = {"stop_token_ids": [options["eos_token_id"]], "pad_token_id": options["pad_token_id"]}
+        refilled = generate_answers(net, prompts, max_new_tokens=10, batch_size=4, **settings)
+        different += sum(not first.equal(second.tokens) for first, second in zip(one, refilled, strict=True))
+    return Proof(claim, different / len(prompts), 0.0, "share of answers that differ, padded or in refilled slots")
 
 
-def packed(config: Mapping[str, Any]) -> Proof:
-    """Packed documents against documents alone."""
-    return Proof("packed = unpacked", None, 0.0, f"experiment {config['experiment']} does not pack")
+def packed(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+    """Logits of documents in a packed batch against those of each document alone."""
+    import torch
+
+    from lightning_apps.build import build_datamodule, build_module, build_plan
+
+    claim, tolerance = "packed = unpacked", 1e-4
+    datamodule = build_datamodule(config)
+    if not hasattr(datamodule, "packed_and_single"):
+        return Proof(claim, None, tolerance, f"experiment {config['experiment']} does not pack")
+    module: Any = build_module(config, datamodule, build_plan(config, datamodule))
+    module.load_state_dict(torch.load(whole.checkpoint("best"), map_location="cpu", weights_only=True)["state_dict"])
+    module.eval()
+    together, alone = datamodule.packed_and_single(8)
+    with torch.no_grad():
+        one = module.target_logits(together)
+        other = torch.cat([module.target_logits(batch) for batch in alone])
+    return Proof(claim, float((one - other).abs().max()), tolerance, "largest difference of a logit, by rounding")
 
 
 def run_proofs(config: Mapping[str, Any], bench: Bench) -> list[Proof]:
@@ -224,7 +245,7 @@ def run_proofs(config: Mapping[str, Any], bench: Bench) -> list[Proof]:
         lambda: accumulated(bench, whole),
         lambda: several_processes(bench, whole),
         lambda: batched_generation(config, whole),
-        lambda: packed(config),
+        lambda: packed(config, whole),
         lambda: reloaded(whole),
         lambda: compiled(bench, whole),
     ]
@@ -239,6 +260,14 @@ def line(proof: Proof) -> str:
     """One line of the table."""
     measured = "-" if proof.difference is None else f"{proof.difference:.2g}"
     return f"{proof.outcome:8} {proof.claim:76} {measured:>8}  allowed {proof.tolerance:<6g} {proof.why}"
+
+
+def write_files(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Let the experiment write the small data and model that it is verified with; returns overrides that use them."""
+    if config["verify_files"] is None:
+        return []
+    overrides: list[str] = target("verify_files", {"_target_": config["verify_files"]})(folder)
+    return overrides
 
 
 def verify(cfg: DictConfig) -> list[Proof]:
@@ -256,18 +285,19 @@ def verify(cfg: DictConfig) -> list[Proof]:
     quiet_libraries()
     open_console()
     given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "run."))]
-    tiny = [f"experiment={config['experiment']}", *config["verify"], *given]
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
-    check_config(small)
     started = time.monotonic()
-    plan = build_plan(small, build_datamodule(small))
-    cache = f"run.cache_root={Path(config['run']['cache_root']).resolve()}"
     with tempfile.TemporaryDirectory() as folder:
+        made = write_files(config, Path(folder) / "files")
+        tiny = [f"experiment={config['experiment']}", *config["verify"], *made, *given]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
+        check_config(small)
+        plan = build_plan(small, build_datamodule(small))
+        cache = f"run.cache_root={Path(config['run']['cache_root']).resolve()}"
         proofs = run_proofs(small, Bench(Path(folder), (*tiny, cache), plan.total_steps))
     path = Path(config["run"]["output_root"]) / config["experiment"] / "verify.json"
     write_json_atomically(path, [{**asdict(proof), "outcome": proof.outcome} for proof in proofs])

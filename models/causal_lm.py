@@ -1,5 +1,6 @@
 """Causal language models from a configuration, and forward passes that skip work nobody needs."""
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from transformers.cache_utils import DynamicCache
 
 from models.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
+from models.packed_attention import Documents, attends_by_documents, no_mask
 
 IGNORED = -100
 FEW_LOGITS = 1 << 22
@@ -135,6 +137,55 @@ def hidden_states(
     return decoder(input_ids=rest, past_key_values=cache, use_cache=True).last_hidden_state
 
 
+def packed_states(
+    net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0
+) -> tuple[Tensor, Tensor]:
+    """States of documents packed end to end, and the labels that they predict; no document sees another.
+
+    Args:
+        net: a causal language model.
+        batch: `input_ids`, `labels` and `position_ids` (1, T) int64, and `cu_seqlens` (documents + 1,) int; the first
+            label of each document is -100.
+        shared_prefix_length: leading tokens that all documents share; they are computed once, where the net attends by
+            `documents`. Neither they nor the next token has a label.
+
+    Returns:
+        (1, T', d) states and (1, T') labels, -100 where nothing is to be learned. T' < T: the last token of each
+        document predicts nothing and is not fed, nor are repeated prefixes.
+    """
+    ids, borders = batch["input_ids"], batch["cu_seqlens"].tolist()
+    following = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    lengths = [stop - start for start, stop in itertools.pairwise(borders)]
+    by_documents = attends_by_documents(net)
+    prefix = shared_prefix_length if by_documents and len(lengths) > 1 else 0
+    fed = torch.ones(ids.shape[1], dtype=torch.bool)
+    fed[torch.tensor(borders[1:]) - 1] = False
+    for start in borders[1:-1] if prefix else []:
+        fed[start : start + prefix] = False
+    places = fed.nonzero().squeeze(1).to(ids.device)
+    inputs: dict[str, Any] = {"input_ids": ids[:, places], "position_ids": batch["position_ids"][:, places]}
+    if by_documents:
+        inputs["documents"] = Documents(prefix, True, [length - prefix - 1 for length in lengths])
+        inputs["attention_mask"] = no_mask(ids)
+    # other implementations see from the positions where documents begin
+    states = net.base_model(**inputs, use_cache=False).last_hidden_state
+    return states, following[:, places]
+
+
+def target_states(
+    net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0
+) -> tuple[Tensor, Tensor]:
+    """States (targets, d) that predict a target, and the targets (targets,); see target_loss for the arguments."""
+    if "cu_seqlens" in batch:
+        states, labels = packed_states(net, batch, shared_prefix_length=shared_prefix_length)
+    else:
+        # position t predicts token t + 1; the last token has nothing to predict, so it is not fed
+        states = hidden_states(net, batch["input_ids"][:, :-1], shared_prefix_length=shared_prefix_length)
+        labels = batch["labels"][:, 1 + shared_prefix_length :]
+    wanted = labels != IGNORED
+    return states[wanted], labels[wanted]
+
+
 def projected_losses(
     net: PreTrainedModel, states: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, reduce: bool = True
 ) -> Tensor:
@@ -190,20 +241,16 @@ def target_loss(
     Args:
         net: a causal language model.
         batch: `input_ids` and `labels` (n, T) int64, labels -100 where nothing is to be learned, and
-            `attention_mask` (n, T).
+            `attention_mask` (n, T); with `cu_seqlens`, documents packed into one row, see packed_states.
         shared_prefix_length: see hidden_states; no label may lie inside the prefix.
         label_smoothing: share of each target that is spread over the whole vocabulary (Szegedy et al. 2016).
 
     Returns:
         Sum of the losses in float32, and the number of target tokens, both () tensors.
     """
-    labels = batch["labels"][:, 1:]  # position t predicts token t + 1
-    # the last token has nothing to predict, so it is not fed
-    states = hidden_states(net, batch["input_ids"][:, :-1], shared_prefix_length=shared_prefix_length)
-    labels = labels[:, shared_prefix_length:]
-    wanted = labels != IGNORED
-    loss = projected_losses(net, states[wanted], labels[wanted], label_smoothing=label_smoothing)
-    return loss, wanted.sum()
+    states, labels = target_states(net, batch, shared_prefix_length=shared_prefix_length)
+    loss = projected_losses(net, states, labels, label_smoothing=label_smoothing)
+    return loss, torch.tensor(len(labels), device=labels.device)
 
 
 @torch.no_grad()

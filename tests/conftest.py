@@ -12,6 +12,7 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 
 from lightning_apps.config import CONF, plain, run_name
+from lightning_apps.gsm8k_small import write_small_files
 from tests.s3_server import s3  # noqa: F401 (a fixture)
 
 os.environ["WANDB_MODE"] = "offline"
@@ -41,6 +42,22 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def small_gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `data/` and `model/` of gsm8k_small."""
+    folder = tmp_path_factory.mktemp("small_gsm8k")
+    write_small_files(folder)
+    return folder
+
+
+def shared(*parts: str) -> Path:
+    """A file of the shared data folder beside the project; skips the test where there is none."""
+    for parent in CONF.parents:
+        if (path := parent.joinpath("shared", *parts)).exists():
+            return path
+    pytest.skip(f"shared/{'/'.join(parts)} is not here")
 
 
 @pytest.fixture

@@ -40,8 +40,12 @@ class FindDeviceBatchSize(L.Callback):
 
     def _attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        indices = np.arange(size, dtype=np.int64) % data.num_train_samples
-        batch = trainer.strategy.batch_to_device(data.training_batch(np.zeros_like(indices), indices))
+        if hasattr(data, "largest_batch"):  # samples of unequal lengths: what must fit is the worst of them
+            batch = data.largest_batch(size)
+        else:
+            indices = np.arange(size, dtype=np.int64) % data.num_train_samples
+            batch = data.training_batch(np.zeros_like(indices), indices)
+        batch = trainer.strategy.batch_to_device(batch)
         try:
             with trainer.precision_plugin.train_step_context():
                 loss, _ = pl_module.loss_sum(batch)

@@ -1,0 +1,490 @@
+"""Chats to learn from and questions to answer: GSM8K, or any jsonl file of chats."""
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules.cache import prepared_folder, read_manifest
+from datamodules.chat import ChatError, EncodedChat, Message, encode_chats, encode_prompt, render_chat
+from datamodules.chat_files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
+from datamodules.chat_proofs import DataReport, prove_chats
+from datamodules.hub import TokenizerSource, find_tokenizer, load_tokenizer
+from datamodules.packing import Document, PackingCollator, packed_batch, padded_batch
+from datamodules.windows import IGNORED, Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
+
+DATASET = ("openai/gsm8k", "main")
+PREPARATION_VERSION = 1
+"""Raise it whenever prepare_data writes something else for the same settings."""
+CHUNK = 1000
+"""Chats tokenized together: enough to keep the cores busy, few enough to name the bad one soon."""
+
+Split = Literal["train", "validation", "test"]
+
+
+class Gsm8kDataModule(L.LightningDataModule):
+    """Windows of chats, packed or grouped by length, and prompts for graded generation.
+
+    Args:
+        path: folder with train.jsonl and, for a test, test.jsonl; rows hold `question` and `answer`, or `messages`.
+            None takes openai/gsm8k from Hugging Face.
+        tokenizer: folder, .gguf file or name on Hugging Face.
+        tokenizer_package: installed package that carries a .gguf file, used where the hub and its cache have nothing.
+        chat_template: Jinja file in place of the tokenizer's own template; None keeps that.
+        system_prompt: put before chats without a system turn; None leaves that to the template.
+        calculator_annotations: whether GSM8K's `<<48/2=24>>` stay in the answers.
+        num_validation: chats cut from train, shuffled by `split_seed`, before anything else.
+        max_train_samples: keep only so many of the rest; None keeps all.
+        max_test_samples: keep only the first so many of the test file; None keeps all.
+        split_seed: of the cut; the same chats are held out whatever the run's seed.
+        seed: of the training order.
+        max_length: tokens of the longest sample, and of a packed row.
+        overlong: `truncate` cuts longer training samples on the right (their stop token is then not trained), `drop`
+            leaves them out. A sample whose answer would be cut off whole is left out in any case.
+        batching: `packed` puts samples end to end, `length_grouped` beside others of like length.
+        global_batch_size: samples in one optimizer step, over all devices.
+        device_batch_size: rows in one forward pass: packed rows of up to `max_length` tokens, or samples; None takes
+            a device's whole share of the window.
+        evaluation_batch_size: samples in one evaluation batch.
+        num_workers: loader processes.
+        pin_memory: page-locked host memory, for faster copies to a GPU.
+        cache_root: where prepared data is kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        tokenizer: str,
+        tokenizer_package: str | None,
+        chat_template: str | None,
+        system_prompt: str | None,
+        calculator_annotations: bool,
+        num_validation: int,
+        max_train_samples: int | None,
+        max_test_samples: int | None,
+        split_seed: int,
+        seed: int,
+        max_length: int,
+        overlong: Literal["truncate", "drop"],
+        batching: Literal["packed", "length_grouped"],
+        global_batch_size: int,
+        device_batch_size: int | None,
+        evaluation_batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        cache_root: str,
+    ) -> None:
+        super().__init__()
+        self.path = None if path is None else Path(path).expanduser()
+        self.tokenizer_name = tokenizer
+        self.tokenizer_package = tokenizer_package
+        self.chat_template = None if chat_template is None else Path(chat_template).expanduser()
+        self.system_prompt = system_prompt
+        self.calculator_annotations = calculator_annotations
+        self.num_validation = num_validation
+        self.max_train_samples = max_train_samples
+        self.max_test_samples = max_test_samples
+        self.split_seed = split_seed
+        self.seed = seed
+        self.max_length = max_length
+        self.overlong = overlong
+        self.batching = batching
+        self.global_batch_size = global_batch_size
+        self.device_batch_size = device_batch_size
+        self.evaluation_batch_size = evaluation_batch_size
+        self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self.cache_root = Path(cache_root)
+        self.folder: Path | None = None
+        self.evaluation_split: Split = "validation"
+
+    # ------------------------------------------------------------------ preparation
+
+    def prepare_data(self) -> None:
+        """Write tokens, spans, chats and the tokenizer into the cache, once.
+
+        Raises:
+            ValueError: data or tokenizer cannot be had, or a row cannot be used; with its file and line.
+        """
+        self._prepared()
+
+    def _prepared(self) -> Path:
+        files = None if self.path is None else split_files(self.path)
+        if self.chat_template is not None and not self.chat_template.is_file():
+            raise ValueError(f"data.chat_template={self.chat_template}: there is no such file")
+        source = find_tokenizer(self.tokenizer_name, self.tokenizer_package)
+        settings: dict[str, Any] = {
+            "version": PREPARATION_VERSION,
+            "source": list(DATASET) if files is None else {name: file_digest(file) for name, file in files.items()},
+            "tokenizer": source.name,
+            "gguf": source.gguf,
+            "tokenizer_revision": source.revision,
+            "chat_template": None if self.chat_template is None else file_digest(self.chat_template),
+            "system_prompt": self.system_prompt,
+            "calculator_annotations": self.calculator_annotations,
+        }
+        self.gguf_path = source.gguf_path
+        return prepared_folder(self.cache_root, "gsm8k", settings, lambda folder: self._write(folder, files, source))
+
+    def _write(self, folder: Path, files: dict[str, Path] | None, source: TokenizerSource) -> dict[str, Any]:
+        rows = {name: read_jsonl(file) for name, file in files.items()} if files is not None else hub_rows(*DATASET)
+        chats = {
+            name: [
+                to_chat(*row, system_prompt=self.system_prompt, calculator_annotations=self.calculator_annotations)
+                for row in rows[name]
+            ]
+            for name in ("train", "test")
+            if name in rows
+        }
+        tokenizer = load_tokenizer(source)
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template.read_text(encoding="utf-8")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        facts: dict[str, Any] = {}
+        for name, entries in chats.items():
+            encoded = list(encode_all(tokenizer, entries))
+            np.save(folder / f"{name}.tokens.npy", np.concatenate([np.array(chat.ids, np.int32) for chat in encoded]))
+            np.save(folder / f"{name}.ends.npy", np.cumsum([len(chat.ids) for chat in encoded], dtype=np.int64))
+            answers = [[row, *span] for row, chat in enumerate(encoded) for span in chat.answers]
+            np.save(folder / f"{name}.answers.npy", np.array(answers, dtype=np.int64))
+            lines = [
+                json.dumps({"messages": chat.messages, "gold": chat.gold, "origin": chat.origin}) + "\n"
+                for chat in entries
+            ]
+            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+            facts[f"num_{name}"] = len(encoded)
+        tokenizer.padding_side = "left"  # who loads the exported model generates with it
+        tokenizer.save_pretrained(folder / "tokenizer")
+        return facts
+
+    # ------------------------------------------------------------------ set-up
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache and cut the splits.
+
+        Raises:
+            ValueError: the splits leave nothing to train on.
+        """
+        if self.folder is not None:
+            return
+        self.folder = self._prepared()
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        files = {
+            name: _ChatFile(self.folder, name)
+            for name in ("train", "test")
+            if (self.folder / f"{name}.jsonl").is_file()
+        }
+        num_rows = len(files["train"])
+        if self.num_validation >= num_rows:
+            raise ValueError(f"data.num_validation={self.num_validation}, but train holds {num_rows} chats: lower it")
+        order = list(range(num_rows))
+        random.Random(self.split_seed).shuffle(order)  # noqa: S311 (a split, not a secret)
+        shuffled = np.array(order, dtype=np.int64)
+        chosen = shuffled[self.num_validation :][: self.max_train_samples]
+        lengths, first_answers = files["train"].lengths[chosen], files["train"].first_answers[chosen]
+        self.num_overlong = int((lengths > self.max_length).sum())
+        # a sample cut before its second answer token teaches nothing
+        hopeless = (first_answers >= self.max_length) if self.overlong == "truncate" else (lengths > self.max_length)
+        self.num_dropped = int(hopeless.sum())
+        if hopeless.all():
+            raise ValueError(
+                f"data.max_length={self.max_length}: no training sample fits (the shortest has {lengths.min()} tokens "
+                f"and an answer from {first_answers.min() + 1} on); raise it, or choose data.overlong=truncate"
+            )
+        self.files: dict[Split, _ChatFile] = {"train": files["train"], "validation": files["train"]}
+        self.rows: dict[Split, NDArray[np.int64]] = {
+            "train": chosen[~hopeless],
+            "validation": shuffled[: self.num_validation],
+        }
+        if "test" in files:
+            self.files["test"] = files["test"]
+            self.rows["test"] = np.arange(len(files["test"]))[: self.max_test_samples]
+        self.shared_prefix_length = self._shared_prefix() if self.batching == "packed" else 0
+
+    def _shared_prefix(self) -> int:
+        """Leading tokens that all samples of all splits share, before any answer: the system turn and a header."""
+        common: NDArray[np.int64] | None = None
+        for split, rows in self.rows.items():
+            file = self.files[split]
+            # the token before an answer stays with its sample: it predicts the answer's first one
+            limits = np.minimum(file.first_answers[rows], self.max_length) - 1
+            for row, limit in zip(rows.tolist(), limits.tolist(), strict=True):
+                ids = file.ids(row)[:limit]
+                common = ids if common is None else common[: _common_length(common, ids)]
+        return 0 if common is None else len(common)
+
+    @property
+    def net_arguments(self) -> dict[str, Any]:
+        """What the network must know of the data."""
+        return {
+            "vocab_size": len(self.tokenizer),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "eos_token_id": self.stop_token_ids[0],
+            "gguf": None if self.gguf_path is None else str(self.gguf_path),
+        }
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens that end an answer: the one that is trained, and the tokenizer's own."""
+        file, row = self.files["train"], int(self.rows["train"][0])
+        own = self.tokenizer.eos_token_id
+        return list(dict.fromkeys([int(file.ids(row)[-1]), *([own] if isinstance(own, int) else [])]))
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether there is a test file."""
+        return "test" in self.rows
+
+    @property
+    def num_train_samples(self) -> int:
+        """Training samples; one epoch."""
+        return len(self.rows["train"])
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest training sample."""
+        return int(min(self.files["train"].lengths[self.rows["train"]].max(), self.max_length))
+
+    def longest_train_samples(self, count: int) -> NDArray[np.int64]:
+        """The longest training samples."""
+        return np.argsort(-self.files["train"].lengths[self.rows["train"]], kind="stable")[:count]
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Mean number of tokens that one training sample feeds to the model."""
+        return float(np.minimum(self.files["train"].lengths[self.rows["train"]], self.max_length).mean())
+
+    def describe(self) -> dict[str, str]:
+        """What the data are: sizes, lengths, what was cut or left out."""
+        sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.rows.items())
+        lengths = self.files["train"].lengths[self.rows["train"]]
+        cut = self.num_overlong - self.num_dropped if self.overlong == "truncate" else 0
+        return {
+            "data": f"{sizes} chats; {self.tokens_per_sample:.0f} tokens a sample, longest {lengths.max():,}",
+            "overlong": f"{self.num_overlong:,} training samples over data.max_length={self.max_length:,}: {cut:,} "
+            f"truncated, {self.num_dropped:,} dropped",
+        }
+
+    def prove(self, num_examples: int) -> DataReport:
+        """What doctor shows: examples, and what can be proved of every sample."""
+        return prove_chats(self, num_examples)
+
+    # ------------------------------------------------------------------ samples
+
+    def chat(self, split: Split, index: int) -> Chat:
+        """Messages and gold answer of one sample."""
+        return self.files[split].chat(int(self.rows[split][index]))
+
+    def document(self, split: Split, index: int) -> Document:
+        """Tokens and labels of one sample, cut at `max_length`."""
+        file, row = self.files[split], int(self.rows[split][index])
+        ids = file.ids(row)[: self.max_length]
+        labels = np.full_like(ids, IGNORED)
+        for start, stop in file.answers(row):
+            labels[start:stop] = ids[start:stop]
+        labels[0] = IGNORED  # nothing comes before it; where samples are packed, only another sample would
+        return Document(ids, labels)
+
+    def documents(self, split: Split, indices: NDArray[np.int64]) -> list[Document]:
+        """Several samples."""
+        return [self.document(split, index) for index in indices.tolist()]
+
+    def prompts(self, split: Split) -> list[torch.Tensor]:
+        """Tokens before the last answer of every sample of a split, never cut, (length,) int64 each."""
+        return [self._prompt(split, index) for index in range(len(self.rows[split]))]
+
+    def _prompt(self, split: Split, index: int) -> torch.Tensor:
+        file, row = self.files[split], int(self.rows[split][index])
+        return torch.from_numpy(file.ids(row)[: file.answers(row)[-1][0]])
+
+    def few_shot_prompts(self, split: Split, num_shots: int, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Prompts of some samples behind the first `num_shots` training samples, as earlier turns of the same chat.
+
+        Raises:
+            ValueError: there are fewer training samples.
+        """
+        if num_shots == 0:
+            return [self._prompt(split, index) for index in indices]
+        if num_shots > self.num_train_samples:
+            raise ValueError(f"{num_shots} worked examples are asked for, train holds {self.num_train_samples}")
+        shots: list[Message] = [
+            message
+            for index in range(num_shots)
+            for message in self.chat("train", index).messages
+            if message["role"] != "system"
+        ]
+        prompts = []
+        for index in indices:
+            messages = self.chat(split, index).messages[:-1]
+            system = [message for message in messages[:1] if message["role"] == "system"]
+            ids = encode_prompt(self.tokenizer, [*system, *shots, *messages[len(system) :]])
+            prompts.append(torch.tensor(ids, dtype=torch.int64))
+        return prompts
+
+    # ------------------------------------------------------------------ batches
+
+    def _batch(self, documents: list[Document]) -> Batch:
+        if self.batching == "packed":
+            return packed_batch(documents, shared_prefix_length=self.shared_prefix_length)
+        return padded_batch(documents, pad_token_id=self.net_arguments["pad_token_id"])
+
+    def evaluation_batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+        """Samples of a split as they are."""
+        return self._batch(self.documents(split, indices))
+
+    def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
+        """Training samples as one micro-batch."""
+        return self.evaluation_batch("train", indices)
+
+    def packed_and_single(self, count: int) -> tuple[Batch, list[Batch]]:
+        """Some training samples packed into one row, and each of them as a batch of its own."""
+        documents = self.documents("train", np.arange(min(count, self.num_train_samples)))
+        alone = [padded_batch([entry], pad_token_id=self.net_arguments["pad_token_id"]) for entry in documents]
+        return packed_batch(documents, shared_prefix_length=self._shared_prefix()), alone
+
+    def largest_batch(self, rows: int) -> Batch:
+        """The most that a micro-batch of so many rows can hold: what must fit into memory."""
+        lengths = self.files["train"].lengths[self.rows["train"]]
+        longest = self.document("train", int(lengths.argmax()))
+        repeats = self.max_length // len(longest.ids) if self.batching == "packed" else 1
+        return self._batch([longest] * (rows * repeats))
+
+    def train_dataloader(self) -> WindowLoader:
+        """Windows of the whole run, from the trainer's current optimizer step on."""
+        trainer = self.trainer
+        assert trainer is not None
+        sampler = WindowSampler(
+            num_samples=self.num_train_samples,
+            global_batch_size=self.global_batch_size,
+            num_steps=trainer.max_steps,
+            seed=self.seed,
+            start_step=trainer.global_step,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        collate = self.collator(-(-self.global_batch_size // trainer.world_size))
+        return WindowLoader(sampler, collate, lambda: trainer.global_step, **self.loader_options)
+
+    def collator(self, share: int) -> PackingCollator | WindowCollator:
+        """Makes the windows of a device that gets up to `share` samples of each."""
+        if self.batching == "length_grouped":
+            lengths = self.files["train"].lengths[self.rows["train"]]
+            return WindowCollator(self.training_batch, self.device_batch_size or share, lengths)
+        return PackingCollator(
+            self._training_documents,
+            max_length=self.max_length,
+            rows_per_micro_batch=self.device_batch_size,
+            shared_prefix_length=self.shared_prefix_length,
+        )
+
+    def _training_documents(self, indices: NDArray[np.int64]) -> list[Document]:
+        return self.documents("train", indices)
+
+    def _evaluation_loader(self, split: Split) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        return evaluation_loader(
+            lambda epochs, indices: self.evaluation_batch(split, indices),
+            num_samples=len(self.rows[split]),
+            batch_size=self.evaluation_batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Chats of `evaluation_split`, each once."""
+        return self._evaluation_loader(self.evaluation_split)
+
+    def test_dataloader(self) -> DataLoader:
+        """Test chats, each once."""
+        return self._evaluation_loader("test")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What preparation counted."""
+        assert self.folder is not None
+        facts: dict[str, Any] = read_manifest(self.folder)["facts"]
+        return facts
+
+
+class _ChatFile:
+    """One prepared file: tokens end to end, where each chat ends, its answers, and its messages."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.tokens: NDArray[np.int32] = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
+        self.ends: NDArray[np.int64] = np.load(folder / f"{name}.ends.npy")
+        self.starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+        self.lengths = self.ends - self.starts
+        spans = np.load(folder / f"{name}.answers.npy")  # (answers, 3): row, start, stop
+        self._spans = spans[:, 1:]
+        self._span_starts = np.searchsorted(spans[:, 0], np.arange(len(self.ends) + 1))
+        self.first_answers: NDArray[np.int64] = self._spans[self._span_starts[:-1], 0]
+        with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
+            self._lines = file.readlines()
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def ids(self, row: int) -> NDArray[np.int64]:
+        return self.tokens[self.starts[row] : self.ends[row]].astype(np.int64)
+
+    def answers(self, row: int) -> list[tuple[int, int]]:
+        first, last = self._span_starts[row : row + 2]
+        return [(int(start), int(stop)) for start, stop in self._spans[first:last]]
+
+    def chat(self, row: int) -> Chat:
+        return Chat(**json.loads(self._lines[row]))
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, chats: list[Chat]) -> Iterator[EncodedChat]:
+    """Tokens of chats, in parallel over the cores.
+
+    Raises:
+        ValueError: a chat cannot be used, with its file and line.
+    """
+    with _all_cores():
+        for start in range(0, len(chats), CHUNK):
+            chunk = chats[start : start + CHUNK]
+            rendered = []
+            for chat in chunk:
+                try:
+                    rendered.append(render_chat(tokenizer, chat.messages))
+                except ChatError as error:
+                    raise ValueError(f"{chat.origin}: {error}") from error
+            encoded = encode_chats(tokenizer, rendered)
+            for chat in chunk:
+                try:
+                    yield next(encoded)
+                except ChatError as error:
+                    raise ValueError(f"{chat.origin}: {error}") from error
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let fast tokenizers use threads for a while; elsewhere they must not, since loaders fork."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _common_length(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    shared = min(len(one), len(other))
+    differs = np.flatnonzero(one[:shared] != other[:shared])
+    return int(differs[0]) if len(differs) else shared

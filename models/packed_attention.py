@@ -1,0 +1,194 @@
+"""Attention over packed documents, registered with transformers as the implementation `documents`.
+
+Each document is attended to by itself, so nothing is computed and thrown away: on a GPU in half precision by torch's
+variable-length flash attention, elsewhere by one causal SDPA call for each document. Calls without documents are those
+of `sdpa`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+DOCUMENTS = "documents"
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures whose every layer is plain causal attention over rotary positions, and that the tests go through."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What lies in a packed row: a prefix that all documents continue, then their remainders.
+
+    Attributes:
+        prefix_length: keys in front that every document sees, 0 without a prefix.
+        prefix_is_asked: whether the prefix is among the queries too (its keys may come from a cache).
+        lengths: tokens of each document behind the prefix.
+    """
+
+    prefix_length: int
+    prefix_is_asked: bool
+    lengths: Sequence[int]
+
+
+def supports_documents(net: PreTrainedModel) -> bool:
+    """Whether `documents` attention computes what the model means."""
+    config = net.config
+    slides = getattr(config, "use_sliding_window", getattr(config, "sliding_window", None))
+    return config.model_type in SUPPORTED and not slides
+
+
+def use_documents(net: PreTrainedModel) -> None:
+    """Let a model attend by `documents`."""
+    net.set_attn_implementation(DOCUMENTS)
+
+
+def attends_by_documents(net: PreTrainedModel) -> bool:
+    """Whether use_documents was called."""
+    return bool(net.config._attn_implementation == DOCUMENTS)
+
+
+def no_mask(states: Tensor) -> Tensor:
+    """Passed as `attention_mask` beside documents: models hand a 4-D mask on without making one of T x T."""
+    return states.new_empty((1, 1, 0, 0), dtype=torch.bool)
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    slots: Any = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it.
+
+    Args:
+        module: the attention layer.
+        query: (n, heads, T, d).
+        key: (n, key heads, T, d).
+        value: like key.
+        attention_mask: as `sdpa` takes it; not looked at beside documents or slots.
+        scaling: of the scores; None for 1 / sqrt(d).
+        dropout: on attention weights.
+        documents: what lies in the row; n is 1 then.
+        slots: a cache that attends by itself, see slot_decoding.
+        other: for `sdpa`.
+
+    Returns:
+        (n, T, heads, d), and no weights.
+    """
+    if slots is not None:
+        return slots.attend(module.layer_idx, query, key, value, documents, scaling), None
+    if documents is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **other
+        )
+    return attend_by_document(query, key, value, documents, scaling=scaling, dropout=dropout), None
+
+
+@torch.compiler.disable  # lengths differ from row to row: traced, every one of them would be compiled anew
+def attend_by_document(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, *, scaling: float | None, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention of each document to the prefix and itself.
+
+    Args:
+        query: (1, heads, T, d), T the documents' lengths, and the prefix before them where it is asked.
+        key: (1, key heads, P + documents' lengths, d).
+        value: like key.
+        documents: the lengths.
+        scaling: of the scores.
+        dropout: on attention weights.
+
+    Returns:
+        (1, T, heads, d).
+    """
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+        return _varlen(query, key, value, documents, scaling)
+    prefix, lengths = documents.prefix_length, list(documents.lengths)
+    key_prefix, *keys = key.split([prefix, *lengths], dim=2)
+    value_prefix, *values = value.split([prefix, *lengths], dim=2)
+    asked = [prefix, *lengths] if documents.prefix_is_asked else lengths
+    queries = list(query.split(asked, dim=2))
+    answers = []
+    if documents.prefix_is_asked:
+        first = queries.pop(0)
+        if prefix:
+            answers.append(_causal(first, key_prefix, value_prefix, None, scaling, dropout))
+    # row i of a document sees the prefix and its own first i + 1 tokens; one mask serves all, cut to size
+    mask = None
+    if prefix:
+        longest = max(lengths)
+        mask = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
+    for part, own_keys, own_values in zip(queries, keys, values, strict=True):
+        if mask is None:
+            answers.append(_causal(part, own_keys, own_values, None, scaling, dropout))
+            continue
+        length = part.shape[2]
+        seen_keys, seen_values = (
+            torch.cat([key_prefix, own_keys], dim=2),
+            torch.cat([value_prefix, own_values], dim=2),
+        )
+        answers.append(_causal(part, seen_keys, seen_values, mask[:length, : prefix + length], scaling, dropout))
+    return torch.cat(answers, dim=2).transpose(1, 2)
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """SDPA of one document, (1, heads, T, d); query heads that share a key head are its batch, so no key is copied."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    grouped = query.reshape(key_heads, heads // key_heads, *query.shape[2:])
+    keys, values = (part[0].unsqueeze(1).expand(-1, heads // key_heads, -1, -1) for part in (key, value))
+    answer = nn.functional.scaled_dot_product_attention(
+        grouped, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
+    )
+    return answer.reshape(1, heads, *answer.shape[2:])
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:
+    """The same by torch's variable-length flash attention; each document's keys begin with a copy of the prefix."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    prefix, lengths = documents.prefix_length, list(documents.lengths)
+    device = query.device
+    asked = [prefix, *lengths] if documents.prefix_is_asked and prefix else lengths
+    starts = torch.tensor([prefix, *lengths], device=device).cumsum(0)
+    if prefix:
+        own = [torch.arange(int(start), int(start) + length) for start, length in zip(starts, lengths, strict=False)]
+        head = torch.arange(prefix)
+        pieces = [part for rest in own for part in (head, rest)]
+        order = torch.cat([head, *pieces] if len(asked) > len(lengths) else pieces).to(device)
+        key, value = key[:, :, order], value[:, :, order]
+        seen = [prefix] * (len(asked) > len(lengths)) + [prefix + length for length in lengths]
+    else:
+        seen = lengths
+    ends_q, ends_k = (torch.tensor([0, *sizes], device=device).cumsum(0, dtype=torch.int32) for sizes in (asked, seen))
+    answer = varlen_attn(
+        query[0].transpose(0, 1).contiguous(),
+        key[0].transpose(0, 1).contiguous(),
+        value[0].transpose(0, 1).contiguous(),
+        ends_q,
+        ends_k,
+        max(asked),
+        max(seen),
+        window_size=(-1, 0),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(answer, Tensor)
+    return answer[None]  # (1, T, heads, d)
+
+
+AttentionInterface.register(DOCUMENTS, document_attention)
+AttentionMaskInterface.register(DOCUMENTS, sdpa_mask)
