@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.chat import Message
-from datamodules.hub import hub_is_reachable
+from datamodules.hub_access import hub_is_reachable
 
 ROLES = ("system", "user", "assistant")
 ANNOTATION = re.compile(r"<<[^<>]*>>")

@@ -1,26 +1,12 @@
 """Hugging Face's hub, where there is one; else what is cached, and packages that carry a model."""
 
-import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-
-@functools.cache
-def hub_is_reachable() -> bool:
-    """Whether the hub answers within seconds; its own client repeats a failed name lookup for half a minute."""
-    import httpx
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=5)
-    except (httpx.HTTPError, OSError):
-        return False
-    return True
+from datamodules.hub_access import hub_is_reachable
 
 
 @dataclass(frozen=True)
