@@ -161,6 +161,7 @@ class ArxivDataModule(L.LightningDataModule):
         )
         self.held_out = [name for name in self.store.categories if name not in self.chosen]
         self.train_documents = document_ranges(self.store, "train", self.chosen, length=self.sequence_length)
+        self.evaluation_set("validation")  # a split without windows is found now, not at the first evaluation
 
     @property
     def net_arguments(self) -> dict[str, int | None]:
@@ -178,10 +179,9 @@ class ArxivDataModule(L.LightningDataModule):
 
     @property
     def has_test_split(self) -> bool:
-        """Whether every chosen category has test documents."""
-        split = SPLITS.index("test")
-        groups = [self._opened.groups[split, self._opened.categories.index(name)] for name in self.chosen]
-        return all(start < stop for start, stop in groups)
+        """Whether every chosen category has test documents that hold a window."""
+        ranges = [self._opened.documents("test", name, min_length=self.sequence_length) for name in self.chosen]
+        return all(start < stop for start, stop in ranges)
 
     @property
     def num_train_samples(self) -> int:

@@ -121,6 +121,16 @@ def test_the_evaluation_set_is_fixed_and_knows_what_is_held_out(make):
     assert len(without.evaluation_set("validation").windows.starts) == 8
 
 
+def test_splits_without_a_window_are_found_before_training(make, tmp_path):
+    for split, text in (("train", "cell gene " * 30), ("validation", "cell gene"), ("test", "cell gene")):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": text, "label": "bio"}) + "\n")
+    words = [f"data.path={tmp_path}", "data.num_categories=null"]
+    with pytest.raises(ValueError, match="category bio: none of its 1 validation documents has 17 tokens"):
+        make(*words)
+    (tmp_path / "validation.jsonl").write_text((tmp_path / "train.jsonl").read_text())
+    assert not make(*words).has_test_split  # training goes on without a test
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_same_seed_gives_the_same_windows_on_any_worker_count(make, num_workers):
     from datamodules.windows import WindowCollator, WindowLoader, WindowSampler
