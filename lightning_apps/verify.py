@@ -205,7 +205,8 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
         return Proof(claim, None, 0.0, "this experiment does not generate")
     net = AutoModelForCausalLM.from_pretrained(whole.model, dtype=torch.float32)
     prompts = [prompt[number % 5 :] for number, prompt in enumerate(datamodule.prompts("validation")[:12])]
-    options = {"pad_token_id": datamodule.tokenizer.pad_token_id, "eos_token_id": datamodule.tokenizer.eos_token_id}
+    ending, padding = datamodule.tokenizer.eos_token_id, datamodule.tokenizer.pad_token_id
+    options = {"pad_token_id": ending if padding is None else padding, "eos_token_id": ending}
     four, one = (generate_greedy(net, prompts, max_new_tokens=10, batch_size=size, **options) for size in (4, 1))
     different = sum(not first.equal(second) for first, second in zip(four, one, strict=True))
     if supports_documents(net):
