@@ -55,6 +55,7 @@ def write_run(directory: RunDirectory, *, values: dict, experiment: str, in_cont
         chosen = final + 0.5 * np.exp(-position / 8) * (1 + 0.05 * seed)
         held_out = chosen + 0.4 - 0.05 * categories
         arrays = {"position": position, "categories": np.array(["a", "b"]), "category_chosen": np.array([True, False])}
+        arrays |= {f"category_{part}": np.stack([chosen, held_out]) for part in ("mean", "low", "high")}
         for name, mean in (("chosen", chosen), ("held_out", held_out)):
             arrays |= {f"{name}_mean": mean, f"{name}_low": mean - 0.02, f"{name}_high": mean + 0.02}
         (directory.path / "in_context").mkdir()
