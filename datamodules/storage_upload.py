@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from datamodules.file_digest import FileDigest, file_digest, md5_of
 from datamodules.object_store import ObjectStore, StoredObject, TransferOptions, bad_name, split_url
 from datamodules.storage_errors import StorageError, StorageUnavailableError
 from datamodules.storage_marker import MARKER, UNDER_WAY, MarkedFile, marker_text, names_text, read_names
+
+LOST_PARTS = ("NoSuchUpload", "InvalidPart", "InvalidPartOrder")
+"""What servers answer who have forgotten an upload in parts, or some of them."""
+TRIES = 3
 
 Progress = Callable[..., Any]
 """tqdm, or what takes total=, desc=, unit=, unit_scale= and gives something with update(n) and close()."""
@@ -207,27 +212,43 @@ class _Upload:
 
     def _send_parts(self, name: str, bar: "Bar") -> None:
         digest, key = self.digests[name], self.base + name
-        for attempt in range(3):
+        for _ in range(TRIES):
             upload_id, present = self._unfinished(key, digest)
             upload_id = upload_id or self.store.begin_parts(key, sha256=digest.sha256)
             send = _PartSender(self, name, upload_id, present, bar)
+            tasks = [partial(send, index) for index in range(len(digest.part_md5s))]
             try:
-                etags = _together(
-                    self.store, self.pool, [partial(send, index) for index in range(len(digest.part_md5s))]
-                )
-                etag = self.store.finish_parts(key, upload_id, etags)
-                break
+                etag = self.store.finish_parts(key, upload_id, _together(self.store, self.pool, tasks))
             except StorageError as error:
-                if error.code != "NoSuchUpload":
+                if error.code not in LOST_PARTS:
                     raise
-                # the server forgot the upload; or it was finished, and the answer that said so was lost
-                found = self.store.listing(key, limit=1).get(key)
-                if found is not None and found.size == digest.size and digest.is_etag(found.etag):
-                    etag = found.etag
-                    break
-                if attempt == 2:
-                    raise
-        self._record(name, etag, send.sent_bytes)
+                etag = self._finished_late(key, upload_id, digest)
+            if etag:
+                self._record(name, etag, send.sent_bytes)
+                return
+        raise StorageUnavailableError(f"{self.store.url(key)}: the server loses parts of it; try again later")
+
+    def _finished_late(self, key: str, upload_id: str, digest: FileDigest) -> str:
+        """The ETag of an object whose parts the server says to have lost; empty if it has.
+
+        A server that was slow to join them may have done so: the answer was no longer waited for, and the second
+        request found no parts. Servers under load lose some, too.
+        """
+        deadline = time.monotonic() + self.store.options.patience_s / 4
+        while True:
+            found = self.store.listing(key, limit=1).get(key)
+            if found is not None and found.size == digest.size and digest.is_etag(found.etag):
+                return found.etag
+            if time.monotonic() > deadline:
+                break
+            time.sleep(self.store.options.first_delay_s)
+        try:
+            self.store.abort_parts(key, upload_id)
+        except StorageUnavailableError:
+            raise
+        except StorageError:  # it does not know the upload any more
+            pass
+        return ""
 
     def _unfinished(self, key: str, digest: FileDigest) -> tuple[str, set[int]]:
         """An interrupted upload of this very file (empty: there is none), and the parts that it has.
@@ -322,7 +343,7 @@ def _together(store: ObjectStore, pool: ThreadPoolExecutor, tasks: Iterable[Call
     except BaseException as error:
         for future in futures:
             future.cancel()
-        if not (isinstance(error, StorageError) and error.code == "NoSuchUpload"):  # which is begun anew
+        if not (isinstance(error, StorageError) and error.code in LOST_PARTS):  # which is begun anew
             store.stop()
         wait(futures)
         raise

@@ -568,6 +568,36 @@ def test_reading_a_source(s3, tmp_path):
             file.read(1)
 
 
+@pytest.mark.parametrize(("was_joined", "code"), [(True, "NoSuchUpload"), (False, "InvalidPart")])
+def test_a_server_that_loses_the_answer_or_the_parts(was_joined, code, s3, folder, monkeypatch):
+    finish, answers = ObjectStore.finish_parts, []
+
+    def lose(self, *arguments):
+        answers.append(arguments)
+        if was_joined or len(answers) > 1:
+            finish(self, *arguments)
+        if len(answers) == 1:
+            raise StorageError("the server knows no such parts", code)
+        return "of another kind"
+
+    monkeypatch.setattr(ObjectStore, "finish_parts", lose)
+    hasty = TransferOptions(patience_s=8.0, attempts=2, first_delay_s=0.01, part_bytes=PART, threads=2)
+    report = upload_folder(folder, URL, options=hasty)
+    assert len(answers) == (1 if was_joined else 2)
+    assert report.sent_bytes == sum(map(len, contents(folder).values()))
+    assert s3.path("some/prefix/tokens.bin").read_bytes() == (folder / "tokens.bin").read_bytes()
+
+
+def test_a_server_that_always_loses_parts_is_given_up(s3, folder, monkeypatch):
+    def lose(self, *arguments):
+        raise StorageError("the server knows no such parts", "InvalidPart")
+
+    monkeypatch.setattr(ObjectStore, "finish_parts", lose)
+    with pytest.raises(StorageUnavailableError, match=r"tokens\.bin: the server loses parts"):
+        upload_folder(folder, URL, options=TransferOptions(patience_s=4.0, first_delay_s=0.1, part_bytes=PART))
+    assert remote_state(URL) == "incomplete"
+
+
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"a: 3"), None])
 def test_what_did_not_stay_on_the_server_is_noticed_before_the_marker(harm, s3, folder):
     def spoil():
