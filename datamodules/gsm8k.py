@@ -1,10 +1,7 @@
 """Chats to learn from and questions to answer: GSM8K, or any jsonl file of chats."""
 
-import contextlib
-import json
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +12,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.cache import prepared_folder, read_manifest
-from datamodules.chat import ChatError, EncodedChat, Message, encode_chats, encode_prompt, render_chat
+from datamodules.cache import prepared_folder
+from datamodules.chat import Message, encode_prompt
 from datamodules.chat_files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
 from datamodules.chat_proofs import DataReport, prove_chats
+from datamodules.chat_store import ChatStore, write_chats
 from datamodules.hub import TokenizerSource, find_tokenizer, load_tokenizer
 from datamodules.packing import Document, PackingCollator, packed_batch, padded_batch
 from datamodules.windows import IGNORED, Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
@@ -26,8 +24,6 @@ from datamodules.windows import IGNORED, Batch, WindowCollator, WindowLoader, Wi
 DATASET = ("openai/gsm8k", "main")
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""
-CHUNK = 1000
-"""Chats tokenized together: enough to keep the cores busy, few enough to name the bad one soon."""
 
 Split = Literal["train", "validation", "test"]
 
@@ -151,19 +147,7 @@ class Gsm8kDataModule(L.LightningDataModule):
             tokenizer.chat_template = self.chat_template.read_text(encoding="utf-8")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        facts: dict[str, Any] = {}
-        for name, entries in chats.items():
-            encoded = list(encode_all(tokenizer, entries))
-            np.save(folder / f"{name}.tokens.npy", np.concatenate([np.array(chat.ids, np.int32) for chat in encoded]))
-            np.save(folder / f"{name}.ends.npy", np.cumsum([len(chat.ids) for chat in encoded], dtype=np.int64))
-            answers = [[row, *span] for row, chat in enumerate(encoded) for span in chat.answers]
-            np.save(folder / f"{name}.answers.npy", np.array(answers, dtype=np.int64))
-            lines = [
-                json.dumps({"messages": chat.messages, "gold": chat.gold, "origin": chat.origin}) + "\n"
-                for chat in entries
-            ]
-            (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-            facts[f"num_{name}"] = len(encoded)
+        facts = {f"num_{name}": write_chats(folder, name, tokenizer, entries) for name, entries in chats.items()}
         tokenizer.padding_side = "left"  # who loads the exported model generates with it
         tokenizer.save_pretrained(folder / "tokenizer")
         return facts
@@ -181,7 +165,7 @@ class Gsm8kDataModule(L.LightningDataModule):
         self.folder = self._prepared()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         files = {
-            name: _ChatFile(self.folder, name)
+            name: ChatStore(self.folder, name)
             for name in ("train", "test")
             if (self.folder / f"{name}.jsonl").is_file()
         }
@@ -202,7 +186,7 @@ class Gsm8kDataModule(L.LightningDataModule):
                 f"data.max_length={self.max_length}: no training sample fits (the shortest has {lengths.min()} tokens "
                 f"and an answer from {first_answers.min() + 1} on); raise it, or choose data.overlong=truncate"
             )
-        self.files: dict[Split, _ChatFile] = {"train": files["train"], "validation": files["train"]}
+        self.files: dict[Split, ChatStore] = {"train": files["train"], "validation": files["train"]}
         self.rows: dict[Split, NDArray[np.int64]] = {
             "train": chosen[~hopeless],
             "validation": shuffled[: self.num_validation],
@@ -409,79 +393,6 @@ class Gsm8kDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """Test chats, each once."""
         return self._evaluation_loader("test")
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What preparation counted."""
-        assert self.folder is not None
-        facts: dict[str, Any] = read_manifest(self.folder)["facts"]
-        return facts
-
-
-class _ChatFile:
-    """One prepared file: tokens end to end, where each chat ends, its answers, and its messages."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.tokens: NDArray[np.int32] = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
-        self.ends: NDArray[np.int64] = np.load(folder / f"{name}.ends.npy")
-        self.starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
-        self.lengths = self.ends - self.starts
-        spans = np.load(folder / f"{name}.answers.npy")  # (answers, 3): row, start, stop
-        self._spans = spans[:, 1:]
-        self._span_starts = np.searchsorted(spans[:, 0], np.arange(len(self.ends) + 1))
-        self.first_answers: NDArray[np.int64] = self._spans[self._span_starts[:-1], 0]
-        with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
-            self._lines = file.readlines()
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def ids(self, row: int) -> NDArray[np.int64]:
-        return self.tokens[self.starts[row] : self.ends[row]].astype(np.int64)
-
-    def answers(self, row: int) -> list[tuple[int, int]]:
-        first, last = self._span_starts[row : row + 2]
-        return [(int(start), int(stop)) for start, stop in self._spans[first:last]]
-
-    def chat(self, row: int) -> Chat:
-        return Chat(**json.loads(self._lines[row]))
-
-
-def encode_all(tokenizer: PreTrainedTokenizerBase, chats: list[Chat]) -> Iterator[EncodedChat]:
-    """Tokens of chats, in parallel over the cores.
-
-    Raises:
-        ValueError: a chat cannot be used, with its file and line.
-    """
-    with _all_cores():
-        for start in range(0, len(chats), CHUNK):
-            chunk = chats[start : start + CHUNK]
-            rendered = []
-            for chat in chunk:
-                try:
-                    rendered.append(render_chat(tokenizer, chat.messages))
-                except ChatError as error:
-                    raise ValueError(f"{chat.origin}: {error}") from error
-            encoded = encode_chats(tokenizer, rendered)
-            for chat in chunk:
-                try:
-                    yield next(encoded)
-                except ChatError as error:
-                    raise ValueError(f"{chat.origin}: {error}") from error
-
-
-@contextlib.contextmanager
-def _all_cores() -> Iterator[None]:
-    """Let fast tokenizers use threads for a while; elsewhere they must not, since loaders fork."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _common_length(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:

@@ -170,7 +170,10 @@ def encode_texts(
     rows: list[NDArray[np.int64]] = []
     lengths: list[int] = []
     # the bar hides itself where nobody looks at a terminal
-    with _all_cores(), tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None or None) as bar:
+    with (
+        tokenizer_threads(),
+        tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None or None) as bar,
+    ):
         for start in range(0, len(texts), BLOCK):
             block = [text.encode("utf-8", "replace").decode("utf-8") for text in texts[start : start + BLOCK]]
             encoded = tokenizer(
@@ -185,7 +188,7 @@ def encode_texts(
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
+def tokenizer_threads() -> Iterator[None]:
     """Let the tokenizer use its threads here; elsewhere they stay off, because loaders fork."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

@@ -54,6 +54,7 @@ def test_a_run_grades_every_question_and_exports_a_model_that_says_the_same(conf
             assert values == sorted(values)
     rows = predictions(directory)  # of the test split, in full, whatever num_samples says
     assert len(rows) == 8
+    assert directory.picture.stat().st_size > 20_000
     assert set(rows[0]) >= {"input", "target", "output", "score", "answer_numeric", "right_lmeval_strict", "truncated"}
     net = AutoModelForCausalLM.from_pretrained(directory.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory.model)
