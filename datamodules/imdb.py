@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.cache import prepared_folder, read_manifest
-from datamodules.labelled_store import LabelledRows, Leaks, Split, TextSource, write_labelled_texts
+from datamodules.labelled_store import LabelledRows, Leaks, Split, LabelledSource, write_labelled_texts
 from datamodules.tokenized_texts import (
     RaggedArray,
     Truncation,
@@ -35,7 +35,7 @@ class ImdbDataModule(L.LightningDataModule):
     (n,) int64 class numbers, or (n, classes) float32 of 0 and 1 where a text bears any number of labels.
 
     Args:
-        path: see TextSource, as the next seven.
+        path: see LabelledSource, as the next seven.
         dataset: likewise.
         revision: likewise.
         text_column: likewise.
@@ -89,7 +89,7 @@ class ImdbDataModule(L.LightningDataModule):
         cache_root: str,
     ) -> None:
         super().__init__()
-        self.source = TextSource(
+        self.source = LabelledSource(
             path, dataset, revision, text_column, label_column, label_names, multi_label, label_separator
         )
         self.tokenizer_name = tokenizer

@@ -22,7 +22,7 @@ Leaks = Literal["drop", "warn", "error"]
 
 
 @dataclass(frozen=True)
-class TextSource:
+class LabelledSource:
     """Where labelled texts come from.
 
     Attributes:
@@ -71,7 +71,7 @@ class TextSource:
         return read_hub_dataset(self.dataset, revision=self.revision, **columns)
 
 
-def write_labelled_texts(folder: Path, splits: Mapping[str, LabelledTexts], source: TextSource) -> dict[str, Any]:
+def write_labelled_texts(folder: Path, splits: Mapping[str, LabelledTexts], source: LabelledSource) -> dict[str, Any]:
     """Write texts, labels and duplicate signatures; returns facts for the manifest: label names and split sizes.
 
     Raises:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datamodules.hub_access import hub_is_reachable
+
 FORMATS = (".jsonl", ".csv", ".parquet")
 SPLIT_FILES = ("train", "validation", "test")
 """File names, without their ending, that a folder of data may hold; `train` is needed."""
@@ -243,8 +245,10 @@ def read_hub_dataset(
     """
     import datasets
 
+    # without an answer from the hub, what an earlier run has fetched; its client would ask for minutes
+    options = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
     try:
-        loaded = datasets.load_dataset(name, revision=revision)
+        loaded = datasets.load_dataset(name, revision=revision, download_config=options)
     except Exception as error:  # the library raises its own and those of three HTTP layers
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(

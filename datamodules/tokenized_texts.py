@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from datamodules.hub_access import hub_is_reachable
+
 Truncation = Literal["end", "middle", "start"]
 """Which part of a text goes where it is too long."""
 WORDS = "words"
@@ -75,7 +77,8 @@ def open_tokenizer(name: str, train_texts: Sequence[str]) -> PreTrainedTokenizer
     if name == WORDS:
         return word_tokenizer(train_texts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        is_folder = Path(name).is_dir()
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not is_folder and not hub_is_reachable())
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(

@@ -173,7 +173,7 @@ def test_a_data_set_of_the_hub(monkeypatch):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     loaded = datasets.DatasetDict({"train": rows, "test": rows, "unsupervised": rows})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision: loaded)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision, download_config: loaded)
     found = read_hub_dataset("some/set", revision=None, **COLUMNS)
     assert list(found) == ["train", "test"]
     assert found["train"].class_names == ["neg", "pos"]
@@ -181,7 +181,7 @@ def test_a_data_set_of_the_hub(monkeypatch):
     with pytest.raises(ValueError, match=r"no column 'texts' \(did you mean text\?\)"):
         read_hub_dataset("some/set", revision=None, text_column="texts", label_column="label")
 
-    def offline(name, revision):
+    def offline(name, revision, download_config):
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
