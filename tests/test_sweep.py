@@ -17,7 +17,7 @@ from lightning_apps.build import wandb_run_id
 from lightning_apps.config import CONF, check_config, options, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import read_metrics
-from lightning_apps.sweep import check_jobs, make_slots, only_runner, without
+from lightning_apps.sweep import check_jobs, make_slots, num_cores, only_runner, without
 from lightning_apps.sweep_grid import SweepSettings, expand
 from lightning_apps.sweep_jobs import is_running
 from lightning_apps.sweep_ledger import read_ledger
@@ -353,7 +353,9 @@ def test_a_sweep_that_was_stopped_or_killed_goes_on_where_it_was(signum, tmp_pat
         overrides = [word for word in ledger.job("seed=1").overrides if not word.startswith("run.")]
         whole = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=whole"]
         command_of_one = [sys.executable, "-m", "lightning_apps.train", *overrides, *whole]
-        subprocess.run(command_of_one, check=True, capture_output=True)
+        threads = str(max(1, num_cores() // 2))  # as many as a job of two at once has: sums depend on it
+        environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        subprocess.run(command_of_one, check=True, capture_output=True, env=environment)
         assert losses(tmp_path / "location" / "s-seed=1") == losses(tmp_path / "location" / "whole")
 
 
