@@ -1,9 +1,11 @@
-"""One self-contained HTML page: no script, no network, everything escaped, readable on a phone and on paper.
+"""One self-contained HTML page: no network, everything escaped, readable on a phone and on paper.
 
-A Content-Security-Policy in the page itself forbids whatever it does not hold already.
+A Content-Security-Policy in the page itself forbids whatever it does not hold already: styles, and a script where a
+page has one, run only if their hash is the one that the policy names.
 """
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -31,10 +33,20 @@ dt { font-weight: 600; } dd { margin: 0; }
 """
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """A whole document from sections of HTML."""
+def page(title: str, sections: Sequence[str], *, style: str = "", script: str = "") -> str:
+    """A whole document.
+
+    Args:
+        title: of the page, plain text.
+        sections: HTML.
+        style: CSS behind what every page has.
+        script: runs once the document is there; must not hold `</script`.
+    """
     body = "\n".join(sections)
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    style = STYLE + style
+    sources = f"style-src {_source(style)};" + (f" script-src {_source(script)};" if script else "")
+    policy = f"default-src 'none'; img-src data:; {sources} base-uri 'none'; form-action 'none'"
+    tail = f"<script>{script}</script>\n" if script else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -42,16 +54,21 @@ def page(title: str, sections: Sequence[str]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 <main>
 <h1>{escape(title)}</h1>
 {body}
 </main>
-</body>
+{tail}</body>
 </html>
 """
+
+
+def _source(text: str) -> str:
+    """How a policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def section(heading: str, *parts: str) -> str:

@@ -29,6 +29,7 @@ WRITTEN_BY_A_RUN = (
     "checkpoints",
     "model",
     "evaluations",
+    "explanations",
     "ledger.bin",
     "capsules",
     "in_context",
@@ -94,6 +95,11 @@ class RunDirectory:
     def evaluations(self) -> Path:
         """Results of the evaluate command."""
         return self.path / "evaluations"
+
+    @property
+    def explanations(self) -> Path:
+        """Results of the explain command."""
+        return self.path / "explanations"
 
     @property
     def ledger(self) -> Path:

@@ -1,0 +1,327 @@
+"""What a hierarchical classifier's verdict rests on: chunk attention, integrated gradients, occlusion.
+
+All methods explain the same function F of a document, a weighted sum of logits (see Goal), and mean the same by
+"absent": a token is replaced by the mask token, special tokens stay. Nothing here holds more than `micro_chunks` chunks
+in the encoder at a time, however long the document is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+REMEMBERED_CHUNKS = 4096
+"""Vectors that a Reader keeps: 12 MB at width 768."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What scores are towards.
+
+    F is a sum of logits with weights that sum to zero: logits are only defined up to a constant, which no word should
+    be credited with. For a class it is its logit minus the mean of all; for `higher` the logits weighted by class
+    number, so that F grows with the rank of the verdict among ordered labels.
+
+    Attributes:
+        name: class, or `higher`.
+        logit_weights: (classes,) float32 weights of F.
+        probability_weights: (classes,) float32, in [0, 1]; what deletion curves follow: the probability of the
+            class, or the expected class number over the highest.
+    """
+
+    name: str
+    logit_weights: Tensor
+    probability_weights: Tensor
+
+
+HIGHER = "higher"
+
+
+def class_goal(number: int, name: str, num_classes: int) -> Goal:
+    """Towards one class."""
+    weights = torch.zeros(num_classes)
+    weights[number] = 1.0
+    return Goal(name, weights - weights.mean(), weights)
+
+
+def higher_goal(num_classes: int) -> Goal:
+    """Towards higher class numbers, for labels that have an order."""
+    rank = torch.arange(num_classes, dtype=torch.float32) / max(num_classes - 1, 1)
+    return Goal(HIGHER, rank - rank.mean(), rank)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A document as the model reads it.
+
+    Attributes:
+        input_ids: (chunks, length) int64, with special tokens.
+        attention_mask: (chunks, length).
+        word: (chunks, length) int64 index of the word of each token, -1 for tokens of no word.
+        num_words: words that any chunk holds.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    word: NDArray[np.int64]
+    num_words: int
+
+    def without(self, removed: NDArray[np.bool_], absent_id: int) -> Tensor:
+        """(chunks, length) ids in which the words of the mask (words,) are absent."""
+        gone = np.append(removed, False)[self.word]  # -1, no word, is the last
+        return torch.where(torch.from_numpy(gone), absent_id, self.input_ids)
+
+
+@dataclass
+class Reader:
+    """Chunk vectors and logits of a model in evaluation mode; a chunk that was read before is not encoded again.
+
+    Args:
+        net: has `encode` and `classify`, see models.hierarchical.
+        micro_chunks: chunks in the encoder at a time.
+        absent_id: token that stands for a word that is absent.
+        device: where the model is.
+    """
+
+    net: Any
+    micro_chunks: int
+    absent_id: int
+    device: torch.device = torch.device("cpu")
+    num_encoded: int = 0
+    known: dict[bytes, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.net.eval().requires_grad_(requires_grad=False)
+
+    def forget(self) -> None:
+        """Drop the remembered vectors; another document shares none."""
+        self.known.clear()
+
+    @torch.no_grad()
+    def vectors(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(chunks, hidden) of chunks (chunks, length)."""
+        keys = [
+            ids.tobytes() + mask.tobytes() for ids, mask in zip(input_ids.numpy(), attention_mask.numpy(), strict=True)
+        ]
+        new = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self.known}
+        rows = sorted(new.values())
+        # equal lengths together: padding at the end of a chunk costs, and changes nothing
+        rows.sort(key=lambda row: int(attention_mask[row].sum()))
+        fresh: dict[bytes, Tensor] = {}
+        for start in range(0, len(rows), self.micro_chunks):
+            chosen = rows[start : start + self.micro_chunks]
+            mask = attention_mask[chosen]
+            length = used_length(mask)
+            encoded = self.net.encode(
+                input_ids[chosen][:, :length].to(self.device), mask[:, :length].to(self.device)
+            ).cpu()
+            self.num_encoded += len(chosen)
+            fresh |= {keys[row]: vector for row, vector in zip(chosen, encoded, strict=True)}
+        found = torch.stack([fresh[key] if key in fresh else self.known[key] for key in keys])
+        if len(self.known) + len(fresh) > REMEMBERED_CHUNKS:
+            self.known.clear()
+        if len(fresh) <= REMEMBERED_CHUNKS:
+            self.known |= fresh
+        return found
+
+    @torch.no_grad()
+    def classify(self, documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (documents, classes) and weights of all chunks, of documents that are chunk vectors (chunks, hidden)."""
+        counts = torch.tensor([len(vectors) for vectors in documents])
+        logits, weights = self.net.classify(torch.cat(list(documents)).to(self.device), counts.to(self.device))
+        return logits.float().cpu(), weights.float().cpu()
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Scores of one method for one document; positive ones speak for the goal.
+
+    Attributes:
+        words: (words,).
+        chunks: (chunks,).
+    """
+
+    words: Array
+    chunks: Array
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How well integrated gradients add up: `total` should be `value - baseline`.
+
+    Attributes:
+        value: F of the document.
+        baseline: F of the document with every word absent.
+        total: sum of the scores of all tokens.
+    """
+
+    value: float
+    baseline: float
+    total: float
+
+    @property
+    def error(self) -> float:
+        """|total - (value - baseline)|, in units of F."""
+        return abs(self.total - (self.value - self.baseline))
+
+
+def used_length(attention_mask: Tensor) -> int:
+    """Positions up to the last that is attended to in any row of (chunks, length)."""
+    return int(attention_mask.any(dim=0).nonzero().max()) + 1
+
+
+def chunk_attention(chunks: Chunks, weights: Tensor) -> Attribution:
+    """The weights (chunks,) of attention pooling; a word has the mean weight of the chunks that hold it.
+
+    Never negative: it says where the model looks, not what speaks for or against.
+    """
+    values = weights.double().numpy()
+    return Attribution(mean_over_tokens(chunks, np.broadcast_to(values[:, None], chunks.word.shape)), values)
+
+
+def mean_over_tokens(chunks: Chunks, scores: Array) -> Array:
+    """(words,) mean of token scores (chunks, length) over the tokens of each word, in all chunks that hold it."""
+    valid = chunks.word >= 0
+    totals = np.bincount(chunks.word[valid], scores[valid], minlength=chunks.num_words)
+    return totals / np.maximum(np.bincount(chunks.word[valid], minlength=chunks.num_words), 1)
+
+
+def integrated_gradients(
+    chunks: Chunks, reader: Reader, goal: Goal, *, steps: int
+) -> tuple[Attribution, Completeness, Array]:
+    """Integrated gradients on the word embeddings (Sundararajan et al., 2017), exact over the whole document.
+
+    The path leads from the document with every word absent to the document, all chunks at the same time; its integral
+    is taken by Gauss-Legendre quadrature. The pooling ties the chunks together, so that every step takes two passes:
+    all chunk vectors without a graph and from them the gradient of F by chunk vector, then one vector-Jacobian product
+    for each micro-batch of chunks. That is the gradient of the whole, in the memory of one micro-batch. A document
+    that is one micro-batch needs one pass.
+
+    The score of a word is the sum over its tokens in all chunks: where chunks overlap a word was read twice, and both
+    readings contributed.
+
+    Args:
+        chunks: of the document.
+        reader: of the model.
+        goal: what F is.
+        steps: points on the path.
+
+    Returns:
+        Scores of words and chunks, how well they add up, and the scores of tokens (chunks, length).
+    """
+    net, device = reader.net, reader.device
+    absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), reader.absent_id)
+    goal_weights = goal.logit_weights.to(device)
+    count = torch.tensor([len(chunks.input_ids)], device=device)
+    embedding = net.get_input_embeddings()
+    parts = [
+        slice(start, start + reader.micro_chunks) for start in range(0, len(chunks.input_ids), reader.micro_chunks)
+    ]
+
+    def embedded(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        mask = chunks.attention_mask[part]
+        length = used_length(mask)
+        base = embedding(absent[part, :length].to(device))
+        return base, embedding(chunks.input_ids[part, :length].to(device)) - base, mask[:, :length].to(device)
+
+    def value_of(vectors: Tensor) -> Tensor:
+        logits, _ = net.classify(vectors, count)
+        return (logits[0].float() * goal_weights).sum()
+
+    def value_at(ids: Tensor) -> float:
+        logits, _ = reader.classify([reader.vectors(ids, chunks.attention_mask)])
+        return float((logits[0] * goal.logit_weights).sum())
+
+    scores = np.zeros(chunks.word.shape)
+    nodes, quadrature = np.polynomial.legendre.leggauss(steps)
+    for node, weight in zip((nodes + 1) / 2, quadrature / 2, strict=True):
+        gradient = None
+        if len(parts) > 1:
+            with torch.no_grad():
+                vectors = []
+                for part in parts:
+                    base, difference, mask = embedded(part)
+                    vectors.append(net.encode(attention_mask=mask, inputs_embeds=base + node * difference))
+                    reader.num_encoded += len(base)
+            whole = torch.cat(vectors).requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(value_of(whole), whole)
+        for part in parts:
+            base, difference, mask = embedded(part)
+            point = (base + node * difference).requires_grad_()
+            with torch.enable_grad():
+                vectors_here = net.encode(attention_mask=mask, inputs_embeds=point)
+                result = value_of(vectors_here) if gradient is None else vectors_here
+            reader.num_encoded += len(base)
+            (slope,) = torch.autograd.grad(result, point, None if gradient is None else gradient[part])
+            products = (slope.double() * difference.double()).sum(dim=-1).cpu().numpy()
+            scores[part, : products.shape[1]] += weight * products
+    valid = chunks.word >= 0
+    words = np.bincount(chunks.word[valid], scores[valid], minlength=chunks.num_words)
+    completeness = Completeness(value_at(chunks.input_ids), value_at(absent), float(scores.sum()))
+    return Attribution(words, scores.sum(axis=1)), completeness, scores
+
+
+def occlusion(chunks: Chunks, reader: Reader, goal: Goal, sentence: NDArray[np.int64]) -> Attribution:
+    """How much F falls when a sentence is absent, and when a whole chunk is left out.
+
+    Only the chunks that hold a sentence are encoded again, the vectors of the others are reused. Leaving a chunk out
+    is pooling without its vector; a document of one chunk has every word of it absent instead. The fall by a sentence
+    is shared evenly among its words.
+
+    Args:
+        chunks: of the document.
+        reader: of the model.
+        goal: what F is.
+        sentence: (words,) number of the sentence of each word, 0 the first.
+    """
+    vectors = reader.vectors(chunks.input_ids, chunks.attention_mask)
+    goal_value = float((reader.classify([vectors])[0][0] * goal.logit_weights).sum())
+
+    def falls(documents: Sequence[Tensor]) -> list[float]:
+        logits, _ = reader.classify(documents)
+        return (goal_value - logits @ goal.logit_weights).tolist()
+
+    number = len(vectors)
+    if number == 1:
+        absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), reader.absent_id)
+        by_chunk = falls([reader.vectors(absent, chunks.attention_mask)])
+    else:
+        by_chunk = [fall for row in range(number) for fall in falls([torch.cat([vectors[:row], vectors[row + 1 :]])])]
+
+    sentence_of_token = np.append(sentence, -1)[chunks.word]  # (chunks, length)
+    by_sentence: list[float] = []
+    waiting: list[NDArray[np.int64]] = []  # chunks that hold each sentence of the group
+    ids: list[Tensor] = []
+    num_sentences = int(sentence.max()) + 1 if len(sentence) else 0
+    for current in range(num_sentences):
+        here = sentence_of_token == current
+        held_by = np.flatnonzero(here.any(axis=1))
+        waiting.append(held_by)
+        ids.append(torch.where(torch.from_numpy(here[held_by]), reader.absent_id, chunks.input_ids[held_by]))
+        if current + 1 < num_sentences and sum(map(len, waiting)) < reader.micro_chunks:
+            continue
+        masks = torch.cat([chunks.attention_mask[rows] for rows in waiting])
+        changed = iter(reader.vectors(torch.cat(ids), masks).split([len(rows) for rows in waiting]))
+        documents = []
+        for rows in waiting:
+            variant = vectors.clone()
+            variant[rows] = next(changed)
+            documents.append(variant)
+        by_sentence += falls(documents)
+        waiting, ids = [], []
+    lengths = np.bincount(sentence, minlength=num_sentences)
+    per_word = np.array(by_sentence) / np.maximum(lengths, 1)
+    return Attribution(per_word[sentence], np.array(by_chunk))
+
+
+def random_scores(chunks: Chunks, sentence: NDArray[np.int64], seed: int) -> Attribution:
+    """The control: every sentence and every chunk gets a random score."""
+    source = np.random.Generator(np.random.PCG64(seed))
+    by_sentence = source.random(int(sentence.max()) + 1 if len(sentence) else 0)
+    return Attribution(by_sentence[sentence], source.random(len(chunks.input_ids)))

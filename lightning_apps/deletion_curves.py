@@ -1,0 +1,60 @@
+"""Deletion and insertion curves: what becomes of a verdict as its best words go, or come (Petsiuk et al., 2018)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_apps.attribution import Chunks, Goal, Reader
+from lightning_apps.metrics.faithfulness import tied
+
+Array = NDArray[np.float64]
+UNITS = ("sentence", "word")
+
+
+def ranked_words(words: Array, sentence: NDArray[np.int64], *, unit: str, seed: int) -> NDArray[np.int64]:
+    """Words in the order in which they are removed: the highest scores first.
+
+    Args:
+        words: (words,) scores.
+        sentence: (words,) number of the sentence of each.
+        unit: `sentence` goes by the mean score of whole sentences, so that length is no merit, and keeps the words of a
+            sentence together in reading order; `word` by the scores themselves.
+        seed: sentences of equal score come in an order drawn with it.
+    """
+    if not len(words):
+        return np.zeros(0, dtype=np.int64)
+    scores = words
+    if unit == "sentence":
+        scores = (np.bincount(sentence, words) / np.bincount(sentence))[sentence]
+    draw = np.random.Generator(np.random.PCG64(seed)).permutation(int(sentence.max()) + 1)
+    # the last key counts first; position decides last
+    return np.lexsort((np.arange(len(words)), draw[sentence], -tied(scores)))
+
+
+def deletion_and_insertion(
+    chunks: Chunks, reader: Reader, goal: Goal, order: NDArray[np.int64], fractions: Sequence[float]
+) -> tuple[Array, Array]:
+    """Probability of the goal as words are removed, and as they are put into the empty document, in one order.
+
+    Exactly `round(fraction * words)` words are absent (or present), so that a sentence may be cut at the edge.
+
+    Args:
+        chunks: of the document.
+        reader: of the model; variants of a chunk that were read before cost nothing.
+        goal: whose probability.
+        order: (words,) see ranked_words.
+        fractions: of the words, rising from 0 to 1.
+
+    Returns:
+        Two arrays (fractions,).
+    """
+    deletion, insertion = [], []
+    for fraction in fractions:
+        first = np.zeros(chunks.num_words, dtype=np.bool_)
+        first[order[: round(fraction * chunks.num_words)]] = True
+        for removed, values in ((first, deletion), (~first, insertion)):
+            vectors = reader.vectors(chunks.without(removed, reader.absent_id), chunks.attention_mask)
+            probabilities = reader.classify([vectors])[0][0].softmax(dim=-1)
+            values.append(float((probabilities * goal.probability_weights).sum()))
+    return np.array(deletion), np.array(insertion)

@@ -1,0 +1,286 @@
+"""The explanation of one document by all methods, and what is measured of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_apps.attribution import (
+    HIGHER,
+    Attribution,
+    Chunks,
+    Completeness,
+    Goal,
+    Reader,
+    chunk_attention,
+    class_goal,
+    higher_goal,
+    integrated_gradients,
+    occlusion,
+    random_scores,
+)
+from lightning_apps.deletion_curves import deletion_and_insertion, ranked_words
+from lightning_apps.explain_input import Document
+from lightning_apps.metrics.faithfulness import (
+    CURVES,
+    RANDOM,
+    curve_area,
+    evidence_scores,
+    expected_random_evidence,
+)
+from lightning_apps.text_units import ReadWords, Spans, inside_spans, read_words
+
+METHODS = ("chunk_attention", "integrated_gradients", "occlusion")
+PREDICTED = "predicted"
+NUM_TOP_WORDS = 20
+NUM_TOP_SENTENCES = 5
+RANDOM_DRAWS = 20
+"""Random orders of sentences in the expected average precision of chance; they cost no pass of the model."""
+
+ChunkText = Callable[[str], tuple[Tensor, Tensor, NDArray[np.int64]]]
+"""A text's chunks as in training: input ids and attention mask (chunks, length), and for every token its [start, end)
+characters (chunks, length, 2), an empty span for special tokens."""
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """How documents are explained; conf/command/explain.yaml says what each is."""
+
+    target: str
+    methods: Sequence[str]
+    steps: int
+    max_sentences: int
+    unit: str
+    fractions: Sequence[float]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One document, explained.
+
+    Attributes:
+        document: what was explained.
+        prediction: class of the highest probability.
+        probabilities: by class.
+        goal: what the scores are towards.
+        words: those that the model read.
+        chunk_spans: (chunks, 2) characters.
+        chunk_weights: (chunks,) of the pooling.
+        attributions: scores by method.
+        completeness: of integrated gradients, where that is among the methods.
+        curves: by method and `random`, `deletion` and `insertion` at the fractions; empty where not measured.
+        evidence: by method and `random`, see metrics.faithfulness.EVIDENCE; None where no evidence is known or read.
+        evidence_read: whether the model read any of the evidence; None where none is known.
+    """
+
+    document: Document
+    prediction: str
+    probabilities: dict[str, float]
+    goal: str
+    words: ReadWords
+    chunk_spans: Spans
+    chunk_weights: NDArray[np.float64]
+    attributions: dict[str, Attribution]
+    completeness: Completeness | None
+    curves: dict[str, dict[str, list[float]]]
+    evidence: dict[str, dict[str, float]] | None
+    evidence_read: bool | None
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the predicted class."""
+        return self.probabilities[self.prediction]
+
+    @property
+    def error(self) -> float | None:
+        """One minus the probability of the label; None where there is no label."""
+        return None if self.document.label is None else 1.0 - self.probabilities[self.document.label]
+
+    def sentence_scores(self, method: str) -> NDArray[np.float64]:
+        """(sentences,) mean score of the words of each."""
+        lengths = np.bincount(self.words.sentence)
+        return np.bincount(self.words.sentence, self.attributions[method].words) / lengths
+
+
+def explain_document(
+    document: Document,
+    *,
+    chunk_text: ChunkText,
+    reader: Reader,
+    label_names: Sequence[str],
+    settings: ExplainSettings,
+    measure_curves: bool,
+) -> Explanation:
+    """Explain one document.
+
+    Args:
+        document: of any length.
+        chunk_text: the run's chunking.
+        reader: of the run's model.
+        label_names: the classes in order.
+        settings: methods and their settings.
+        measure_curves: whether to measure deletion and insertion too, which costs the most.
+    """
+    reader.forget()
+    input_ids, attention_mask, token_spans = chunk_text(document.text)
+    words, word_of_token = read_words(document.text, token_spans, max_sentences=settings.max_sentences)
+    chunks = Chunks(input_ids, attention_mask, word_of_token, len(words.spans))
+    logits, weights = reader.classify([reader.vectors(chunks.input_ids, chunks.attention_mask)])
+    probabilities = logits[0].softmax(dim=-1)
+    best = int(probabilities.argmax())
+    goal = goal_of(settings.target, best, label_names)
+    attributions, completeness = attribute(chunks, reader, goal, weights, words, settings)
+    control = random_scores(chunks, words.sentence, settings.seed)
+    scored = {**attributions, RANDOM: control}
+    curves: dict[str, dict[str, list[float]]] = {}
+    if measure_curves and chunks.num_words:
+        for method, found in scored.items():
+            order = ranked_words(found.words, words.sentence, unit=settings.unit, seed=settings.seed)
+            both = deletion_and_insertion(chunks, reader, goal, order, settings.fractions)
+            curves[method] = dict(zip(CURVES, (values.tolist() for values in both), strict=True))
+    evidence = evidence_read = None
+    if document.evidence:
+        inside = inside_spans(words.spans, document.evidence)
+        evidence_read = bool(inside.any())
+        if evidence_read:
+            evidence = measure_evidence(chunks, words, attributions, inside, settings.seed)
+    return Explanation(
+        document=document,
+        prediction=label_names[best],
+        probabilities=dict(zip(label_names, probabilities.tolist(), strict=True)),
+        goal=goal.name,
+        words=words,
+        chunk_spans=chunk_spans(token_spans),
+        chunk_weights=weights.double().numpy(),
+        attributions=attributions,
+        completeness=completeness,
+        curves=curves,
+        evidence=evidence,
+        evidence_read=evidence_read,
+    )
+
+
+def goal_of(target: str, predicted: int, label_names: Sequence[str]) -> Goal:
+    """What `target` means for a document whose predicted class is known."""
+    if target == HIGHER:
+        return higher_goal(len(label_names))
+    number = predicted if target == PREDICTED else list(label_names).index(target)
+    return class_goal(number, label_names[number], len(label_names))
+
+
+def attribute(
+    chunks: Chunks, reader: Reader, goal: Goal, weights: Tensor, words: ReadWords, settings: ExplainSettings
+) -> tuple[dict[str, Attribution], Completeness | None]:
+    """Scores by each of the methods."""
+    found: dict[str, Attribution] = {}
+    completeness = None
+    for method in settings.methods:
+        if method == "chunk_attention":
+            found[method] = chunk_attention(chunks, weights)
+        elif method == "occlusion":
+            found[method] = occlusion(chunks, reader, goal, words.sentence)
+        else:
+            found[method], completeness, _ = integrated_gradients(chunks, reader, goal, steps=settings.steps)
+    return found, completeness
+
+
+def measure_evidence(
+    chunks: Chunks,
+    words: ReadWords,
+    attributions: dict[str, Attribution],
+    inside: NDArray[np.bool_],
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """How well each method, and chance, find the words (words,) that are evidence."""
+    held = [np.unique(row[row >= 0]) for row in chunks.word]
+    found = {
+        method: evidence_scores(scores.words, words.sentence, scores.chunks, inside, held)
+        for method, scores in attributions.items()
+    }
+    return found | {RANDOM: expected_random_evidence(words.sentence, inside, held, draws=RANDOM_DRAWS, seed=seed)}
+
+
+def chunk_spans(token_spans: Spans) -> Spans:
+    """(chunks, 2) characters from the first to behind the last token of text in each; (0, 0) where there is none."""
+    spans = []
+    for row in token_spans:
+        real = row[row[:, 1] > row[:, 0]]
+        spans.append((int(real[:, 0].min()), int(real[:, 1].max())) if len(real) else (0, 0))
+    return np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def top_units(scores: NDArray[np.float64], count: int, *, sign: int = 1) -> list[int]:
+    """Up to `count` indices of scores (n,) of that sign, the strongest first, the earlier first where equal."""
+    order = np.argsort(-sign * scores, kind="stable")[:count]
+    return [int(index) for index in order if sign * scores[index] > 0]
+
+
+def record(explanation: Explanation, fractions: Sequence[float]) -> dict[str, Any]:
+    """The line of explanations.jsonl: plain values."""
+    text, words = explanation.document.text, explanation.words
+    top_words, top_sentences = {}, {}
+    sentence_spans = words.sentence_spans
+    for method, found in explanation.attributions.items():
+        top_words[method] = [
+            {"word": text[slice(*words.spans[index])], "span": words.spans[index].tolist(), "score": found.words[index]}
+            for index in top_units(found.words, NUM_TOP_WORDS)
+        ]
+        scores = explanation.sentence_scores(method)
+        top_sentences[method] = [
+            {"span": sentence_spans[index].tolist(), "score_per_word": scores[index]}
+            for index in top_units(scores, NUM_TOP_SENTENCES)
+        ]
+    completeness = explanation.completeness
+    return {
+        "id": explanation.document.id,
+        "label": explanation.document.label,
+        "prediction": explanation.prediction,
+        "probabilities": explanation.probabilities,
+        "target": explanation.goal,
+        "num_words": words.num_words,
+        "num_words_read": len(words.spans),
+        "chunks": [
+            {
+                "span": explanation.chunk_spans[row].tolist(),
+                "weight": explanation.chunk_weights[row],
+                "scores": {method: found.chunks[row] for method, found in explanation.attributions.items()},
+            }
+            for row in range(len(explanation.chunk_spans))
+        ],
+        "top_words": top_words,
+        "top_sentences": top_sentences,
+        "completeness": None if completeness is None else {**asdict(completeness), "error": completeness.error},
+        "evidence_spans": None if explanation.document.evidence is None else explanation.document.evidence,
+        "evidence": explanation.evidence,
+        "faithfulness": {
+            method: {
+                **curves,
+                **{f"{curve}_area": curve_area(fractions, np.array(curves[curve])) for curve in CURVES},
+            }
+            for method, curves in explanation.curves.items()
+        },
+    }
+
+
+def completeness_sentence(explanations: Sequence[Explanation], steps: int) -> str:
+    """How well integrated gradients added up, in one line."""
+    found = [(entry.completeness, entry.document.id) for entry in explanations if entry.completeness is not None]
+    if not found:
+        return "integrated gradients: not computed"
+    worst, where = max(found, key=lambda pair: pair[0].error)
+    changes = np.median([abs(completeness.value - completeness.baseline) for completeness, _ in found])
+    errors = np.median([completeness.error for completeness, _ in found])
+    return (
+        f"completeness error of integrated gradients ({steps} points): median {errors:.2g}, largest {worst.error:.2g} "
+        f"({where}), where F changes by {changes:.2g} in the median"
+    )
+
+
+def quiet_model(net: Any, device: torch.device) -> Any:
+    """The model for explaining: on the device, no dropout, no gradients of weights."""
+    return net.to(device).eval().requires_grad_(False)
