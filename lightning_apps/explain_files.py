@@ -1,0 +1,196 @@
+"""What explain writes: explanations.jsonl, faithfulness.json and .png, explanations.html."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_apps.atomic_files import json_safe, write_json_atomically, write_text_atomically
+from lightning_apps.explain_run import all_fractions
+from lightning_apps.explanation import Explanation, completeness_sentence, record
+from lightning_apps.explanation_page import METHOD_NAMES, PageLimits, document_section
+from lightning_apps.explanation_style import SCRIPT, STYLE, method_style
+from lightning_apps.html_page import bullets, facts, figure, page, paragraph, section, table
+from lightning_apps.metrics.faithfulness import CURVES, RANDOM, summarise_curves, summarise_evidence
+from lightning_apps.plots.faithfulness import draw_faithfulness
+from lightning_apps.run_directory import RunDirectory
+
+EVIDENCE_WORDS = {
+    "pointing_word": "top word is evidence",
+    "pointing_sentence": "top sentence is evidence",
+    "pointing_chunk": "top chunk is evidence",
+    "average_precision": "average precision (words)",
+}
+
+
+def write_explanations(
+    folder: Path,
+    explanations: Sequence[Explanation],
+    *,
+    directory: RunDirectory,
+    source: str,
+    options: Mapping[str, Any],
+) -> tuple[list[str], list[Path]]:
+    """Write all files; returns what to say, and the files."""
+    fractions = all_fractions(dict(options))
+    lines = [json.dumps(json_safe(record(entry, fractions))) for entry in explanations]
+    paths = [folder / name for name in ("explanations.html", "explanations.jsonl", "faithfulness.json",
+                                        "faithfulness.png")]  # fmt: skip
+    write_text_atomically(paths[1], "".join(f"{line}\n" for line in lines))
+    results = summarise(explanations, fractions, options)
+    write_json_atomically(paths[2], results)
+    name = f"{directory.path.parent.name}/{directory.path.name}"
+    draw_faithfulness(paths[3], results, title=f"{name}, {source}: are the explanations true?")
+    said = results_in_words(explanations, results, options["steps"])
+    parts = [
+        facts(overview(explanations, results, directory, source)),
+        section("How to read this", bullets(HOW_TO_READ)),
+        section("Are the explanations true?", figure(paths[3], f"{said[-1]}", "faithfulness.png"),
+                *result_tables(results), paragraph(said[0])),
+        section("Documents", document_section(explanations, PageLimits(**options["page"]))),
+    ]  # fmt: skip
+    style = STYLE + method_style(len(options["methods"]))
+    write_text_atomically(paths[0], page(f"Explanations of {name}, {source}", parts, style=style, script=SCRIPT))
+    return said, paths
+
+
+HOW_TO_READ = (
+    "Chunk attention: the weight of each chunk in the pooling; its words inherit it (the mean where chunks overlap). It "
+    "says where the model looks, not what speaks for or against.",
+    "Integrated gradients: the share of each word in the change of the target's score from a document without words to "
+    "this one. Where chunks overlap, both readings of a word are added.",
+    "Occlusion: how far the target's score falls when a sentence is replaced by mask tokens, shared evenly among its words.",
+    "The target's score is its logit minus the mean of all logits; for the target higher, logits weighted by class number.",
+    "Words: what stands between white space. Only what the model read is scored.",
+)
+
+
+def summarise(
+    explanations: Sequence[Explanation], fractions: Sequence[float], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What faithfulness.json holds: settings, curves, evidence over all documents and by label."""
+    measured = [entry for entry in explanations if entry.curves]
+    known = [entry for entry in explanations if entry.evidence is not None]
+    goals = {entry.goal for entry in explanations}
+    is_class = options["target"] != "higher"
+    labels = sorted({entry.document.label for entry in known if entry.document.label is not None})
+    errors = sorted(entry.completeness.error for entry in explanations if entry.completeness is not None)
+    return {
+        "target": options["target"],
+        "targets": sorted(goals),
+        "measured": f"probability of the {options['target']} class" if options["target"] == "predicted" else (
+            f"probability of {options['target']}" if is_class else "expected class number / highest"
+        ),
+        "unit": options["faithfulness"]["unit"],
+        "steps": options["steps"],
+        "seed": options["seed"],
+        "fractions": list(fractions),
+        "num_documents": len(measured),
+        "curves": summarise_curves([entry.curves for entry in measured], fractions),
+        "completeness_error": {"largest": errors[-1], "median": errors[len(errors) // 2]} if errors else None,
+        "evidence": {
+            "num_documents": len(known),
+            "num_without_evidence": sum(not entry.document.evidence for entry in explanations),
+            "num_evidence_not_read": sum(entry.evidence_read is False for entry in explanations),
+            "scores": summarise_evidence([entry.evidence for entry in known if entry.evidence is not None]),
+            "by_label": {
+                label: {
+                    "num_documents": sum(entry.document.label == label for entry in known),
+                    "scores": summarise_evidence(
+                        [entry.evidence for entry in known if entry.evidence and entry.document.label == label]
+                    ),
+                }
+                for label in labels
+            },
+        },
+    }  # fmt: skip
+
+
+def overview(
+    explanations: Sequence[Explanation], results: Mapping[str, Any], directory: RunDirectory, source: str
+) -> list[tuple[str, str]]:
+    """The page in a few facts."""
+    labelled = [entry for entry in explanations if entry.document.label is not None]
+    wrong = sum(entry.document.label != entry.prediction for entry in labelled)
+    return [
+        ("run", str(directory.path)),
+        ("documents", f"{len(explanations):,} of {source}"),
+        ("wrong verdicts", f"{wrong:,} of {len(labelled):,}" if labelled else "unknown, there are no labels"),
+        ("target of scores", str(results["target"])),
+    ]
+
+
+def result_tables(results: Mapping[str, Any]) -> list[str]:
+    """Areas and evidence scores as tables of HTML."""
+    tables = []
+    if results["num_documents"]:
+        rows = [
+            [_name(method), *(cell for curve in CURVES for cell in _cells(results["curves"][curve]["area"][method]))]
+            for method in results["curves"]["deletion"]["area"]
+        ]
+        caption = (
+            f"Area under the curves of {results['num_documents']:,} documents: mean, 95 % interval; lower is better for "
+            "deletion, higher for insertion"
+        )
+        head = ["method", "deletion", "minus random", "insertion", "minus random"]
+        tables.append(table(caption, head, rows, text=(0,)))
+    evidence = results["evidence"]
+    if evidence["num_documents"]:
+        scores = evidence["scores"]
+        rows = [
+            [_name(method), *(_cells(scores[name][method])[0] for name in EVIDENCE_WORDS)]
+            for method in scores["average_precision"]
+        ]
+        tables.append(table(evidence_caption(evidence), ["method", *EVIDENCE_WORDS.values()], rows, text=(0,)))
+    return tables
+
+
+def evidence_caption(evidence: Mapping[str, Any]) -> str:
+    """What the evidence scores are over."""
+    return (
+        f"Known evidence found, over {evidence['num_documents']:,} documents ({evidence['num_without_evidence']:,} "
+        f"without evidence and {evidence['num_evidence_not_read']:,} whose evidence was not read are left out)"
+    )
+
+
+def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, Any], steps: int) -> list[str]:
+    """What the command prints: completeness, curves against random order, evidence against chance."""
+    lines = [completeness_sentence(explanations, steps)]
+    width = max(map(len, [*METHOD_NAMES.values(), "random order"]))
+    if results["num_documents"]:
+        lines.append(f"area under the curves of {results['num_documents']:,} documents ({results['measured']}):")
+        for method in results["curves"]["deletion"]["area"]:
+            cells = [
+                f"{curve} {_spelt(results['curves'][curve]['area'][method])}"
+                + _difference(results["curves"][curve]["area"][method])
+                for curve in CURVES
+            ]
+            lines.append(f"  {_name(method):{width}}  {'   '.join(cells)}")
+    if results["evidence"]["num_documents"]:
+        lines.append(f"{evidence_caption(results['evidence'])}:")
+        scores = results["evidence"]["scores"]
+        for name, words in EVIDENCE_WORDS.items():
+            for method in scores[name]:
+                entry = scores[name][method]
+                lines.append(f"  {words:25}  {_name(method):{width}}  {_spelt(entry)}{_difference(entry)}")
+    return lines
+
+
+def _name(method: str) -> str:
+    return "random order" if method == RANDOM else METHOD_NAMES[method]
+
+
+def _spelt(entry: Mapping[str, float]) -> str:
+    return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    if "minus_random" not in entry:
+        return ""
+    change = entry["minus_random"]
+    return f", {change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f}) to random"
+
+
+def _cells(entry: Mapping[str, Any]) -> list[str]:
+    change = entry.get("minus_random")
+    return [_spelt(entry), "–" if change is None else f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})"]

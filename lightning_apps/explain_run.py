@@ -1,0 +1,134 @@
+"""The model of a rating run, and its documents, for explaining."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_apps.attribution import Reader
+from lightning_apps.errors import ConfigError
+from lightning_apps.explain_input import Document
+from lightning_apps.explanation import Explanation, ExplainSettings, explain_document
+from lightning_apps.run_directory import RunDirectory
+
+
+class RatingModel:
+    """The exported weights of a run with the chunking that trained them.
+
+    Args:
+        directory: of the run.
+        config: of the run.
+        accelerator: auto, cpu, gpu or mps.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
+
+    def __init__(self, directory: RunDirectory, config: dict[str, Any], accelerator: str) -> None:
+        from transformers import AutoTokenizer
+
+        from datamodules.chunking import Chunker, Chunking
+        from lightning_apps.build import available_accelerator, quiet_libraries
+        from models.hierarchical import HierarchicalClassifier
+
+        quiet_libraries()
+        data = config["data"]
+        name = available_accelerator(accelerator)
+        self.device = torch.device({"gpu": "cuda"}.get(name, name))
+        self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
+        chunking = Chunking(data["chunk_size"], data["stride"], data["max_chunks"], data["choose"])
+        try:
+            self.chunker = Chunker(self.tokenizer, chunking)
+            net: Any = HierarchicalClassifier.from_pretrained(
+                directory.model, dtype=torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"run={directory.path}: its model/ cannot be loaded ({error})".splitlines()[0]) from error
+        self.net = net.to(self.device).eval()
+        self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
+
+    def chunk_text(self, text: str) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """See explanation.ChunkText."""
+        chunked = self.chunker.chunk(text)
+        return pad_chunks(chunked.input_ids, chunked.spans, self.tokenizer.pad_token_id)
+
+
+def pad_chunks(
+    input_ids: Sequence[NDArray[np.int64]], spans: Sequence[NDArray[np.int64]], pad_token_id: int
+) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+    """Ids, attention mask (chunks, length) and character spans (chunks, length, 2) of chunks of unequal length."""
+    length = max(map(len, input_ids))
+    ids = np.full((len(input_ids), length), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(input_ids), length), dtype=np.int64)
+    padded = np.full((len(input_ids), length, 2), -1, dtype=np.int64)
+    for row, (tokens, characters) in enumerate(zip(input_ids, spans, strict=True)):
+        ids[row, : len(tokens)], mask[row, : len(tokens)], padded[row, : len(tokens)] = tokens, 1, characters
+    return torch.from_numpy(ids), torch.from_numpy(mask), padded
+
+
+def absent_token(tokenizer: Any) -> int:
+    """The token that stands for a word that is absent: mask, else unknown, else padding.
+
+    The mask token is what encoders met in pretraining where a word was hidden; padding would shift the positions of
+    encoders that count them from the ids (RoBERTa).
+    """
+    for number in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id):
+        if number is not None:
+            return int(number)
+    raise ConfigError("the run's tokenizer has no mask, unknown or padding token that could stand for an absent word")
+
+
+def documents_of_split(config: dict[str, Any], split: str) -> list[Document]:
+    """Documents of a split with their labels, and their evidence where the data know it.
+
+    Raises:
+        ConfigError: the data cannot be read, or have no such split.
+    """
+    from lightning_apps.build import build_datamodule
+
+    datamodule = build_datamodule(config)
+    if split == "test" and not datamodule.has_test_split:
+        raise ConfigError("split=test: the run's data have no test split; choose split=validation")
+    names = datamodule.label_names
+    return [
+        Document(row.id, row.text, names[row.label], row.evidence_spans)
+        for row in datamodule.documents(split)
+    ]
+
+
+def explain_documents(model: RatingModel, documents: Sequence[Document], options: dict[str, Any]) -> list[Explanation]:
+    """Explain documents one by one, with progress on standard error."""
+    reader = Reader(model.net, options["micro_chunks"], absent_token(model.tokenizer), model.device)
+    settings = ExplainSettings(
+        target=options["target"],
+        methods=options["methods"],
+        steps=options["steps"],
+        max_sentences=options["max_sentences"],
+        unit=options["faithfulness"]["unit"],
+        fractions=all_fractions(options),
+        seed=options["seed"],
+    )
+    with_curves = options["faithfulness"]["max_documents"]
+    with_curves = len(documents) if with_curves is None else with_curves
+    # every so many-th document, so that the classes stay in proportion in any order of the data
+    measured = set(np.linspace(0, len(documents) - 1, min(with_curves, len(documents))).round().astype(int).tolist())
+    return [
+        explain_document(
+            document,
+            chunk_text=model.chunk_text,
+            reader=reader,
+            label_names=model.label_names,
+            settings=settings,
+            measure_curves=place in measured,
+        )
+        for place, document in enumerate(tqdm(documents, desc="explaining", unit="document", leave=False))
+    ]
+
+
+def all_fractions(options: dict[str, Any]) -> list[float]:
+    """The fractions of the words at which curves are measured, ends included."""
+    return [0.0, *options["faithfulness"]["fractions"], 1.0]
