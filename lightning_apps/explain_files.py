@@ -21,6 +21,10 @@ EVIDENCE_WORDS = {
     "pointing_chunk": "top chunk is evidence",
     "average_precision": "average precision (words)",
 }
+ALT = (
+    "Probability of the target as words are removed by rank and as they are put in, by method, and how often each "
+    "method finds known evidence; the tables below hold the numbers."
+)
 
 
 def write_explanations(
@@ -45,8 +49,8 @@ def write_explanations(
     parts = [
         facts(overview(explanations, results, directory, source)),
         section("How to read this", bullets(HOW_TO_READ)),
-        section("Are the explanations true?", figure(paths[3], f"{said[-1]}", "faithfulness.png"),
-                *result_tables(results), paragraph(said[0])),
+        section("Are the explanations true?", figure(paths[3], ALT, "faithfulness.png"),
+                *result_tables(results), paragraph(f"{said[0][0].upper()}{said[0][1:]}.")),
         section("Documents", document_section(explanations, PageLimits(**options["page"]))),
     ]  # fmt: skip
     style = STYLE + method_style(len(options["methods"]))

@@ -203,7 +203,7 @@ def reading(letter: str, entry: Explanation, method: str) -> str:
     scores = entry.sentence_scores(method) if len(entry.words.spans) else np.zeros(0)
     parts = [f'<div class="reading only-{letter}">']
     name = METHOD_NAMES.get(method, method)
-    for sign, words in ((1, _rests_on(entry)), (-1, "Against it speaks")):
+    for sign, words in ((1, _rests_on(entry)), (-1, "Against it")):
         items = [
             f"<li>“{_excerpt(entry, index)}” <span class=muted>({scores[index]:+.2g} a word)</span></li>"
             for index in top_units(scores, READ_SENTENCES, sign=sign)
@@ -299,7 +299,7 @@ def highlighted_text(entry: Explanation, max_words: int) -> str:
     unread = words.num_words - len(words.spans)
     note = f'<p class="muted">{unread:,} words that the model did not read are left out.</p>' if unread else ""
     name = f"Text of {entry.document.id}"
-    return f'{note}<div class="text" role="region" tabindex="0" aria-label="{shown(name)}">{"".join(parts)}</div>'
+    return f'{note}<div class="words" role="region" tabindex="0" aria-label="{shown(name)}">{"".join(parts)}</div>'
 
 
 def _between(white: str, *, gap: bool, evidence_ends: bool) -> str:

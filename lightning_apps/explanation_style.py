@@ -32,19 +32,19 @@ article h3 { margin: .6rem 0 .2rem; font-size: 1.05rem; }
 .map i { flex: 1; }
 .map.evidence { height: .55rem; margin: 0; border-top: 0; }
 .map.evidence .e { background: #444; }
-.text { white-space: pre-wrap; font-size: .95rem; line-height: 1.75; max-height: 34rem; overflow-y: auto;
+.words { white-space: pre-wrap; font-size: .95rem; line-height: 1.75; max-height: 34rem; overflow-y: auto;
   border-top: 1px solid #8888; padding: .5rem .2rem; }
-.text:focus { outline: 2px solid; }
-.text b.e, .key b.e { font-weight: 700; color: #fff; background: #444; padding: 0 .2rem; border-radius: .15rem; }
-.text .gap { display: block; font-style: italic; opacity: .8; margin: .4rem 0; }
-.text sup { font-size: .68rem; font-weight: 700; border: 1px solid; border-radius: .2rem; padding: 0 .15rem;
+.words:focus { outline: 2px solid; }
+.words b.e, .key b.e { font-weight: 700; color: #fff; background: #444; padding: 0 .2rem; border-radius: .15rem; }
+.words .gap { display: block; font-style: italic; opacity: .8; margin: .4rem 0; }
+.words sup { font-size: .68rem; font-weight: 700; border: 1px solid; border-radius: .2rem; padding: 0 .15rem;
   margin: 0 .15rem; }
 .key span { padding: .05rem .25rem; margin-right: .15rem; }
 details > summary { cursor: pointer; padding: .25rem 0; }
 td i.bar { display: inline-block; width: 3.2rem; height: .8rem; vertical-align: -.1rem; margin-left: .4rem;
   border: 1px solid #8888; background-color: #fff; }
 @media (max-width: 40rem) { article { padding: .1rem .6rem .6rem; } .choice { position: static; } }
-@media print { .choice, #controls { display: none; } .text { max-height: none; } article { break-inside: auto; } }
+@media print { .choice, #controls { display: none; } .words { max-height: none; } article { break-inside: auto; } }
 """
 
 
@@ -58,7 +58,7 @@ def method_style(num_methods: int) -> str:
             f"{on} {place}{letter}{sign}{level} {{ {rule} }}"
             for sign in "pn"
             for level in (1, 2, 3)
-            for place, rule in ((".text .", _mark(sign, level)), ("i.", _bar(sign, level)))
+            for place, rule in ((".words .", _mark(sign, level)), ("i.", _bar(sign, level)))
         ]
     rules += [f".key .l{sign}{level} {{ {_mark(sign, level)} }}" for sign in "pn" for level in (1, 2, 3)]
     return "\n".join(rules) + "\n"

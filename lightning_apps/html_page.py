@@ -19,7 +19,7 @@ figcaption { font-size: .9rem; } code, pre { font-family: ui-monospace, monospac
 pre { white-space: pre-wrap; }
 .scroll { overflow-x: auto; } .scroll:focus { outline: 2px solid; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { text-align: left; font-size: .9rem; padding: .3rem 0; }
+caption { text-align: left; font-size: .9rem; padding: .3rem 0; max-width: calc(100vw - 2rem); }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8886;
   white-space: nowrap; }
 th { border-bottom-width: 2px; vertical-align: bottom; } th.text, td.text { text-align: left; }

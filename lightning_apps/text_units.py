@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 WORD = re.compile(r"\S+")
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]»]*$")
+CLOSING = re.compile(r"[^\w\s(\[{“‘«<]+$")
+"""A word of nothing but punctuation that opens nothing goes with the sentence before it."""
 PARAGRAPH = re.compile(r"\n\s*\n")
 LONGEST_SENTENCE = 40
 """Words; where no full stop comes (verse, lists, text without punctuation) a sentence is cut here."""
@@ -75,16 +77,19 @@ def _sentences(text: str, spans: Spans, place: NDArray[np.int64], max_sentences:
     """Number of the sentence of each word; `place` is the position of a word in the whole document."""
     numbers = np.zeros(len(spans), dtype=np.int64)
     number = length = 0
+    ended = False
     for word in range(1, len(spans)):
         start, end = spans[word - 1]
         length += 1
+        closing = CLOSING.match(text, start, end)
+        ended = bool(SENTENCE_END.search(text, max(start, end - 10), end)) or (ended and closing is not None)
         if (
             length == LONGEST_SENTENCE
             or place[word] != place[word - 1] + 1  # what stands between was not read
-            or SENTENCE_END.search(text, max(start, end - 10), end)
+            or (ended and not CLOSING.match(text, *spans[word]))
             or PARAGRAPH.search(text, end, spans[word, 0])
         ):
-            number, length = number + 1, 0
+            number, length, ended = number + 1, 0, False
         numbers[word] = number
     joined = -(-(number + 1) // max_sentences)
     return numbers // joined

@@ -62,7 +62,9 @@ def draw_curve(axes: Axes, results: Mapping[str, Any], curve: str, title: str) -
         color, style, marker, label = METHOD_STYLE[method]
         mean, low, high = (np.array(values[end], dtype=np.float64) for end in ("mean", "low", "high"))
         axes.fill_between(fractions, low, high, color=color, alpha=0.13, linewidth=0)
-        axes.plot(fractions, mean, style, color=color, marker=marker, markersize=5, linewidth=1.7, label=label)
+        face = "white" if method == "random" else color
+        axes.plot(fractions, mean, style, color=color, marker=marker, markersize=5, markerfacecolor=face,
+                  linewidth=1.7, label=label)  # fmt: skip
     if not found:
         say_empty(axes, "not measured")
     axes.set_xlim(-2, 102)
@@ -76,7 +78,7 @@ def draw_evidence(axes: Axes, results: Mapping[str, Any]) -> None:
     """Pointing game and average precision of each method with intervals, side by side."""
     evidence = results["evidence"]["scores"]
     number = results["evidence"]["num_documents"]
-    axes.set_title(f"Known evidence: higher is better ({number:,} documents)")
+    axes.set_title("Known evidence: higher is better")
     if not evidence:
         say_empty(axes, "no document with known evidence")
         axes.set_axis_off()
@@ -97,5 +99,5 @@ def draw_evidence(axes: Axes, results: Mapping[str, Any]) -> None:
     axes.set_xticks(range(len(names)), labels=[EVIDENCE_NAMES[name] for name in names])
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel("mean over documents, 95 % interval")
+    axes.set_ylabel(f"mean over {number:,} documents, 95 % interval")
     axes.grid(visible=True, axis="y")

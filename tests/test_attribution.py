@@ -1,0 +1,235 @@
+"""Attributions against hand-made models, brute force, and their own axioms."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_apps.attribution import (
+    Chunks,
+    Reader,
+    chunk_attention,
+    class_goal,
+    higher_goal,
+    integrated_gradients,
+    occlusion,
+    random_scores,
+)
+from lightning_apps.explain_input import Document
+from lightning_apps.explanation import ExplainSettings, explain_document
+from lightning_apps.text_units import read_words
+from tests.tiny_rating import ABSENT, TinyNet, Words, chunker, planted_net
+
+TEXT = " ".join(f"w{number}" for number in range(21))  # chunks of 6 words each 4: words 4 and 5 are in two of them
+
+
+def document(text=TEXT, net=None, *, micro_chunks=2, **chunking):
+    """Chunks of a text, a reader of a model, and the words."""
+    words = Words()
+    ids, mask, spans = chunker(words, **chunking)(text)
+    read, word = read_words(text, spans, max_sentences=400)
+    return Chunks(ids, mask, word, len(read.spans)), Reader(net or TinyNet(), micro_chunks, ABSENT), read
+
+
+def value(reader, chunks, goal, ids):
+    logits, _ = reader.net.classify(reader.net.encode(ids, chunks.attention_mask), torch.tensor([len(ids)]))
+    return (logits[0] * goal.logit_weights).sum()
+
+
+def test_completeness_error_shrinks_with_steps():
+    chunks, reader, _ = document()
+    goal = class_goal(1, "b", 3)
+    errors = [integrated_gradients(chunks, reader, goal, steps=steps)[1].error for steps in (1, 4, 16)]
+    assert errors[0] > 1e-4
+    assert errors[1] < errors[0] / 10
+    assert errors[2] < 1e-5
+    scores, complete, tokens = integrated_gradients(chunks, reader, goal, steps=16)
+    absent = chunks.without(np.ones(21, dtype=bool), ABSENT)
+    assert complete.value == pytest.approx(float(value(reader, chunks, goal, chunks.input_ids)), abs=1e-6)
+    assert complete.baseline == pytest.approx(float(value(reader, chunks, goal, absent)), abs=1e-6)
+    assert scores.words.sum() == pytest.approx(complete.value - complete.baseline, abs=1e-5)
+    assert scores.chunks.sum() == pytest.approx(tokens.sum())
+    assert (tokens[chunks.word < 0] == 0).all()  # special tokens stay, so they have no share
+
+
+def test_one_step_is_exact_where_the_model_is_linear():
+    net = TinyNet(linear=True)
+    chunks, reader, _ = document(net=net)
+    goal = class_goal(2, "c", 3)
+    scores, complete, _ = integrated_gradients(chunks, reader, goal, steps=1)
+    assert complete.error < 1e-6
+    # by hand: a word adds its embedding less that of the absent token, over the length of its chunk, over chunks
+    direction = net.head.weight.T @ goal.logit_weights
+    lengths = chunks.attention_mask.sum(dim=1)
+    expected = np.zeros(21)
+    for chunk, row in enumerate(chunks.word):
+        for column, word in enumerate(row):
+            if word >= 0:
+                change = net.embedding.weight[chunks.input_ids[chunk, column]] - net.embedding.weight[ABSENT]
+                expected[word] += float(change @ direction) / float(lengths[chunk]) / len(chunks.word)
+    np.testing.assert_allclose(scores.words, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_chunks", [1, 2, 100])
+def test_chunk_by_chunk_equals_the_gradient_of_the_whole(micro_chunks):
+    chunks, reader, _ = document(micro_chunks=micro_chunks)
+    goal = higher_goal(3)
+    _, _, tokens = integrated_gradients(chunks, reader, goal, steps=5)
+    net = reader.net
+    embedded = net.embedding(chunks.input_ids)
+    base = net.embedding(chunks.without(np.ones(21, dtype=bool), ABSENT))
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    expected = torch.zeros(chunks.input_ids.shape, dtype=torch.float64)
+    for node, weight in zip(nodes, weights, strict=True):
+        point = (base + (node + 1) / 2 * (embedded - base)).detach().requires_grad_()
+        vectors = net.encode(attention_mask=chunks.attention_mask, inputs_embeds=point)
+        logits, _ = net.classify(vectors, torch.tensor([len(point)]))
+        (slope,) = torch.autograd.grad((logits[0] * goal.logit_weights).sum(), point)
+        expected += weight / 2 * (slope * (embedded - base)).sum(dim=-1).double()
+    np.testing.assert_allclose(tokens, expected.detach().numpy(), atol=1e-6)
+
+
+def test_no_more_chunks_at_a_time_than_allowed():
+    chunks, reader, read = document(" ".join(f"w{number % 300}" for number in range(900)), micro_chunks=3)
+    assert len(chunks.input_ids) > 200
+    goal = class_goal(0, "a", 3)
+    integrated_gradients(chunks, reader, goal, steps=2)
+    occlusion(chunks, reader, goal, read.sentence)
+    assert reader.net.most_chunks == 3
+
+
+def test_occlusion_by_hand():
+    chunks, reader, read = document("Ann fell . Bob saw it . He ran off . Good .")
+    assert read.sentence.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    goal = class_goal(1, "b", 3)
+    found = occlusion(chunks, reader, goal, read.sentence)
+    whole = float(value(reader, chunks, goal, chunks.input_ids))
+    for sentence in range(4):
+        ids = chunks.without(read.sentence == sentence, ABSENT)
+        assert (ids != chunks.input_ids).any()
+        fall = whole - float(value(reader, chunks, goal, ids))
+        members = read.sentence == sentence
+        np.testing.assert_allclose(found.words[members], fall / members.sum(), atol=1e-6)
+    vectors = reader.net.encode(chunks.input_ids, chunks.attention_mask)
+    for chunk in range(len(vectors)):
+        others = torch.cat([vectors[:chunk], vectors[chunk + 1 :]])
+        logits, _ = reader.net.classify(others, torch.tensor([len(others)]))
+        assert found.chunks[chunk] == pytest.approx(whole - float((logits[0] * goal.logit_weights).sum()), abs=1e-6)
+
+
+def test_a_single_chunk_is_left_out_by_having_its_words_absent():
+    chunks, reader, read = document("just one")
+    goal = class_goal(1, "b", 3)
+    found = occlusion(chunks, reader, goal, read.sentence)
+    empty = float(value(reader, chunks, goal, chunks.without(np.ones(2, dtype=bool), ABSENT)))
+    assert found.chunks.tolist() == pytest.approx([float(value(reader, chunks, goal, chunks.input_ids)) - empty])
+    assert found.words.sum() == pytest.approx(found.chunks[0])  # one sentence, which is the document
+
+
+def test_words_inherit_the_attention_of_their_chunks():
+    chunks, reader, _ = document("a b c d e f g h")  # chunks a-f and e-h
+    _, weights = reader.classify([reader.vectors(chunks.input_ids, chunks.attention_mask)])
+    found = chunk_attention(chunks, weights)
+    first, second = weights.tolist()
+    assert first != pytest.approx(second, abs=1e-3)
+    expected = [first] * 4 + [(first + second) / 2] * 2 + [second] * 2
+    assert found.words.tolist() == pytest.approx(expected)
+    assert found.chunks.tolist() == [first, second]
+
+
+def test_goals():
+    goal = class_goal(2, "c", 4)
+    assert goal.logit_weights.tolist() == [-0.25, -0.25, 0.75, -0.25]
+    assert goal.probability_weights.tolist() == [0, 0, 1, 0]
+    assert higher_goal(3).logit_weights.tolist() == [-0.5, 0, 0.5]
+    assert higher_goal(3).probability_weights.tolist() == [0, 0.5, 1]
+
+
+def test_a_chunk_is_encoded_once():
+    chunks, reader, _ = document()
+    whole = reader.vectors(chunks.input_ids, chunks.attention_mask)
+    number = reader.num_encoded
+    assert number == len(chunks.input_ids) == 5
+    again = reader.vectors(chunks.input_ids.flip(0), chunks.attention_mask.flip(0))
+    assert reader.num_encoded == number
+    torch.testing.assert_close(again.flip(0), whole)
+    twice = torch.cat([chunks.input_ids, chunks.input_ids])
+    reader.forget()
+    assert len(reader.vectors(twice, chunks.attention_mask.repeat(2, 1))) == 10
+    assert reader.num_encoded == 2 * number
+    torch.testing.assert_close(whole, reader.net.encode(chunks.input_ids, chunks.attention_mask))
+
+
+def test_random_scores_are_of_whole_sentences_and_of_the_seed():
+    chunks, _, read = document("Ann fell . Bob saw it .")
+    found = random_scores(chunks, read.sentence, 3)
+    assert len(set(found.words[:3])) == len(set(found.words[3:])) == 1
+    assert len(set(found.words)) == 2
+    assert found.words.tolist() == random_scores(chunks, read.sentence, 3).words.tolist()
+    assert found.words.tolist() != random_scores(chunks, read.sentence, 4).words.tolist()
+
+
+SETTINGS = ExplainSettings(
+    target="predicted", methods=["chunk_attention", "integrated_gradients", "occlusion"], steps=32, max_sentences=400,
+    unit="word", fractions=[0.0, 0.1, 0.5, 1.0], seed=0,
+)  # fmt: skip
+
+
+def explained(text, *, net=None, words=None, settings=SETTINGS, evidence=None, **chunking):
+    words = words or Words()
+    return explain_document(
+        Document("x", text, "b", evidence),
+        chunk_text=chunker(words, **chunking),
+        reader=Reader(net or TinyNet(), 4, ABSENT),
+        label_names=["a", "b", "c"],
+        settings=settings,
+        measure_curves=True,
+    )
+
+
+def test_a_planted_word_is_found_by_every_method():
+    words = Words()
+    net = planted_net(words, "blood.")
+    tokens = [f"w{number}." for number in range(60)]
+    tokens[37] = "blood."  # every word is a sentence, so that occlusion can point at it
+    text = " ".join(tokens)
+    start = text.index("blood")
+    found = explained(text, net=net, words=words, evidence=[[start, start + 6]])
+    assert found.prediction == "b"
+    assert found.words.spans[37].tolist() == [start, start + 6]
+    for method in ("integrated_gradients", "occlusion"):
+        assert int(found.attributions[method].words.argmax()) == 37
+        assert found.evidence[method]["pointing_word"] == 1
+        assert found.evidence[method]["average_precision"] == 1
+        # gone first, the verdict falls at once; put in first, it is there at once
+        assert found.curves[method]["deletion"][1] < 0.5 < 0.9 < found.curves[method]["deletion"][0]
+        assert found.curves[method]["insertion"][1] > 0.9
+    top = int(found.attributions["chunk_attention"].chunks.argmax())
+    assert found.chunk_spans[top][0] <= start < found.chunk_spans[top][1]
+    assert found.evidence["random"]["pointing_word"] == pytest.approx(1 / 60)
+    assert found.completeness.error < 1e-4
+    for curves in found.curves.values():  # all curves share their ends
+        assert curves["deletion"][0] == pytest.approx(curves["insertion"][-1])
+        assert curves["deletion"][-1] == pytest.approx(curves["insertion"][0])
+
+
+@pytest.mark.parametrize("text", ["", " \n\t ", "word"])
+def test_empty_and_one_word_documents(text):
+    found = explained(text)
+    number = len(text.split())
+    assert len(found.words.spans) == number
+    for scores in found.attributions.values():
+        assert (len(scores.words), len(scores.chunks)) == (number, 1)
+    assert found.completeness.error < 1e-5
+    assert set(found.curves) == ({*SETTINGS.methods, "random"} if number else set())
+    assert sum(found.probabilities.values()) == pytest.approx(1)
+
+
+def test_a_long_document_costs_no_more_than_its_chunks():
+    text = "some words again. " * 550_000  # 9.9 MB
+    net = TinyNet()
+    settings = ExplainSettings(**{**vars(SETTINGS), "steps": 2, "max_sentences": 3, "unit": "sentence"})
+    found = explained(text, net=net, settings=settings, max_chunks=5)
+    assert found.words.num_words == 1_650_000
+    assert len(found.words.spans) == 22  # of five chunks
+    assert found.words.num_sentences == 3
+    assert net.most_chunks <= 4
