@@ -94,7 +94,7 @@ class HierarchicalClassifier(PreTrainedModel):
         self.encoder: Any = AutoModel.from_config(config.encoder)
         if isinstance(getattr(self.encoder, "pooler", None), nn.Module):
             self.encoder.pooler = None  # nothing reads it, and without a gradient it would be in nobody's group
-        width = config.encoder.hidden_size  # type: ignore[union-attr]
+        width: int = self.encoder.config.hidden_size
         self.chunk_attention = document_pooling(
             config.document_pooling,  # type: ignore[arg-type]
             width,
@@ -349,7 +349,7 @@ def pretrained_hierarchical(
         config = AutoConfig.from_pretrained(pretrained, revision=revision)
     except (OSError, ValueError) as error:
         raise cannot_load(pretrained, error) from error
-    inner = config.encoder if isinstance(config, HierarchicalConfig) else config
+    inner: Any = config.encoder if isinstance(config, HierarchicalConfig) else config
     check_vocabulary(pretrained, inner, vocab_size)
     set_dropouts(inner, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout)
     if inner.pad_token_id is None:
