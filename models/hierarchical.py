@@ -102,12 +102,12 @@ class HierarchicalClassifier(PreTrainedModel):
             attention_heads=config.attention_heads,
         )
         self.norm = nn.LayerNorm(width)
-        head_size = config.head_size or width
+        head_size: int = config.head_size or width
         self.head = nn.Sequential(
             nn.Linear(width, head_size),
             nn.Tanh(),
             nn.Dropout(config.head_dropout),
-            nn.Linear(head_size, config.num_labels),
+            nn.Linear(head_size, config.num_labels),  # type: ignore[arg-type]
         )
         self.recompute_chunks = False
         self.post_init()

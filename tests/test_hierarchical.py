@@ -302,6 +302,8 @@ def test_recomputing_gives_the_same_gradients(recompute, freeze_layers):
     calls = [0, 0, 0]
     for number, layer in enumerate(sparing.layers):
         layer.attention.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
+    asking = []  # whether the first layer's output asks for a gradient
+    sparing.layers[0].register_forward_hook(lambda _, args, output: asking.append(output.requires_grad))
     found = []
     for net in (plain, sparing):
         torch.manual_seed(5)  # what is dropped
@@ -313,6 +315,7 @@ def test_recomputing_gives_the_same_gradients(recompute, freeze_layers):
     # four micro-batches; a frozen layer at the bottom is not computed again where layers are
     once = 4 if freeze_layers and recompute == "layers" else 8
     assert calls == [once, 8, 8]
+    assert set(asking) == {freeze_layers == 0}
 
 
 def test_parameters_by_part():
