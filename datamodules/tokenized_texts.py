@@ -82,8 +82,8 @@ def open_tokenizer(name: str, train_texts: Sequence[str]) -> PreTrainedTokenizer
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"data.tokenizer={name} cannot be loaded ({reason}); without a network name a folder, or use model=minilm, "
-            "whose weights and tokenizer come as a package"
+            f"data.tokenizer={name} cannot be loaded ({reason}); without a network name a folder, or use model=minilm "
+            "(rating: hierarchical_minilm), whose weights and tokenizer come as a package"
         ) from error
     if tokenizer.pad_token_id is None:
         raise ValueError(f"data.tokenizer={name} has no padding token; choose a tokenizer of an encoder")

@@ -167,24 +167,29 @@ def use_fast_attention(net: PreTrainedModel) -> None:
         net.set_attn_implementation(NAME)
 
 
-FIRST_POSITION_HEADS = {
-    "BertForSequenceClassification": "attention.output",
-    "CamembertForSequenceClassification": "attention.output",
-    "DistilBertForSequenceClassification": "sa_layer_norm",
-    "ElectraForSequenceClassification": "attention.output",
-    "RobertaForSequenceClassification": "attention.output",
-    "XLMRobertaForSequenceClassification": "attention.output",
+FIRST_POSITION_PARTS = {
+    "Bert": "attention.output",
+    "Camembert": "attention.output",
+    "DistilBert": "sa_layer_norm",
+    "Electra": "attention.output",
+    "Roberta": "attention.output",
+    "XLMRoberta": "attention.output",
 }
-"""Classifiers whose head looks at the first position only, and the first part behind attention of their layers."""
+"""Architectures whose classifier looks at the first position only, and the first part behind attention of their
+layers."""
 
 
 def first_position_only(net: PreTrainedModel) -> None:
-    """Let the last layer compute the first position only, where the head looks at no other: same logits, less work.
+    """Let the last layer compute the first position only: same result there, less work.
+
+    Does something to classifiers whose head looks at no other position, and to such encoders without a head, whose
+    caller then must not look at another one.
 
     Of the last layer's twelve d x d products nine, and its attention for all queries but one, are for positions that
     nobody reads: an eighth of the work of six layers. Hidden states behind the last layer then are (n, 1, d).
     """
-    part_name = FIRST_POSITION_HEADS.get(type(net).__name__)
+    name = type(net).__name__
+    part_name = FIRST_POSITION_PARTS.get(name.removesuffix("ForSequenceClassification").removesuffix("Model"))
     if part_name is None:
         return
     layers: Any = next(part for part in net.modules() if isinstance(part, torch.nn.ModuleList))

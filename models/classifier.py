@@ -62,7 +62,7 @@ def pretrained_classifier(
     try:
         config = AutoConfig.from_pretrained(pretrained, revision=revision)
     except (OSError, ValueError) as error:
-        raise _cannot_load(pretrained, error) from error
+        raise cannot_load(pretrained, error) from error
     if not replace_head:
         check_head(pretrained, config, label_names)
     config.id2label = dict(enumerate(label_names))
@@ -74,15 +74,11 @@ def pretrained_classifier(
         attention_dropout=attention_dropout,
         classifier_dropout=classifier_dropout,
     )
-    if vocab_size > config.vocab_size:
-        raise ValueError(
-            f"data.tokenizer has {vocab_size:,} tokens, the embedding of model.pretrained={pretrained} "
-            f"{config.vocab_size:,} rows; use the tokenizer of the model, data.tokenizer={pretrained}"
-        )
+    check_vocabulary(pretrained, config, vocab_size)
     if config.pad_token_id is None:
         config.pad_token_id = pad_token_id
     try:
-        with _quiet_report():
+        with quiet_report():
             net: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
                 pretrained,
                 config=config,
@@ -92,7 +88,7 @@ def pretrained_classifier(
                 ignore_mismatched_sizes=replace_head,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _cannot_load(pretrained, error) from error
+        raise cannot_load(pretrained, error) from error
     use_fast_attention(net)
     first_position_only(net)
     if lora["rank"]:
@@ -187,6 +183,19 @@ def check_head(pretrained: str, config: PreTrainedConfig, label_names: Sequence[
     )
 
 
+def check_vocabulary(pretrained: str, config: PreTrainedConfig, vocab_size: int) -> None:
+    """Refuse a tokenizer with more tokens than the embedding has rows.
+
+    Raises:
+        ValueError: it has.
+    """
+    if vocab_size > config.vocab_size:
+        raise ValueError(
+            f"data.tokenizer has {vocab_size:,} tokens, the embedding of model.pretrained={pretrained} "
+            f"{config.vocab_size:,} rows; use the tokenizer of the model, data.tokenizer={pretrained}"
+        )
+
+
 def set_dropouts(config: PreTrainedConfig, **dropouts: float | None) -> None:
     """Write dropouts into an architecture's configuration under the names that it has for them.
 
@@ -242,16 +251,17 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
     return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / labels.shape[1]
 
 
-def _cannot_load(pretrained: str, error: Exception) -> ValueError:
+def cannot_load(pretrained: str, error: Exception) -> ValueError:
+    """The error for weights that are not there, or are others."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return ValueError(
         f"model.pretrained={pretrained} cannot be loaded ({reason}); without a network name a folder, or use "
-        "model=minilm, whose weights come as a package"
+        "model=minilm (rating: hierarchical_minilm), whose weights come as a package"
     )
 
 
 @contextlib.contextmanager
-def _quiet_report() -> Iterator[Any]:
+def quiet_report() -> Iterator[Any]:
     """Without the table of weights that are new: it is the head, and check_head has said whether that is meant."""
     logger = logging.getLogger("transformers")
     before = logger.level

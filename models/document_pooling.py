@@ -1,0 +1,84 @@
+"""From the vectors of a document's chunks to one vector: learned attention, or fixed averages and maxima.
+
+All take a table of chunks, (documents, longest, hidden), and a mask that is True where a document has such a chunk; all
+return one vector for each document and what each chunk weighed in it, which sums to one over a document.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization
+
+DocumentPooling = Literal["additive", "multi_head", "mean", "max"]
+
+
+class AdditivePooling(nn.Module):
+    """softmax(v tanh(W h + b)) over chunks (Yang et al. 2016, "Hierarchical attention networks", section 2.2)."""
+
+    def __init__(self, hidden_size: int, attention_size: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(hidden_size, attention_size)
+        self.score = nn.Linear(attention_size, 1, bias=False)
+
+    def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(documents, longest, hidden), (documents, longest) -> (documents, hidden), (documents, longest)."""
+        scores = self.score(torch.tanh(self.project(table))).squeeze(-1)
+        weights = torch.softmax(scores.float().masked_fill(~mask, float("-inf")), dim=-1)
+        return torch.einsum("dc,dch->dh", weights.to(table.dtype), table), weights
+
+
+class MultiHeadPooling(nn.Module):
+    """A learned query for each head over keys and values of chunks (Vaswani et al. 2017; Lee et al. 2019, "PMA")."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"model.attention_heads={num_heads}: the width {hidden_size} is no multiple of it")
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(num_heads, hidden_size // num_heads))
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def reset_query(self) -> None:
+        """Draw the queries anew."""
+        initialization.normal_(self.query, std=self.query.shape[1] ** -0.5)
+
+    def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As AdditivePooling; the weights are the mean over heads."""
+        keys, values = (part(table).unflatten(-1, (self.num_heads, -1)) for part in (self.key, self.value))
+        scores = torch.einsum("nk,dcnk->dnc", self.query.to(keys.dtype), keys) * self.query.shape[1] ** -0.5
+        weights = torch.softmax(scores.float().masked_fill(~mask[:, None], float("-inf")), dim=-1)
+        pooled = torch.einsum("dnc,dcnk->dnk", weights.to(values.dtype), values).flatten(1)
+        return self.output(pooled), weights.mean(dim=1)
+
+
+class MeanPooling(nn.Module):
+    """Every chunk alike."""
+
+    def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As AdditivePooling."""
+        weights = mask.float() / mask.sum(dim=1, keepdim=True)
+        return torch.einsum("dc,dch->dh", weights.to(table.dtype), table), weights
+
+
+class MaxPooling(nn.Module):
+    """The largest value of each feature; a chunk weighs as much as the share of features that it gave."""
+
+    def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As AdditivePooling."""
+        pooled, winners = table.masked_fill(~mask[..., None], float("-inf")).max(dim=1)
+        counts = nn.functional.one_hot(winners, mask.shape[1]).sum(dim=1)
+        return pooled, counts.float() / winners.shape[1]
+
+
+def document_pooling(
+    kind: DocumentPooling, hidden_size: int, *, attention_size: int, attention_heads: int
+) -> nn.Module:
+    """The module of that name."""
+    if kind == "additive":
+        return AdditivePooling(hidden_size, attention_size)
+    if kind == "multi_head":
+        return MultiHeadPooling(hidden_size, attention_heads)
+    return MeanPooling() if kind == "mean" else MaxPooling()
