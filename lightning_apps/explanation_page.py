@@ -22,7 +22,7 @@ METHOD_NAMES = {
     "integrated_gradients": "integrated gradients",
     "occlusion": "occlusion",
 }
-LEVELS = (0.25, 0.5, 0.75)
+LEVELS = (0.3, 0.55, 0.8)
 """Shares of a document's strongest score (of the 99.5th percentile, so that one word hides no others) from which a
 word has level 1, 2, 3."""
 MAP_CELLS = 100
@@ -136,7 +136,7 @@ def article(place: int, entry: Explanation, text: str) -> str:
             f'<p class="muted">{others} · {entry.words.num_words:,} words, {read}</p>',
             document_map(entry),
             *(reading(letter, entry, method) for letter, method in zip(LETTERS, entry.attributions, strict=False)),
-            f"<details><summary>Chunks ({len(entry.chunk_spans)})</summary>{chunk_table(place, entry)}</details>",
+            f"<details><summary>Chunks ({len(entry.chunk_spans)})</summary>{chunk_table(entry)}</details>",
             f"<details><summary>Text</summary>{text}</details>",
             "</article>",
         ]
@@ -245,7 +245,7 @@ def _cut(text: str) -> str:
     return shown(words if len(words) <= SHOWN_CHARACTERS else words[: SHOWN_CHARACTERS - 1].rstrip() + "…")
 
 
-def chunk_table(place: int, entry: Explanation) -> str:
+def chunk_table(entry: Explanation) -> str:
     """Weight and scores of every chunk."""
     methods = [method for method in entry.attributions if method != "chunk_attention"]
     rows = [
@@ -258,7 +258,7 @@ def chunk_table(place: int, entry: Explanation) -> str:
         for row, (start, end) in enumerate(entry.chunk_spans.tolist())
     ]
     names = [METHOD_NAMES.get(method, method) for method in methods]
-    return table(f"Chunks of document {place + 1}", ["chunk", "characters", "attention", *names], rows)
+    return table(f"Chunks of {UNSHOWABLE.sub('', entry.document.id)}", ["chunk", "characters", "attention", *names], rows)
 
 
 def highlighted_text(entry: Explanation, max_words: int) -> str:
