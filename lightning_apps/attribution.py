@@ -91,7 +91,7 @@ class Reader:
     net: Any
     micro_chunks: int
     absent_id: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_encoded: int = 0
     known: dict[bytes, Tensor] = field(default_factory=dict)
 
@@ -131,7 +131,7 @@ class Reader:
 
     @torch.no_grad()
     def classify(self, documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (documents, classes) and weights of all chunks, of documents that are chunk vectors (chunks, hidden)."""
+        """Logits (documents, classes), and weights of all chunks, of documents given as chunk vectors."""
         counts = torch.tensor([len(vectors) for vectors in documents])
         logits, weights = self.net.classify(torch.cat(list(documents)).to(self.device), counts.to(self.device))
         return logits.float().cpu(), weights.float().cpu()
@@ -262,7 +262,7 @@ def integrated_gradients(
             products = (slope.double() * difference.double()).sum(dim=-1).cpu().numpy()
             scores[part, : products.shape[1]] += weight * products
     valid = chunks.word >= 0
-    words = np.bincount(chunks.word[valid], scores[valid], minlength=chunks.num_words)
+    words: Array = np.bincount(chunks.word[valid], scores[valid], minlength=chunks.num_words).astype(np.float64)
     completeness = Completeness(value_at(chunks.input_ids), value_at(absent), float(scores.sum()))
     return Attribution(words, scores.sum(axis=1)), completeness, scores
 

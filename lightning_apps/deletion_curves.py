@@ -49,7 +49,8 @@ def deletion_and_insertion(
     Returns:
         Two arrays (fractions,).
     """
-    deletion, insertion = [], []
+    deletion: list[float] = []
+    insertion: list[float] = []
     for fraction in fractions:
         first = np.zeros(chunks.num_words, dtype=np.bool_)
         first[order[: round(fraction * chunks.num_words)]] = True

@@ -75,8 +75,8 @@ def explain(cfg: DictConfig) -> list[Path]:
     keep_freed_memory()
     from lightning_apps.console import open_console, say
     from lightning_apps.explain_files import write_explanations
-    from lightning_apps.explain_run import RatingModel, documents_of_split, explain_documents
     from lightning_apps.explain_input import choose_documents, read_documents
+    from lightning_apps.explain_run import RatingModel, documents_of_split, explain_documents
 
     model = RatingModel(directory, config, options["accelerator"])
     check_target(options["target"], model.label_names)
@@ -115,7 +115,9 @@ def check_options(options: dict[str, Any]) -> None:
     for method in options["methods"]:
         _check_choice("methods", method, METHODS)
     if not options["methods"] or len(set(options["methods"])) < len(options["methods"]):
-        raise ConfigError(f"methods={options['methods']}: name each of {', '.join(METHODS)} at most once, and one at least")
+        raise ConfigError(
+            f"methods={options['methods']}: name each of {', '.join(METHODS)} at most once, and one at least"
+        )
     for key in ("steps", "max_sentences", "micro_chunks"):
         if options[key] < 1:
             raise ConfigError(f"{key}={options[key]}: must be at least 1")
@@ -158,8 +160,8 @@ def check_run(directory: RunDirectory, config: dict[str, Any]) -> None:
     """
     if not set(CHUNKING_KEYS) <= set(config["data"]):
         raise ConfigError(
-            f"run={directory.path}: experiment {config['experiment']} does not rate documents in chunks; explain needs a "
-            "run of experiment=rating"
+            f"run={directory.path}: experiment {config['experiment']} does not rate documents in chunks; explain needs "
+            "a run of experiment=rating"
         )
     if not (directory.model / "config.json").is_file():
         raise ConfigError(

@@ -59,12 +59,14 @@ def write_explanations(
 
 
 HOW_TO_READ = (
-    "Chunk attention: the weight of each chunk in the pooling; its words inherit it (the mean where chunks overlap). It "
-    "says where the model looks, not what speaks for or against.",
+    "Chunk attention: the weight of each chunk in the pooling; its words inherit it (the mean where chunks overlap). "
+    "It says where the model looks, not what speaks for or against.",
     "Integrated gradients: the share of each word in the change of the target's score from a document without words to "
     "this one. Where chunks overlap, both readings of a word are added.",
-    "Occlusion: how far the target's score falls when a sentence is replaced by mask tokens, shared evenly among its words.",
-    "The target's score is its logit minus the mean of all logits; for the target higher, logits weighted by class number.",
+    "Occlusion: how far the target's score falls when a sentence is replaced by mask tokens, shared evenly among its "
+    "words.",
+    "The target's score is its logit minus the mean of all logits; for the target higher, logits weighted by class "
+    "number.",
     "Words: what stands between white space. Only what the model read is scored.",
 )
 
@@ -133,8 +135,8 @@ def result_tables(results: Mapping[str, Any]) -> list[str]:
             for method in results["curves"]["deletion"]["area"]
         ]
         caption = (
-            f"Area under the curves of {results['num_documents']:,} documents: mean, 95 % interval; lower is better for "
-            "deletion, higher for insertion"
+            f"Area under the curves of {results['num_documents']:,} documents: mean, 95 % interval; lower is better "
+            "for deletion, higher for insertion"
         )
         head = ["method", "deletion", "minus random", "insertion", "minus random"]
         tables.append(table(caption, head, rows, text=(0,)))
@@ -197,4 +199,7 @@ def _difference(entry: Mapping[str, Any]) -> str:
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
     change = entry.get("minus_random")
-    return [_spelt(entry), "–" if change is None else f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})"]
+    return [
+        _spelt(entry),
+        "–" if change is None else f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})",
+    ]

@@ -27,9 +27,7 @@ class Document:
     evidence: list[list[int]] | None = None
 
 
-def read_documents(
-    path: Path, *, text_column: str, label_column: str, label_names: Sequence[str]
-) -> list[Document]:
+def read_documents(path: Path, *, text_column: str, label_column: str, label_names: Sequence[str]) -> list[Document]:
     """Documents of a .jsonl file, one a line; any other file is one document.
 
     Fields of a line: the text, and where there are any `id`, the label and `evidence_spans`.
@@ -134,8 +132,6 @@ def choose_documents(
         groups.setdefault(documents[row].label, []).append(row)
     # the k-th of n documents of a class stands at (k + 1/2) / n of the way: every prefix has classes in proportion
     ranked = sorted(
-        ((place + 0.5) / len(rows), str(label), row)
-        for label, rows in groups.items()
-        for place, row in enumerate(rows)
+        ((place + 0.5) / len(rows), str(label), row) for label, rows in groups.items() for place, row in enumerate(rows)
     )
     return [documents[row] for row in sorted(row for _, _, row in ranked[:max_documents])]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lightning_apps.attribution import Reader
 from lightning_apps.errors import ConfigError
 from lightning_apps.explain_input import Document
-from lightning_apps.explanation import Explanation, ExplainSettings, explain_document
+from lightning_apps.explanation import ExplainSettings, Explanation, explain_document
 from lightning_apps.run_directory import RunDirectory
 
 
@@ -94,10 +94,7 @@ def documents_of_split(config: dict[str, Any], split: str) -> list[Document]:
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError("split=test: the run's data have no test split; choose split=validation")
     names = datamodule.label_names
-    return [
-        Document(row.id, row.text, names[row.label], row.evidence_spans)
-        for row in datamodule.documents(split)
-    ]
+    return [Document(row.id, row.text, names[row.label], row.evidence_spans) for row in datamodule.documents(split)]
 
 
 def explain_documents(model: RatingModel, documents: Sequence[Document], options: dict[str, Any]) -> list[Explanation]:

@@ -83,13 +83,14 @@ def method_choice(methods: Sequence[str]) -> str:
 
 def legend() -> str:
     """What the marks mean."""
+    strengths = ((1, "weak"), (2, "clear"), (3, "strong"))
     samples = [
-        "".join(f'<span class="l{sign}{level}">{word}</span>' for level, word in ((1, "weak"), (2, "clear"), (3, "strong")))
+        "".join(f'<span class="l{sign}{level}">{word}</span>' for level, word in strengths)
         for sign in "pn"
     ]  # fmt: skip
     return (
         f'<p class="key"><strong>Speaks for</strong> the target: {samples[0]} (blue, straight line); '
-        f'<strong>against</strong>: {samples[1]} (orange, wavy line). In the map, bars up speak for and bars down '
+        f"<strong>against</strong>: {samples[1]} (orange, wavy line). In the map, bars up speak for and bars down "
         'against, from the first word read to the last. <b class="e">[</b> <b class="e">]</b> enclose known evidence, '
         "a dark strip under the map. A number in a box: here a chunk begins.</p>"
     )
@@ -258,7 +259,9 @@ def chunk_table(entry: Explanation) -> str:
         for row, (start, end) in enumerate(entry.chunk_spans.tolist())
     ]
     names = [METHOD_NAMES.get(method, method) for method in methods]
-    return table(f"Chunks of {UNSHOWABLE.sub('', entry.document.id)}", ["chunk", "characters", "attention", *names], rows)
+    return table(
+        f"Chunks of {UNSHOWABLE.sub('', entry.document.id)}", ["chunk", "characters", "attention", *names], rows
+    )
 
 
 def highlighted_text(entry: Explanation, max_words: int) -> str:
@@ -282,8 +285,7 @@ def highlighted_text(entry: Explanation, max_words: int) -> str:
     changes[[word for word in chunk_at if word < number]] = True
     starts = np.flatnonzero(changes)
     parts = []
-    for first, behind in zip(starts, np.append(starts[1:], number), strict=True):
-        first, behind = int(first), int(behind)
+    for first, behind in zip(starts.tolist(), [*starts[1:].tolist(), number], strict=True):
         if first:
             parts.append(_between(between[first - 1], gap=bool(gap[first]), evidence_ends=turns[first] < 0))
         parts += [f"<sup>{chunk}</sup>" for chunk in chunk_at.get(first, [])]
@@ -295,7 +297,9 @@ def highlighted_text(entry: Explanation, max_words: int) -> str:
     if inside[-1]:
         parts.append('<b class="e">]</b>')
     if number < len(words.spans):
-        parts.append(f'<span class="gap">… {len(words.spans) - number:,} more words that were read are not shown.</span>')
+        parts.append(
+            f'<span class="gap">… {len(words.spans) - number:,} more words that were read are not shown.</span>'
+        )
     unread = words.num_words - len(words.spans)
     note = f'<p class="muted">{unread:,} words that the model did not read are left out.</p>' if unread else ""
     name = f"Text of {entry.document.id}"

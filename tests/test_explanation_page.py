@@ -132,7 +132,7 @@ def test_limits_of_the_page():
     assert highlighted_text(long, 10).count("word") < 30
     both = document_section([long, long], PageLimits(words=1000, megabytes=len(highlighted_text(long, 1000)) / 1e6))
     assert both.count("The text is not shown") == 1
-    assert "X" * 200 + "…" == shown("X" * 10_000_000)
+    assert shown("X" * 10_000_000) == "X" * 200 + "…"
     assert shown("a\x00b\ud800\u202e<") == "a\ufffdb\ufffd\ufffd&lt;"
 
 
@@ -192,7 +192,7 @@ class Listener(http.server.BaseHTTPRequestHandler):
 
     asked: list[str]
 
-    def do_GET(self):  # noqa: N802 (the library's name)
+    def do_GET(self):
         self.asked.append(self.path)
         self.send_response(204)
         self.end_headers()
