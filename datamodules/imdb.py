@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.cache import prepared_folder, read_manifest
-from datamodules.labelled_store import LabelledRows, Leaks, Split, LabelledSource, write_labelled_texts
+from datamodules.labelled_data import LabelledDataModule
+from datamodules.labelled_store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
+from datamodules.planted_texts import planted_texts
 from datamodules.tokenized_texts import (
     RaggedArray,
     Truncation,
@@ -22,13 +22,13 @@ from datamodules.tokenized_texts import (
     save_ragged,
     tokenizer_identity,
 )
-from datamodules.windows import Batch, WindowLoader, evaluation_loader, training_loader
+from datamodules.windows import Batch
 
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
-class ImdbDataModule(L.LightningDataModule):
+class ImdbDataModule(LabelledDataModule):
     """Batches of tokenized texts and their classes.
 
     A batch holds `input_ids` and `attention_mask` (n, T) int64, padded on the right to its longest text, and `labels`:
@@ -51,14 +51,13 @@ class ImdbDataModule(L.LightningDataModule):
         max_train_samples: likewise.
         max_evaluation_samples: likewise.
         leaks: likewise.
-        seed: of the training order.
-        global_batch_size: texts in one optimizer step, over all devices.
-        device_batch_size: texts in one forward pass; those of like length share one. None takes a device's whole
-            share of the global batch.
-        evaluation_batch_size: texts in one evaluation batch.
-        num_workers: loader processes.
-        pin_memory: page-locked host memory, for faster copies to a GPU.
-        cache_root: where prepared data is kept.
+        seed: see LabelledDataModule, as the next six.
+        global_batch_size: likewise.
+        device_batch_size: likewise.
+        evaluation_batch_size: likewise.
+        num_workers: likewise.
+        pin_memory: likewise.
+        cache_root: likewise.
     """
 
     def __init__(
@@ -88,10 +87,17 @@ class ImdbDataModule(L.LightningDataModule):
         pin_memory: bool,
         cache_root: str,
     ) -> None:
-        super().__init__()
-        self.source = LabelledSource(
-            path, dataset, revision, text_column, label_column, label_names, multi_label, label_separator
+        super().__init__(
+            seed=seed,
+            global_batch_size=global_batch_size,
+            device_batch_size=device_batch_size,
+            evaluation_batch_size=evaluation_batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            cache_root=cache_root,
         )
+        columns = (text_column, label_column, label_names, multi_label, label_separator)
+        self.source = LabelledSource(path, dataset, revision, *columns, planted=planted_texts)
         self.tokenizer_name = tokenizer
         self.max_length = max_length
         self.truncation: Truncation = truncation
@@ -103,14 +109,6 @@ class ImdbDataModule(L.LightningDataModule):
             "leaks": leaks,
         }
         self.multi_label = multi_label
-        self.seed = seed
-        self.global_batch_size = global_batch_size
-        self.device_batch_size = device_batch_size
-        self.evaluation_batch_size = evaluation_batch_size
-        self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-        self.cache_root = Path(cache_root)
-        self.folder: Path | None = None
-        self.evaluation_split: Split = "validation"
 
     # ------------------------------------------------------------------ preparation
 
@@ -155,14 +153,11 @@ class ImdbDataModule(L.LightningDataModule):
         """
         if self.folder is not None:
             return
-        self.folder = self._prepared()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        self.store = LabelledRows(self.folder, read_manifest(self.folder)["facts"], **self.split_options)
-        self.tokens: RaggedArray = open_ragged(self.folder / "tokens")
+        folder = self._prepared()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.open_rows(folder, LabelledRows(folder, read_manifest(folder)["facts"], **self.split_options))
+        self.tokens: RaggedArray = open_ragged(folder / "tokens")
         self.lengths = self.tokens.lengths
-        self.rows = self.store.rows
-        self.label_names = self.store.label_names
-        self.notices = list(self.store.notices)
 
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run: sizes, class balance, and how many texts are cut."""
@@ -171,101 +166,22 @@ class ImdbDataModule(L.LightningDataModule):
         loses = f", {share:.0%} of them longer than {self.max_length} and cut at the {self.truncation}" if share else ""
         return {**self.store.describe(), "tokens": f"{int(np.median(uncut)):,} in the median training text{loses}"}
 
-    @property
-    def net_arguments(self) -> dict[str, Any]:
-        """What the network must know of the data."""
-        return {
-            "vocab_size": len(self.tokenizer),
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "label_names": self.label_names,
-            "multi_label": self.multi_label,
-        }
-
-    @property
-    def has_test_split(self) -> bool:
-        """Whether the source has a test split."""
-        return "test" in self.rows
-
-    @property
-    def num_train_samples(self) -> int:
-        """Training texts; one epoch."""
-        return len(self.rows["train"])
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Mean number of tokens that one training text feeds to the model."""
-        return float(self.lengths[self.rows["train"]].mean())
-
-    def labels(self, split: Split) -> NDArray[np.int64]:
-        """Class numbers of a split, (n,), or (n, classes) of 0 and 1."""
-        return self.store.labels[self.rows[split]]
-
-    def texts(self, split: Split) -> list[str]:
-        """Whole texts of a split."""
-        return [self.store.texts.text(row) for row in self.rows[split].tolist()]
-
     # ------------------------------------------------------------------ batches
 
-    def _batch(self, rows: NDArray[np.int64]) -> Batch:
+    def rows_batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Texts of some rows of the store."""
         labels = torch.from_numpy(self.store.labels[rows])
         return {
             **padded([self.tokens[row] for row in rows.tolist()], self.tokenizer.pad_token_id),
             "labels": labels.float() if self.multi_label else labels,
         }
 
-    def evaluation_batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
-        """Texts of a split."""
-        return self._batch(self.rows[split][indices])
-
-    def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
-        """Training texts."""
-        return self._batch(self.rows["train"][indices])
-
     @property
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence of any split, special ones included."""
         return int(self.lengths.max())
 
-    def longest_train_samples(self, count: int) -> NDArray[np.int64]:
-        """Indices of the training texts with the most tokens, which need the most memory."""
-        return np.argsort(-self.lengths[self.rows["train"]], kind="stable")[:count]
-
     def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """What the network takes for texts that are in no split; needs no prepared data."""
         rows, _ = encode_texts(texts, tokenizer, max_length=self.max_length, truncation=self.truncation)
         return padded(rows, tokenizer.pad_token_id)
-
-    def train_dataloader(self) -> WindowLoader:
-        """Windows of the whole run, from the trainer's current optimizer step on."""
-        trainer = self.trainer
-        assert trainer is not None
-        return training_loader(
-            self.training_batch,
-            trainer,
-            num_samples=self.num_train_samples,
-            global_batch_size=self.global_batch_size,
-            device_batch_size=self.device_batch_size,
-            seed=self.seed,
-            lengths=self.lengths[self.rows["train"]],
-            **self.loader_options,
-        )
-
-    def _evaluation_loader(self, split: Split) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        return evaluation_loader(
-            lambda epochs, indices: self.evaluation_batch(split, indices),
-            num_samples=len(self.rows[split]),
-            batch_size=self.evaluation_batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            order=np.argsort(-self.lengths[self.rows[split]], kind="stable"),
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Texts of `evaluation_split`, each once, the longest first."""
-        return self._evaluation_loader(self.evaluation_split)
-
-    def test_dataloader(self) -> DataLoader:
-        """Test texts, each once, the longest first."""
-        return self._evaluation_loader("test")

@@ -3,22 +3,24 @@
 All splits of a source lie behind one another in the cache, so a row is one number wherever it came from.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.grouped_split import grouped_rows
 from datamodules.labelled_text import LabelledTexts, file_hash, find_split_files, read_file, read_hub_dataset
 from datamodules.labels import class_counts, describe_balance, encode_labels, find_label_names, stratified_rows
 from datamodules.near_duplicates import Repeat, find_repeats, minhash
-from datamodules.planted_texts import PLANTED, planted_texts
 from datamodules.tokenized_texts import RaggedArray, open_ragged, save_ragged, text_bytes
 
 Split = Literal["train", "validation", "test"]
 Leaks = Literal["drop", "warn", "error"]
+PLANTED = "planted"
+"""The data set that an experiment makes up: no files, no network."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,27 @@ class LabelledSource:
 
     Attributes:
         path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
-        dataset: data set on the Hugging Face hub, or `planted` for made-up texts.
+        dataset: data set on the Hugging Face hub, or `planted` for made-up texts; None where there must be a path.
         revision: of the data set; None for its newest.
         text_column: field that holds the text.
         label_column: field that holds the label.
         label_names: the classes in order; None takes them from the source, sorted where it only uses them.
         multi_label: whether a sample bears any number of labels.
         label_separator: between several labels in one field of text.
+        planted: makes up the texts of `planted`.
+        extra_columns: see labelled_text.read_file.
     """
 
     path: str | None
-    dataset: str
+    dataset: str | None
     revision: str | None
     text_column: str
     label_column: str
     label_names: list[str] | None
     multi_label: bool
     label_separator: str
+    planted: Callable[[], dict[str, LabelledTexts]]
+    extra_columns: Mapping[str, str | None] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What the cache is keyed by: settings, and for files their bytes in place of their path.
@@ -51,8 +57,14 @@ class LabelledSource:
         Raises:
             ValueError: there is no such file.
         """
-        settings = {key: value for key, value in vars(self).items() if key not in ("path", "dataset", "revision")}
+        source = ("path", "dataset", "revision", "planted")
+        settings = {key: value for key, value in vars(self).items() if key not in source}
         if self.path is None:
+            if self.dataset is None:
+                raise ValueError(
+                    "data.path is missing: name a folder with train.jsonl (or .csv, .parquet), and validation and test "
+                    "where there are such; data.dataset=planted trains on made-up texts"
+                )
             return {**settings, "dataset": self.dataset, "revision": self.revision}
         files = find_split_files(Path(self.path))
         return {**settings, "files": {split: [file.name, file_hash(file)] for split, file in files.items()}}
@@ -63,11 +75,14 @@ class LabelledSource:
         Raises:
             ValueError: something is wrong with it; see labelled_text.
         """
-        columns = {"text_column": self.text_column, "label_column": self.label_column}
+        columns: dict[str, Any] = {
+            "text_column": self.text_column, "label_column": self.label_column, "extra_columns": self.extra_columns,
+        }  # fmt: skip
         if self.path is not None:
             return {split: read_file(file, **columns) for split, file in find_split_files(Path(self.path)).items()}
         if self.dataset == PLANTED:
-            return planted_texts()
+            return self.planted()
+        assert self.dataset is not None  # identity has said so
         return read_hub_dataset(self.dataset, revision=self.revision, **columns)
 
 
@@ -101,10 +116,13 @@ class LabelledRows:
         folder: that write_labelled_texts filled.
         facts: what it returned.
         validation_share: of the training split, held out where the source has no validation split.
+        test_share: likewise for test, before validation; 0 holds none out.
         split_seed: of that choice and of subsets, so that the same rows are held out whatever the run's seed.
         max_train_samples: keep so many training samples, classes in proportion; None keeps all.
         max_evaluation_samples: likewise for validation and test.
-        leaks: what happens to training texts that are, exactly or nearly, in validation or test too.
+        leaks: what happens to training texts that are, exactly or nearly, in validation or test too, or of a group
+            that is.
+        groups: (n,) number of the group of each text; those of one group stay in one split. None for no groups.
 
     Attributes:
         texts: of all rows.
@@ -127,7 +145,10 @@ class LabelledRows:
         max_train_samples: int | None,
         max_evaluation_samples: int | None,
         leaks: Leaks,
+        test_share: float = 0.0,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
+        self.groups = groups
         self.texts: RaggedArray = open_ragged(folder / "texts")
         self.labels: NDArray[np.int64] = np.load(folder / "labels.npy")
         self.minhash: NDArray[np.uint32] = np.load(folder / "minhash.npy", mmap_mode="r")
@@ -138,11 +159,14 @@ class LabelledRows:
         for name, size in facts["sizes"]:
             self.rows[name] = np.arange(start, start + size)
             start += size
+        if "test" not in self.rows and test_share > 0:
+            self._hold_out("test", test_share, split_seed + 1)
         if "validation" not in self.rows:
-            self._hold_out_validation(validation_share, split_seed)
+            self._hold_out("validation", validation_share, split_seed)
         for name in ("validation", "test"):
             if name in self.rows:
                 self.rows[name] = self._subset(self.rows[name], max_evaluation_samples, split_seed)
+        self._find_shared_groups(leaks)
         self._find_leaks(leaks)
         self.rows["train"] = self._subset(self.rows["train"], max_train_samples, split_seed)
         self.notices += list(self._odd_classes())
@@ -152,16 +176,19 @@ class LabelledRows:
             return rows
         return rows[stratified_rows(self.labels[rows], count, seed=seed)]
 
-    def _hold_out_validation(self, share: float, seed: int) -> None:
+    def _hold_out(self, split: str, share: float, seed: int) -> None:
         train = self.rows["train"]
         count = round(share * len(train))
         if not 1 <= count < len(train):
             raise ValueError(
-                f"data.validation_share={share:g} of {len(train)} training samples is {count}: the source has no "
-                "validation split, so hold out at least one sample and leave one to train on"
+                f"data.{split}_share={share:g} of {len(train)} training samples is {count}: the source has no "
+                f"{split} split, so hold out at least one sample and leave one to train on"
             )
-        held_out = stratified_rows(self.labels[train], count, seed=seed)
-        self.rows["validation"] = train[held_out]
+        if self.groups is None:
+            held_out = stratified_rows(self.labels[train], count, seed=seed)
+        else:
+            held_out = grouped_rows(self.labels[train], self.groups[train], count, seed=seed)
+        self.rows[split] = train[held_out]
         self.rows["train"] = np.delete(train, held_out)
 
     def repeats(self, split: str) -> list[Repeat]:
@@ -173,6 +200,33 @@ class LabelledRows:
             lambda row: self.texts.text(train[row]),
             lambda row: self.texts.text(other[row]),
         )
+
+    def _find_shared_groups(self, leaks: Leaks) -> None:
+        """One source in two splits is known by its vocabulary, not by its class."""
+        if self.groups is None:
+            return
+        evaluated = {split: self.groups[self.rows[split]] for split in ("validation", "test") if split in self.rows}
+        if len(evaluated) == 2 and (both := np.intersect1d(*evaluated.values())).size:
+            self.notices.append(
+                f"{len(both)} groups are in validation and test alike: the best checkpoint is chosen on what test holds"
+            )
+        train = self.groups[self.rows["train"]]
+        shared = np.isin(train, np.concatenate(list(evaluated.values())))
+        if not shared.any():
+            return
+        where = " and ".join(
+            f"{len(both)} with {split}" for split, of in evaluated.items() if len(both := np.intersect1d(train, of))
+        )
+        said = f"{shared.sum()} training texts are of groups that are in another split too (training shares {where})"
+        if leaks == "error":
+            raise ValueError(f"{said}; take them out, or choose data.leaks=drop")
+        if leaks == "warn":
+            self.notices.append(f"{said}; scores will flatter; data.leaks=drop takes them out of training")
+            return
+        if shared.all():
+            raise ValueError(f"{said}: that is every training text, so nothing is left to train on")
+        self.rows["train"] = self.rows["train"][~shared]
+        self.notices.append(f"{said}; they are left out of training (data.leaks=drop)")
 
     def _find_leaks(self, leaks: Leaks) -> None:
         found = {

@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class LabelledTexts:
         numbers: where each was found, 1 the first: a line of a text file, else a row.
         unit: `line` or `row`.
         class_names: names that the source itself gives to whole-number labels, where it does.
+        extra: further fields by what they are to us (`id`, `group`); None where a sample lacks one that may be lacking.
     """
 
     source: str
@@ -36,13 +37,23 @@ class LabelledTexts:
     numbers: list[int] = field(default_factory=list)
     unit: str = "line"
     class_names: list[str] | None = None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
         """Where row `row` (0-based) was found, in words."""
         return f"{self.source}, {self.unit} {self.numbers[row]:,}"
 
-    def add(self, number: int, text: Any, label: Any, *, text_column: str, label_column: str) -> None:
-        """Append one sample.
+    def add(
+        self,
+        number: int,
+        text: Any,
+        label: Any,
+        *,
+        text_column: str,
+        label_column: str,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one sample, with values of the further fields where there are such.
 
         Raises:
             ValueError: the text is no text or blank, or there is no label.
@@ -61,6 +72,8 @@ class LabelledTexts:
         self.texts.append(text)
         self.labels.append(label)
         self.numbers.append(number)
+        for name, value in (extra or {}).items():
+            self.extra.setdefault(name, []).append(value)
 
 
 def find_split_files(path: Path) -> dict[str, Path]:
@@ -101,8 +114,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def read_file(path: Path, *, text_column: str, label_column: str) -> LabelledTexts:
+def read_file(
+    path: Path, *, text_column: str, label_column: str, extra_columns: Mapping[str, str | None] | None = None
+) -> LabelledTexts:
     """Read one file of a format that its ending names.
+
+    Args:
+        path: of the file.
+        text_column: field of the text.
+        label_column: field of the label.
+        extra_columns: further fields by what they are to us; with None the field of that very name is read where a
+            record has it, one that is named must be there.
 
     Raises:
         ValueError: naming file, line and remedy: a missing column, an empty text, a missing label, bytes that are not
@@ -113,17 +135,30 @@ def read_file(path: Path, *, text_column: str, label_column: str) -> LabelledTex
     for number, record in {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": _read_parquet}[path.suffix](path):
         for key, column in columns.items():
             if column not in record:
-                raise missing_column(split.source, split.unit, number, key, column, list(record))
-        split.add(number, record[text_column], record[label_column], **columns)
+                raise missing_column(f"{split.source}, {split.unit} {number:,}", key, column, list(record))
+        extra = extra_values(record, extra_columns or {}, f"{split.source}, {split.unit} {number:,}")
+        split.add(number, record[text_column], record[label_column], **columns, extra=extra)
     if not split.texts:
         raise ValueError(f"{path.name} holds no sample")
     return split
 
 
-def missing_column(source: str, unit: str, number: int, key: str, column: str, known: Sequence[str]) -> ValueError:
+def extra_values(record: Mapping[str, Any], columns: Mapping[str, str | None], where: str) -> dict[str, Any]:
+    """Further fields of a record; see read_file.
+
+    Raises:
+        ValueError: a field that was named is not there.
+    """
+    for name, column in columns.items():
+        if column is not None and column not in record:
+            raise missing_column(where, f"{name}_column", column, list(record))
+    return {name: record.get(name if column is None else column) for name, column in columns.items()}
+
+
+def missing_column(where: str, key: str, column: str, known: Sequence[str]) -> ValueError:
     """The error for a record that lacks a column."""
     return ValueError(
-        f"{source}, {unit} {number:,}: there is no column {column!r}{nearest(column, known)}; it has "
+        f"{where}: there is no column {column!r}{nearest(column, known)}; it has "
         f"{', '.join(map(str, known)) or 'none'}; name the right one with data.{key}=..."
     )
 
@@ -236,7 +271,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_hub_dataset(
-    name: str, *, revision: str | None, text_column: str, label_column: str
+    name: str,
+    *,
+    revision: str | None,
+    text_column: str,
+    label_column: str,
+    extra_columns: Mapping[str, str | None] | None = None,
 ) -> dict[str, LabelledTexts]:
     """Splits `train`, `validation` and `test` of a data set on the Hugging Face hub, as far as they are there.
 
@@ -264,12 +304,19 @@ def read_hub_dataset(
         split = LabelledTexts(f"{name} {split_name}", unit="row")
         for key, column in (("text_column", text_column), ("label_column", label_column)):
             if column not in rows.column_names:
-                raise missing_column(split.source, split.unit, 1, key, column, rows.column_names)
+                raise missing_column(f"{split.source}, {split.unit} 1", key, column, rows.column_names)
         feature = rows.features[label_column]
         split.class_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        columns = extra_columns or {}
+        extra_values(dict.fromkeys(rows.column_names), columns, f"{split.source}, row 1")
+        further = {
+            role: rows[name] if (name := column or role) in rows.column_names else [None] * len(rows)
+            for role, column in columns.items()
+        }
         pairs = zip(rows[text_column], rows[label_column], strict=True)
         for number, (text, label) in enumerate(pairs, start=1):
-            split.add(number, text, label, text_column=text_column, label_column=label_column)
+            beside = {role: values[number - 1] for role, values in further.items()}
+            split.add(number, text, label, text_column=text_column, label_column=label_column, extra=beside)
         found[split_name] = split
     return found
 

@@ -4,8 +4,6 @@ import random
 
 from datamodules.labelled_text import LabelledTexts
 
-PLANTED = "planted"
-"""Name under which `data.dataset` finds them."""
 TELLING = {
     "negative": ("dull", "clumsy", "tedious"),
     "positive": ("brilliant", "moving", "delightful"),
@@ -20,7 +18,7 @@ def planted_texts() -> dict[str, LabelledTexts]:
     filler = [first + second for first in _SYLLABLES for second in _SYLLABLES]
     splits = {}
     for name, size in _SIZES.items():
-        split = LabelledTexts(f"{PLANTED} {name}", unit="row")
+        split = LabelledTexts(f"planted {name}", unit="row")
         for number in range(1, size + 1):
             label = ("negative", "positive")[number % 2]
             words = draw.choices(filler, k=draw.randint(3, 29))

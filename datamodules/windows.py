@@ -23,6 +23,9 @@ IGNORED = -100
 Batch = dict[str, Any]
 BuildBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Batch]
 """(epochs (n,), indices (n,)) -> batch; epochs let a data set draw noise that is a pure function of the position."""
+Draw = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
+"""(epoch, places (n,) in the epoch) -> sample indices (n,): which samples an epoch holds, where it is not each once. A
+pure function, so that any step of a run can be looked up."""
 WindowKey = tuple[int, NDArray[np.int64]]
 """Epoch and sample indices (n,) of a window."""
 
@@ -43,7 +46,8 @@ def window_keys(step: int, *, num_samples: int, global_batch_size: int, seed: in
 class WindowSampler(Sampler[WindowKey]):
     """The key of each window of a run, holding this rank's share of its samples.
 
-    `len()` counts the windows of the whole run, as Lightning's progress does; iteration begins at `start_step`.
+    `len()` counts the windows of the whole run, as Lightning's progress does; iteration begins at `start_step`. Without
+    `draw` an epoch holds each sample once.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class WindowSampler(Sampler[WindowKey]):
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        draw: Draw | None = None,
     ) -> None:
         if num_samples < 1:
             raise ValueError("there is no training sample: relax the data filters")
@@ -66,15 +71,21 @@ class WindowSampler(Sampler[WindowKey]):
         self.start_step = start_step
         self.rank = rank
         self.world_size = world_size
+        self.draw = draw
 
     def __len__(self) -> int:
         return self.num_steps
 
+    def keys(self, step: int) -> WindowKey:
+        """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
+        epoch, places = window_keys(
+            step, num_samples=self.num_samples, global_batch_size=self.global_batch_size, seed=self.seed
+        )
+        return epoch, places if self.draw is None else self.draw(epoch, places)
+
     def __iter__(self) -> Iterator[WindowKey]:
         for step in range(self.start_step, self.num_steps):
-            epoch, indices = window_keys(
-                step, num_samples=self.num_samples, global_batch_size=self.global_batch_size, seed=self.seed
-            )
+            epoch, indices = self.keys(step)
             yield epoch, indices[self.rank :: self.world_size]
 
 
@@ -235,12 +246,13 @@ def training_loader(
     device_batch_size: int | None,
     seed: int,
     lengths: NDArray[np.int64] | None = None,
+    draw: Draw | None = None,
     **kw: Any,
 ) -> WindowLoader:
     """Windows of the whole run, this rank's share, from the trainer's current optimizer step on.
 
-    `device_batch_size` None takes a device's whole share of the global batch; `lengths` is WindowCollator's; `kw` goes
-    to DataLoader.
+    `device_batch_size` None takes a device's whole share of the global batch; `lengths` is WindowCollator's, `draw`
+    WindowSampler's; `kw` goes to DataLoader.
     """
     sampler = WindowSampler(
         num_samples=num_samples,
@@ -250,6 +262,7 @@ def training_loader(
         start_step=trainer.global_step,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
+        draw=draw,
     )
     per_device = -(-global_batch_size // trainer.world_size)
     collate = WindowCollator(build_batch, device_batch_size or per_device, lengths)

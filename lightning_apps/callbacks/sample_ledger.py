@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.windows import WindowSampler, window_keys
+from datamodules.windows import WindowSampler
 from lightning_apps.errors import GuardError
 from lightning_apps.ledger import LedgerWriter
 
@@ -15,7 +15,7 @@ CHECK_EVERY = 50  # computing a window's keys costs 0.3 ms (order.py, 64 samples
 
 
 class SampleLedger(L.Callback):
-    """Records the samples of every completed step in ledger.bin, those of all ranks, and compares with window_keys.
+    """Records the samples of every completed step in ledger.bin, those of all ranks, and compares with the order.
 
     On one process the record is what the loader delivered, compared at the first step after a start and at every
     fiftieth. On several it is what the order says for all of them, and this rank's share is compared at every step.
@@ -75,10 +75,7 @@ def window_sampler(trainer: L.Trainer) -> WindowSampler:
 
 def planned_ids(sampler: WindowSampler, step: int) -> NDArray[np.int64]:
     """Samples (n,) that the order gives to optimizer step `step` (1 is the first), over all ranks."""
-    _, ids = window_keys(
-        step - 1, num_samples=sampler.num_samples, global_batch_size=sampler.global_batch_size, seed=sampler.seed
-    )
-    return ids
+    return sampler.keys(step - 1)[1]
 
 
 def check_order(step: int, delivered: NDArray[np.int64], expected: NDArray[np.int64]) -> None:

@@ -1,0 +1,318 @@
+"""Long documents with ratings, as chunks that an encoder can take."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules.balanced_order import BalancedOrder
+from datamodules.cache import prepared_folder, read_manifest
+from datamodules.chunking import Choose, Chunker, Chunking, tokenize_documents
+from datamodules.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
+from datamodules.labelled_data import LabelledDataModule
+from datamodules.labelled_store import LabelledRows, LabelledSource, Leaks, Split, write_labelled_texts
+from datamodules.planted_documents import planted_documents
+from datamodules.tokenized_texts import (
+    RaggedArray,
+    open_ragged,
+    open_tokenizer,
+    padded,
+    save_ragged,
+    tokenizer_identity,
+)
+from datamodules.windows import Batch
+
+PREPARATION_VERSION = 1
+"""Raise it whenever prepare_data writes something else for the same settings."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a split.
+
+    Attributes:
+        id: its name in the data, or its split and number.
+        text: all of it.
+        label: its class number.
+        evidence_spans: characters [start, end) that its label rests on; None where the data do not say.
+    """
+
+    id: str
+    text: str
+    label: int
+    evidence_spans: list[Span] | None
+
+
+class RatingDataModule(LabelledDataModule):
+    """Batches of the chunks of documents, and the documents' classes.
+
+    A batch holds `input_ids` and `attention_mask` (chunks, T) int64, the chunks of all its documents behind one another
+    and in reading order, padded on the right to the longest of them; `chunk_counts` (n,) int64 chunks of each document;
+    `labels` (n,) int64 class numbers.
+
+    Args:
+        path: see LabelledSource, as the next five.
+        dataset: likewise; `planted` for planted_documents.
+        revision: likewise.
+        text_column: likewise.
+        label_column: likewise.
+        label_names: likewise; in order where they are `ordered`.
+        ordered: whether the classes have an order, so that a mistake can be small or large.
+        id_column: field that names a document; None for `id`, where there is one, as for the next two.
+        group_column: field of the source of a document; those of one source stay in one split.
+        evidence_spans_column: field of the evidence, a list of [start, end) in characters.
+        tokenizer: name on the hub or folder; `words` learns one from the training documents.
+        chunk_size: see Chunking, as the next three.
+        stride: likewise.
+        max_chunks: likewise.
+        choose: likewise.
+        validation_share: see LabelledRows, as the next five.
+        test_share: likewise.
+        split_seed: likewise.
+        max_train_samples: likewise.
+        max_evaluation_samples: likewise.
+        leaks: likewise.
+        sampling: `all` meets each document once in an epoch, `balanced` each class equally often (BalancedOrder).
+        seed: see LabelledDataModule, as the next six.
+        global_batch_size: likewise.
+        device_batch_size: likewise; documents with like numbers of tokens share a batch.
+        evaluation_batch_size: likewise.
+        num_workers: likewise.
+        pin_memory: likewise.
+        cache_root: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        dataset: str | None,
+        revision: str | None,
+        text_column: str,
+        label_column: str,
+        label_names: list[str] | None,
+        ordered: bool,
+        id_column: str | None,
+        group_column: str | None,
+        evidence_spans_column: str | None,
+        tokenizer: str,
+        chunk_size: int,
+        stride: int,
+        max_chunks: int,
+        choose: Choose,
+        validation_share: float,
+        test_share: float,
+        split_seed: int,
+        max_train_samples: int | None,
+        max_evaluation_samples: int | None,
+        leaks: Leaks,
+        sampling: Literal["all", "balanced"],
+        seed: int,
+        global_batch_size: int,
+        device_batch_size: int | None,
+        evaluation_batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        cache_root: str,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            global_batch_size=global_batch_size,
+            device_batch_size=device_batch_size,
+            evaluation_batch_size=evaluation_batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            cache_root=cache_root,
+        )
+        self.source = LabelledSource(
+            path=path,
+            dataset=dataset,
+            revision=revision,
+            text_column=text_column,
+            label_column=label_column,
+            label_names=label_names,
+            multi_label=False,
+            label_separator="|",
+            planted=planted_documents,
+            extra_columns=dict(zip(EXTRA, (id_column, group_column, evidence_spans_column), strict=True)),
+        )
+        self.ordered = ordered
+        self.tokenizer_name = tokenizer
+        self.chunking = Chunking(chunk_size, stride, max_chunks, choose)
+        self.split_options: dict[str, Any] = {
+            "validation_share": validation_share,
+            "test_share": test_share,
+            "split_seed": split_seed,
+            "max_train_samples": max_train_samples,
+            "max_evaluation_samples": max_evaluation_samples,
+            "leaks": leaks,
+        }
+        self.sampling = sampling
+
+    # ------------------------------------------------------------------ preparation
+
+    def prepare_data(self) -> None:
+        """Read, check and tokenize every document, once.
+
+        Raises:
+            ValueError: something is wrong with the data, naming file and line, or with the settings.
+        """
+        self._prepared()
+
+    def _prepared(self) -> Path:
+        if self.ordered and self.source.label_names is None:
+            raise ValueError(
+                "data.ordered=true needs the order of the classes, data.label_names=[lowest,...,highest]; without an "
+                "order set data.ordered=false"
+            )
+        # chunks are cut when batches are made: another stride or choice needs no other preparation
+        settings = {
+            "version": PREPARATION_VERSION,
+            **self.source.identity(),
+            "tokenizer": tokenizer_identity(self.tokenizer_name),
+        }
+        return prepared_folder(self.cache_root, "rating", settings, self._write)
+
+    def _write(self, folder: Path) -> dict[str, Any]:
+        splits = self.source.read()
+        facts = write_labelled_texts(folder, splits, self.source)
+        write_document_facts(folder, splits)
+        tokenizer = open_tokenizer(self.tokenizer_name, splits["train"].texts)
+        Chunker(tokenizer, self.chunking)  # wrong settings are found before the long part
+        dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+        texts = [text for split in splits.values() for text in split.texts]
+        documents = tokenize_documents(texts, tokenizer)
+        progress = tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None)
+        save_ragged(folder / "tokens", [tokens.ids.astype(dtype) for tokens in progress], dtype)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        return facts
+
+    # ------------------------------------------------------------------ set-up
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache and cut the splits.
+
+        Raises:
+            ValueError: the settings leave a split empty, or chunks without text.
+        """
+        if self.folder is not None:
+            return
+        folder = self._prepared()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.chunker = Chunker(self.tokenizer, self.chunking)
+        self.facts = DocumentFacts(folder)
+        store = LabelledRows(folder, read_manifest(folder)["facts"], groups=self.facts.groups, **self.split_options)
+        self.open_rows(folder, store)
+        self.tokens: RaggedArray = open_ragged(folder / "tokens")
+        special = len(self.chunker.before) + len(self.chunker.after)
+        ranges = [self.chunker.ranges(length) for length in self.tokens.lengths.tolist()]
+        self.chunk_counts = np.array([len(chunks) for chunks in ranges], dtype=np.int64)
+        self.lengths = np.array([sum(b - a + special for a, b in chunks) for chunks in ranges], dtype=np.int64)
+        self.covered = np.array([_union(chunks) for chunks in ranges], dtype=np.int64)
+        if self.sampling == "balanced":
+            self.draw = BalancedOrder(self.labels("train"), seed=self.seed)
+
+    def describe(self) -> dict[str, str]:
+        """Lines for the banner of a run: sizes, class balance, chunks, and how much of the documents is not read."""
+        rows = self.rows["train"]
+        tokens, counts = self.tokens.lengths[rows], self.chunk_counts[rows]
+        unread = 1 - self.covered[rows].sum() / max(int(tokens.sum()), 1)
+        cut = float((self.covered[rows] < tokens).mean())
+        chunking = self.chunking
+        loses = (
+            f"; {cut:.0%} are longer than {chunking.max_chunks} chunks, of which data.choose={chunking.choose} keeps "
+            f"so many: {unread:.0%} of all tokens are never read"
+            if cut
+            else ""
+        )
+        return {
+            **self.store.describe(),
+            "chunks": f"{int(np.median(counts))} of {chunking.chunk_size} tokens in the median training document of "
+            f"{int(np.median(tokens)):,} tokens, {int(counts.sum()):,} in all{loses}",
+        }
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training documents of each class in an epoch, as `sampling` draws them."""
+        if not isinstance(self.draw, BalancedOrder):
+            return super().class_counts
+        return [self.draw.counts.get(number, 0) for number in range(len(self.label_names))]
+
+    def document(self, split: Split, index: int) -> Document:
+        """One document of a split, with all that is known of it."""
+        row = int(self.rows[split][index])
+        return Document(
+            id=self.facts.id(row),
+            text=self.store.texts.text(row),
+            label=int(self.store.labels[row]),
+            evidence_spans=self.facts.evidence(row),
+        )
+
+    def ids(self, split: Split) -> list[str]:
+        """Names of the documents of a split."""
+        return [self.facts.id(row) for row in self.rows[split].tolist()]
+
+    # ------------------------------------------------------------------ batches
+
+    def _chunks(self, row: int) -> list[NDArray[np.int64]]:
+        tokens = self.tokens[row]
+        ranges = self.chunker.ranges(len(tokens))
+        return [self.chunker.with_special_tokens(tokens[start:stop].astype(np.int64)) for start, stop in ranges]
+
+    def rows_batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Documents of some rows of the store."""
+        return {
+            **chunk_batch([self._chunks(row) for row in rows.tolist()], self.tokenizer.pad_token_id),
+            "labels": torch.from_numpy(self.store.labels[rows]),
+        }
+
+    def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """What the network takes for documents that are in no split; needs no prepared data.
+
+        A blank text is one chunk of special tokens.
+        """
+        chunker = Chunker(tokenizer, self.chunking)
+        return chunk_batch([chunker.chunk(text).input_ids for text in texts], tokenizer.pad_token_id)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest chunk of any split, special ones included."""
+        longest = min(self.chunker.room, int(self.tokens.lengths.max()))
+        return longest + len(self.chunker.before) + len(self.chunker.after)
+
+    length_key = "data.chunk_size"
+    """Setting that makes sequences shorter."""
+
+    def memory_probe(self) -> tuple[Batch, Batch, int]:
+        """Batches of one and of two of the largest chunks, and how many the largest training document has."""
+        row = int(self.rows["train"][self.longest_train_samples(1)[0]])
+        largest = max(self._chunks(row), key=len)
+        label = torch.from_numpy(self.store.labels[row : row + 1])
+        pad = self.tokenizer.pad_token_id
+        one, two = ({**chunk_batch([[largest] * count], pad), "labels": label} for count in (1, 2))
+        return one, two, int(self.chunk_counts[row])
+
+    def packed_and_single(self, count: int) -> tuple[Batch, list[Batch]]:
+        """The first documents of validation in one flat batch, and each alone."""
+        rows = self.rows["validation"][:count]
+        return self.rows_batch(rows), [self.rows_batch(rows[number : number + 1]) for number in range(len(rows))]
+
+
+def chunk_batch(documents: list[list[NDArray[np.int64]]], pad_token_id: int) -> Batch:
+    """`input_ids`, `attention_mask` and `chunk_counts` of documents that are given as lists of chunks."""
+    counts = torch.tensor([len(chunks) for chunks in documents], dtype=torch.int64)
+    return {**padded([chunk for chunks in documents for chunk in chunks], pad_token_id), "chunk_counts": counts}
+
+
+def _union(ranges: list[tuple[int, int]]) -> int:
+    """Tokens that are in at least one of some ranges, which are in order."""
+    covered, end = 0, 0
+    for start, stop in ranges:
+        covered += stop - max(start, end)
+        end = stop
+    return covered
