@@ -14,7 +14,7 @@ from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_directory import RunDirectory, open_run
 
 SPLITS = ("test", "validation", "train")
-CHUNKING_KEYS = ("chunk_size", "stride", "max_chunks", "choose")
+CHUNKING_KEYS = ("chunk_size", "stride", "max_chunks", "choose", "ordered")
 METHODS = ("chunk_attention", "integrated_gradients", "occlusion")
 UNITS = ("sentence", "word")
 TARGETS = ("predicted", "higher")
@@ -75,28 +75,18 @@ def explain(cfg: DictConfig) -> list[Path]:
     keep_freed_memory()
     from lightning_apps.console import open_console, say
     from lightning_apps.explain_files import write_explanations
-    from lightning_apps.explain_input import choose_documents, read_documents
-    from lightning_apps.explain_run import RatingModel, documents_of_split, explain_documents
+    from lightning_apps.explain_run import RatingModel, documents_of_file, documents_of_split, explain_documents
 
-    model = RatingModel(directory, config, options["accelerator"])
-    check_target(options["target"], model.label_names)
-    if options["input"] is not None:
-        path = Path(options["input"])
-        name = path.stem
-        documents = read_documents(
-            path,
-            text_column=config["data"].get("text_column", "text"),
-            label_column=config["data"].get("label_column", "label"),
-            label_names=model.label_names,
-        )
-    else:
-        name = options["split"]
-        documents = documents_of_split(config, name)
-    chosen = choose_documents(
-        documents, ids=options["ids"], max_documents=options["max_documents"], seed=options["seed"]
-    )
     open_console()
-    say(f"{len(chosen):,} of {len(documents):,} documents, {model.device}")
+    model = RatingModel(directory, config, options["accelerator"])
+    check_target(options["target"], model.label_names, ordered=config["data"]["ordered"])
+    if options["input"] is None:
+        name = options["split"]
+        chosen, number = documents_of_split(config, options)
+    else:
+        name = Path(options["input"]).stem
+        chosen, number = documents_of_file(config["data"], options, model.label_names)
+    say(f"explaining {len(chosen):,} of {number:,} documents on {model.device.type}")
     explanations = explain_documents(model, chosen, options)
     folder = directory.explanations / name
     said, written = write_explanations(folder, explanations, directory=directory, source=name, options=options)
@@ -143,13 +133,15 @@ def _check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{key}={value!r}{did_you_mean(value, list(allowed))}: allowed are {', '.join(allowed)}")
 
 
-def check_target(value: str, label_names: Sequence[str]) -> None:
+def check_target(value: str, label_names: Sequence[str], *, ordered: bool) -> None:
     """Whether scores can be towards this.
 
     Raises:
-        ConfigError: it is no class of the run.
+        ConfigError: it is no class of the run, or its classes have no order.
     """
-    _check_choice("target", value, [*TARGETS, *label_names])
+    if value == "higher" and not ordered:
+        raise ConfigError("target=higher: the run's classes have no order (data.ordered=false); choose a class")
+    _check_choice("target", value, [*(TARGETS if ordered else TARGETS[:1]), *label_names])
 
 
 def check_run(directory: RunDirectory, config: dict[str, Any]) -> None:

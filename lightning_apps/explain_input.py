@@ -1,13 +1,17 @@
-"""Documents to explain: from a file, or chosen from a split."""
+"""Documents to explain: read from a file, or chosen from many."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datamodules.document_facts import Span, evidence_spans
+from datamodules.labelled_text import decode_line, json_object
 from lightning_apps.errors import ConfigError, did_you_mean
+
+DEFAULT_COLUMNS = {"text": "text", "label": "label", "id": "id", "evidence_spans": "evidence_spans"}
 
 
 @dataclass(frozen=True)
@@ -24,22 +28,27 @@ class Document:
     id: str
     text: str
     label: str | None = None
-    evidence: list[list[int]] | None = None
+    evidence: Sequence[Span] | None = None
 
 
-def read_documents(path: Path, *, text_column: str, label_column: str, label_names: Sequence[str]) -> list[Document]:
+def columns_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the fields in the files of a run's data settings."""
+    return {key: data.get(f"{key}_column") or name for key, name in DEFAULT_COLUMNS.items()}
+
+
+def read_documents(path: Path, *, columns: Mapping[str, str], label_names: Sequence[str]) -> list[Document]:
     """Documents of a .jsonl file, one a line; any other file is one document.
 
-    Fields of a line: the text, and where there are any `id`, the label and `evidence_spans`.
+    Args:
+        path: of the file.
+        columns: see columns_of; only the text must be there.
+        label_names: that the run knows.
 
     Raises:
         ConfigError: there is no such file, or a line is wrong, naming it.
     """
-    from datamodules.labelled_text import decode_line, json_object
-
     if not path.is_file():
         raise ConfigError(f"input={path}: there is no such file; name a .jsonl file, or a text file of one document")
-    columns = {"text": text_column, "label": label_column}
     documents, lines = [], []
     try:
         with path.open("rb") as file:
@@ -49,89 +58,84 @@ def read_documents(path: Path, *, text_column: str, label_column: str, label_nam
                     lines.append(line)
                 elif line.strip():
                     record = json_object(line, path.name, number)
-                    where = f"input={path.name}, line {number:,}"
-                    documents.append(document_of(record, where, f"line {number}", columns, label_names))
+                    documents.append(document_of(record, path.name, number, columns, label_names))
     except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"input={path}: {error}") from error
+        raise ConfigError(f"input={path}: {error}") from error
     if path.suffix != ".jsonl":
         return [Document(path.name, "".join(lines))]
     if not documents:
-        raise ConfigError(f"input={path}: it holds no document; each line must be an object with a field {text_column}")
+        raise ConfigError(
+            f"input={path}: it holds no document; each line must be an object with a field {columns['text']}"
+        )
     return documents
 
 
 def document_of(
-    record: dict[str, Any], where: str, name: str, columns: dict[str, str], label_names: Sequence[str]
+    record: Mapping[str, Any], source: str, number: int, columns: Mapping[str, str], label_names: Sequence[str]
 ) -> Document:
-    """One document of a jsonl record.
+    """One document of line `number` of a file.
 
     Raises:
-        ConfigError: a field is missing or wrong.
+        ValueError: a field is missing or wrong.
     """
-    column = columns["text"]
+    where, column = f"{source}, line {number:,}", columns["text"]
     if column not in record:
-        hint = did_you_mean(column, list(record))
-        raise ConfigError(
-            f"{where}: there is no field {column!r}{hint}; it has {', '.join(record) or 'none'}; name the right one "
-            "with text_column=..."
+        raise ValueError(
+            f"{where}: there is no field {column!r}{did_you_mean(column, list(record))}; it has "
+            f"{', '.join(record) or 'none'}; rename the field of the text"
         )
-    text, label, evidence = record[column], record.get(columns["label"]), record.get("evidence_spans")
+    text, label = record[column], record.get(columns["label"])
     if not isinstance(text, str):
-        raise ConfigError(f"{where}: {column} is not a text")
+        raise ValueError(f"{where}: {column} is not a text")
     if label is not None and label not in label_names:
-        hint = did_you_mean(str(label), list(label_names))
-        raise ConfigError(
-            f"{where}: the run knows no label {label!r}{hint}; allowed are {', '.join(label_names)}, or no label"
+        raise ValueError(
+            f"{where}: the run knows no label {label!r}{did_you_mean(str(label), list(label_names))}; allowed are "
+            f"{', '.join(label_names)}, or no label"
         )
-    if evidence is not None and not _are_spans(evidence, len(text)):
-        raise ConfigError(
-            f"{where}: evidence_spans must be a list of [start, end) characters with 0 <= start < end <= {len(text):,}"
-        )
-    return Document(str(record.get("id", name)), text, label, evidence)
+    name = record.get(columns["id"])
+    evidence = evidence_spans(record.get(columns["evidence_spans"]), text, where)
+    return Document(f"line {number}" if name is None else str(name), text, label, evidence)
 
 
-def _are_spans(value: Any, length: int) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(span, list)
-        and len(span) == 2
-        and all(isinstance(end, int) and not isinstance(end, bool) for end in span)
-        and 0 <= span[0] < span[1] <= length
-        for span in value
-    )
-
-
-def choose_documents(
-    documents: Sequence[Document], *, ids: Sequence[str] | None, max_documents: int | None, seed: int
-) -> list[Document]:
-    """Those named, or as many as are wanted, classes in proportion, in the order of the data.
+def choose_rows(
+    names: Sequence[str],
+    labels: Sequence[str | None],
+    *,
+    ids: Sequence[str] | None,
+    max_documents: int | None,
+    seed: int,
+) -> list[int]:
+    """Rows of the documents that are asked for, or of as many as are wanted, classes in proportion, in their order.
 
     Args:
-        documents: of a split or file.
-        ids: names; None leaves the choice to `max_documents`.
+        names: (n,) ids of the documents.
+        labels: (n,) their classes.
+        ids: those asked for; None leaves the choice to `max_documents`.
         max_documents: how many; None for all.
         seed: of the choice.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: there is no document of that name.
     """
     if ids is not None:
-        there = {document.id: document for document in documents}
+        rows = {name: row for row, name in enumerate(names)}
         for name in ids:
-            if name not in there:
-                hint = did_you_mean(name, list(there))
+            if name not in rows:
                 raise ConfigError(
-                    f"ids={name}: no such document{hint}; there are {len(there):,}, from {documents[0].id} to "
-                    f"{documents[-1].id}"
+                    f"ids={name}: no such document{did_you_mean(name, list(rows))}; there are {len(names):,}, from "
+                    f"{names[0]} to {names[-1]}"
                 )
-        return [there[name] for name in ids]
-    if max_documents is None or max_documents >= len(documents):
-        return list(documents)
+        return [rows[name] for name in ids]
+    if max_documents is None or max_documents >= len(names):
+        return list(range(len(names)))
     source = np.random.Generator(np.random.PCG64(seed))
     groups: dict[str | None, list[int]] = {}
-    for row in source.permutation(len(documents)).tolist():
-        groups.setdefault(documents[row].label, []).append(row)
+    for row in source.permutation(len(names)).tolist():
+        groups.setdefault(labels[row], []).append(row)
     # the k-th of n documents of a class stands at (k + 1/2) / n of the way: every prefix has classes in proportion
     ranked = sorted(
-        ((place + 0.5) / len(rows), str(label), row) for label, rows in groups.items() for place, row in enumerate(rows)
+        ((place + 0.5) / len(members), str(label), row)
+        for label, members in groups.items()
+        for place, row in enumerate(members)
     )
-    return [documents[row] for row in sorted(row for _, _, row in ranked[:max_documents])]
+    return sorted(row for _, _, row in ranked[:max_documents])

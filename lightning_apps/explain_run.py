@@ -1,6 +1,7 @@
 """The model of a rating run, and its documents, for explaining."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
+from datamodules.chunking import Chunker, Chunking
 from lightning_apps.attribution import Reader
+from lightning_apps.build import available_accelerator, build_datamodule, quiet_libraries
 from lightning_apps.errors import ConfigError
-from lightning_apps.explain_input import Document
+from lightning_apps.explain_input import Document, choose_rows, columns_of, read_documents
 from lightning_apps.explanation import ExplainSettings, Explanation, explain_document
 from lightning_apps.run_directory import RunDirectory
+from models.hierarchical import HierarchicalClassifier
 
 
 class RatingModel:
@@ -29,12 +34,6 @@ class RatingModel:
     """
 
     def __init__(self, directory: RunDirectory, config: dict[str, Any], accelerator: str) -> None:
-        from transformers import AutoTokenizer
-
-        from datamodules.chunking import Chunker, Chunking
-        from lightning_apps.build import available_accelerator, quiet_libraries
-        from models.hierarchical import HierarchicalClassifier
-
         quiet_libraries()
         data = config["data"]
         name = available_accelerator(accelerator)
@@ -82,19 +81,39 @@ def absent_token(tokenizer: Any) -> int:
     raise ConfigError("the run's tokenizer has no mask, unknown or padding token that could stand for an absent word")
 
 
-def documents_of_split(config: dict[str, Any], split: str) -> list[Document]:
-    """Documents of a split with their labels, and their evidence where the data know it.
+def documents_of_split(config: dict[str, Any], options: Mapping[str, Any]) -> tuple[list[Document], int]:
+    """The chosen documents of a split with labels, and evidence where the data know it; and how many there are.
 
     Raises:
-        ConfigError: the data cannot be read, or have no such split.
+        ConfigError: the data cannot be read, or have no such split or document.
     """
-    from lightning_apps.build import build_datamodule
-
+    split = options["split"]
     datamodule = build_datamodule(config)
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError("split=test: the run's data have no test split; choose split=validation")
-    names = datamodule.label_names
-    return [Document(row.id, row.text, names[row.label], row.evidence_spans) for row in datamodule.documents(split)]
+    labels = [datamodule.label_names[number] for number in datamodule.labels(split).tolist()]
+    rows = choose_rows(datamodule.ids(split), labels, **_choice(options))
+    found = (datamodule.document(split, row) for row in rows)
+    return [
+        Document(entry.id, entry.text, datamodule.label_names[entry.label], entry.evidence_spans) for entry in found
+    ], len(labels)
+
+
+def documents_of_file(
+    data: Mapping[str, Any], options: Mapping[str, Any], label_names: Sequence[str]
+) -> tuple[list[Document], int]:
+    """The chosen documents of `input`, and how many there are.
+
+    Raises:
+        ConfigError: the file is wrong, or has no such document.
+    """
+    documents = read_documents(Path(options["input"]), columns=columns_of(data), label_names=label_names)
+    names, labels = [entry.id for entry in documents], [entry.label for entry in documents]
+    return [documents[row] for row in choose_rows(names, labels, **_choice(options))], len(documents)
+
+
+def _choice(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in ("ids", "max_documents", "seed")}
 
 
 def explain_documents(model: RatingModel, documents: Sequence[Document], options: dict[str, Any]) -> list[Explanation]:

@@ -255,7 +255,7 @@ def record(explanation: Explanation, fractions: Sequence[float]) -> dict[str, An
         "top_words": top_words,
         "top_sentences": top_sentences,
         "completeness": None if completeness is None else {**asdict(completeness), "error": completeness.error},
-        "evidence_spans": None if explanation.document.evidence is None else explanation.document.evidence,
+        "evidence_spans": explanation.document.evidence,
         "evidence": explanation.evidence,
         "faithfulness": {
             method: {

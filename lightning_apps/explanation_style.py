@@ -1,8 +1,8 @@
 """Looks and behaviour of the page of explanations.
 
 Blue and a straight line under a word speak for, orange and a wavy line against; thickness, and bold type at the
-strongest, say how much, so that nothing hangs on colour. Which method is shown is a matter of CSS alone; sorting, filtering and
-links need the script.
+strongest, say how much, so that nothing hangs on colour. Which method is shown is a matter of CSS alone; sorting,
+filtering and links need the script.
 """
 
 LETTERS = "abcdefgh"

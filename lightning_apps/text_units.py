@@ -1,6 +1,7 @@
 """Words and sentences of a document that a model read in part, as character spans."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +96,7 @@ def _sentences(text: str, spans: Spans, place: NDArray[np.int64], max_sentences:
     return numbers // joined
 
 
-def inside_spans(spans: Spans, regions: list[list[int]] | Spans) -> NDArray[np.bool_]:
+def inside_spans(spans: Spans, regions: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
     """Which spans (n, 2) overlap any of the regions (m, 2), all [start, end)."""
     inside = np.zeros(len(spans), dtype=np.bool_)
     for start, end in regions:

@@ -14,7 +14,7 @@ from datamodules.tokenized_texts import word_tokenizer
 from lightning_apps import explain as explain_command
 from lightning_apps.attribution import Chunks, Reader, class_goal, integrated_gradients
 from lightning_apps.errors import ConfigError
-from lightning_apps.explain_input import Document, choose_documents, read_documents
+from lightning_apps.explain_input import DEFAULT_COLUMNS, choose_rows, read_documents
 from lightning_apps.explain_run import pad_chunks
 from lightning_apps.text_units import read_words
 from models.hierarchical import HierarchicalClassifier, HierarchicalConfig
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     small_net(len(tokenizer)).save_pretrained(path / "model")
     tokenizer.save_pretrained(path / "model")
     data = {"_target_": "none", "chunk_size": 18, "stride": 8, "max_chunks": 4, "choose": "spread"}
-    data |= {"text_column": "text", "label_column": "label"}
+    data |= {"text_column": "text", "label_column": "label", "ordered": True}
     model = {"_target_": "models.hierarchical.random_hierarchical"}
     (path / "config.yaml").write_text(yaml.safe_dump({"experiment": "rating", "data": data, "model": model}))
     return path
@@ -144,6 +144,7 @@ def test_any_other_file_is_one_document_and_methods_can_be_left_out(run, tmp_pat
     assert row["faithfulness"] == {}
 
 
+@pytest.mark.slow
 def test_ten_megabytes(run, tmp_path, monkeypatch):
     (tmp_path / "big.txt").write_text("the knight rode home . " * 435_000 + "x" * 100_000)
     arguments = ["faithfulness.fractions=[0.5]", "steps=2", "page.words=20"]
@@ -187,10 +188,13 @@ def test_wrong_settings(run, tmp_path, monkeypatch, capsys, arguments, expected)
         (b'{"text": 3}\n', "line 1: text is not a text"),
         (
             b'{"text": "a", "label": "Tean"}\n',
-            "the run knows no label 'Tean' (did you mean Teen?); allowed are General",
+            "the run knows no label 'Tean' (did you mean Teen?); allowed are",
         ),
-        (b'{"text": "a", "evidence_spans": [[0, 2]]}\n', "evidence_spans must be a list of [start, end) characters"),
-        (b'{"text": "a", "evidence_spans": [[true, 1]]}\n', "with 0 <= start < end <= 1"),
+        (
+            b'{"text": "a", "evidence_spans": [[0, 2]]}\n',
+            "line 1: the evidence span [0, 2] is not [start, end) within the 1",
+        ),
+        (b'{"text": "a", "evidence_spans": [[true, 1]]}\n', "the evidence span [True, 1] is not"),
         (b"\n", "it holds no document"),
     ],
 )
@@ -198,7 +202,7 @@ def test_wrong_input(tmp_path, content, expected):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as error:
-        read_documents(path, text_column="text", label_column="label", label_names=NAMES)
+        read_documents(path, columns=DEFAULT_COLUMNS, label_names=NAMES)
     assert expected.format(path=path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -225,16 +229,14 @@ def test_runs_that_cannot_be_explained(run, tmp_path, monkeypatch, capsys):
 
 def test_the_choice_keeps_classes_in_proportion():
     labels = ["General"] * 66 + ["Teen"] * 24 + ["Mature"] * 10
-    documents = [Document(str(number), "", label) for number, label in enumerate(labels)]
-    chosen = choose_documents(documents, ids=None, max_documents=20, seed=3)
-    assert [sum(document.label == name for document in chosen) for name in NAMES] == [13, 5, 2]
-    assert [int(document.id) for document in chosen] == sorted(int(document.id) for document in chosen)
-    assert chosen == choose_documents(documents, ids=None, max_documents=20, seed=3)
-    assert chosen != choose_documents(documents, ids=None, max_documents=20, seed=4)
-    assert choose_documents(documents, ids=None, max_documents=None, seed=3) == documents
-    assert [document.id for document in choose_documents(documents, ids=["7", "3"], max_documents=1, seed=0)] == [
-        "7", "3",
-    ]  # fmt: skip
+    names = [f"n{number}" for number in range(100)]
+    chosen = choose_rows(names, labels, ids=None, max_documents=20, seed=3)
+    assert [sum(labels[row] == name for row in chosen) for name in NAMES] == [13, 5, 2]
+    assert chosen == sorted(set(chosen))
+    assert chosen == choose_rows(names, labels, ids=None, max_documents=20, seed=3)
+    assert chosen != choose_rows(names, labels, ids=None, max_documents=20, seed=4)
+    assert choose_rows(names, labels, ids=None, max_documents=None, seed=3) == list(range(100))
+    assert choose_rows(names, labels, ids=["n7", "n3"], max_documents=1, seed=0) == [7, 3]
 
 
 def test_padding():
