@@ -26,7 +26,7 @@ th { border-bottom-width: 2px; vertical-align: bottom; } th.text, td.text { text
 td.long { white-space: normal; min-width: 16rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
-@media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .5rem 0; } body { padding: .6rem; } }
+@media (max-width: 40rem) { figure img { max-width: none; width: 46rem; } dl { display: block; } dd { margin: 0 0 .5rem 0; } body { padding: .6rem; } }
 @media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; }
   table { font-size: 7pt; } th, td { white-space: normal; padding: .1rem .25rem; } td.long { min-width: 0; }
   figure, tr { break-inside: avoid; } details { display: block; } }
@@ -126,9 +126,10 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, t
 
 
 def figure(picture: Path, alt: str, caption: str) -> str:
-    """A PNG, embedded."""
+    """A PNG, embedded; on a narrow screen it keeps a width at which it can be read, and scrolls."""
     data = base64.b64encode(picture.read_bytes()).decode("ascii")
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+        f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
+        f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

@@ -28,7 +28,7 @@ def write_run_report(place: str) -> list[Path]:
         parts.append(
             section("Pictures", *(figure(path, f"Picture {path.stem} of this run.", path.name) for path in pictures))
         )
-    parts.append(section("Metrics", metrics_table(summary)))
+    parts.append(section("Metrics", *metrics_tables(summary)))
     parts.append(
         section("Configuration", details("config.yaml", directory.config.read_text(encoding="utf-8", errors="replace")))
     )
@@ -52,14 +52,26 @@ def overview(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def metrics_table(summary: dict[str, Any]) -> str:
-    """Final metrics beside those of the best checkpoint."""
+def metrics_tables(summary: dict[str, Any]) -> list[str]:
+    """Final metrics, those of validation beside those of the best checkpoint; a metric's interval stands behind it."""
     best = summary["best"] or {"metrics": {}, "step": "none", "metric": "none"}
-    names = sorted({*summary["metrics"], *best["metrics"]})
-    rows = [[name, _number(summary["metrics"].get(name)), _number(best["metrics"].get(name))] for name in names]
-    caption = f"At the end, and at the best checkpoint by {best['metric']}"
-    return table(caption, ["metric", "final", f"best, step {best['step']}"], rows, text=(0,))
+    final, chosen = summary["metrics"], best["metrics"]
+    names = sorted({*final, *chosen})
+    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
+    rows = [[name, _number(final, name), _number(chosen, name)] for name in names if name not in ends]
+    compared = [row for row in rows if row[0] in chosen]
+    alone = [row[:2] for row in rows if row[0] not in chosen]
+    tables = []
+    if compared:
+        caption = f"At the end, and at the best checkpoint by {best['metric']}"
+        tables.append(table(caption, ["metric", "final", f"best, step {best['step']}"], compared, text=(0,)))
+    if alone:
+        tables.append(table("Measured once, at the end", ["metric", "final"], alone, text=(0,)))
+    return tables
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.6g}"
+def _number(metrics: dict[str, float | None], name: str) -> str:
+    value, low, high = (metrics.get(name + end) for end in ("", "_low", "_high"))
+    if value is None:
+        return "–"
+    return f"{value:,.6g}" + ("" if low is None or high is None else f" ({low:,.4g} to {high:,.4g})")

@@ -357,6 +357,17 @@ def test_the_report_of_a_run(tmp_path):
     assert ["val/loss", *2 * [f"{loss_of(1, 4e6, 0):.6g}"]] in page.rows
     assert "script" not in page.tags
     assert "completed: reached the budget" in page.text
+    assert ["test/loss", *2 * [f"{loss_of(1, 4e6, 0) + 0.05:.6g}"]] in page.rows
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["metrics"] |= {"val/f1": 0.5, "val/f1_low": 0.25, "val/f1_high": 0.75, "val/very_low": 1.0, "test/f1": None}
+    summary["best"]["metrics"] = {"val/f1": 0.5, "val/f1_low": 0.375, "val/f1_high": 0.625}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    write_run_report(str(directory))
+    rows = Page(path.read_text()).rows
+    assert ["val/f1", "0.5 (0.25 to 0.75)", "0.5 (0.375 to 0.625)"] in rows  # an interval stands behind its metric
+    assert not any(row[0] in ("val/f1_low", "val/f1_high") for row in rows)
+    assert ["test/f1", "–"] in rows  # no best value: measured once
+    assert ["val/very_low", "1"] in rows  # the end of no interval
     (directory / "summary.json").unlink()
     with pytest.raises(ConfigError, match=r"has no summary\.json yet"):
         write_run_report(str(directory))
