@@ -206,7 +206,8 @@ class LabelledRows:
         if self.groups is None:
             return
         evaluated = {split: self.groups[self.rows[split]] for split in ("validation", "test") if split in self.rows}
-        if len(evaluated) == 2 and (both := np.intersect1d(*evaluated.values())).size:
+        both = np.intersect1d(evaluated["validation"], evaluated.get("test", []))
+        if len(both):
             self.notices.append(
                 f"{len(both)} groups are in validation and test alike: the best checkpoint is chosen on what test holds"
             )
@@ -214,9 +215,8 @@ class LabelledRows:
         shared = np.isin(train, np.concatenate(list(evaluated.values())))
         if not shared.any():
             return
-        where = " and ".join(
-            f"{len(both)} with {split}" for split, of in evaluated.items() if len(both := np.intersect1d(train, of))
-        )
+        counts = {split: len(np.intersect1d(train, groups)) for split, groups in evaluated.items()}
+        where = " and ".join(f"{count} with {split}" for split, count in counts.items() if count)
         said = f"{shared.sum()} training texts are of groups that are in another split too (training shares {where})"
         if leaks == "error":
             raise ValueError(f"{said}; take them out, or choose data.leaks=drop")

@@ -31,7 +31,7 @@ def start_banner(
     lines = {
         "experiment": f"{config['experiment']}, seed {config['seed']}, {config['precision']['name']} on "
         f"{trainer.world_size} x {device}",
-        "model": f"{parameters:,} parameters, {trainable:,} trainable",
+        "model": f"{parameters:,} parameters, {trainable:,} trainable{_by_part(module)}",
         **data_lines,
         "length": f"{plan.total_steps:,} optimizer steps of {size} samples ({plan.budget}; "
         f"{plan.epoch(plan.total_steps):.3g} epochs of {plan.steps_per_epoch:,} steps), {plan.total_tokens:,} tokens",
@@ -47,6 +47,20 @@ def start_banner(
     if checkpoint is not None:
         lines["resuming"] = str(checkpoint)
     return "\n".join(f"{name:>12}  {text}" for name, text in lines.items())
+
+
+def parameters_by_part(module: L.LightningModule) -> dict[str, dict[str, int]]:
+    """Parameters of each part of a network that knows its parts, in all and trainable; else nothing."""
+    net: Any = module.net
+    if not hasattr(net, "parameter_counts"):
+        return {}
+    return {name: {"total": total, "trainable": trained} for name, (total, trained) in net.parameter_counts().items()}
+
+
+def _by_part(module: L.LightningModule) -> str:
+    parts = parameters_by_part(module)
+    said = (f"{name} {part['total']:,}{'' if part['trainable'] else ' (frozen)'}" for name, part in parts.items())
+    return f": {', '.join(said)}" if parts else ""
 
 
 def _first_and_last(steps: frozenset[int]) -> str:

@@ -94,12 +94,14 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
     # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
-    module: L.LightningModule = bind("module", config["module"])(
-        build_net=bind_net(config, datamodule.net_arguments),
-        build_optimizer=build_optimizer,
-        schedule=bind("scheduler", scheduler)(total_steps=plan.total_steps),
-        plan=plan,
-    )
+    runtime = {
+        "build_net": bind_net(config, datamodule.net_arguments),
+        "build_optimizer": build_optimizer,
+        "schedule": bind("scheduler", scheduler)(total_steps=plan.total_steps),
+        "plan": plan,
+        "class_counts": getattr(datamodule, "class_counts", None),
+    }
+    module: L.LightningModule = _call(bind("module", config["module"]), runtime)
     net: Any = module.net
     if config["hardware"]["gradient_checkpointing"]:
         try:

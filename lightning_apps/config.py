@@ -30,7 +30,7 @@ OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path),
 
 RUNTIME_ARGUMENTS = {
     "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label", "gguf"},
-    "module": {"build_net", "build_optimizer", "schedule", "plan"},
+    "module": {"build_net", "build_optimizer", "schedule", "plan", "class_counts"},
     "optimizer": {"module", "fused", "total_steps"},
     "scheduler": {"total_steps"},
     "callbacks": {"run_directory", "plan", "monitor", "mode", "check_on_train_epoch_end"},
@@ -275,7 +275,7 @@ def _check_model(model: Mapping[str, Any]) -> None:
 def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
     for name in (
         "global_batch_size", "device_batch_size", "evaluation_batch_size", "max_train_samples",
-        "max_evaluation_samples", "max_length",
+        "max_evaluation_samples", "max_length", "chunk_size", "stride", "max_chunks",
     ):  # fmt: skip
         value = data.get(name)
         if value is not None and value < 1:
@@ -286,6 +286,13 @@ def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
             raise ConfigError(f"data.{name}={data[name]}: must be at least {lowest}")
     if data.get("validation_share") is not None and not 0 < data["validation_share"] < 1:
         raise ConfigError(f"data.validation_share={data['validation_share']}: must lie between 0 and 1, both excluded")
+    if data.get("test_share") is not None and not 0 <= data["test_share"] < 1:
+        raise ConfigError(f"data.test_share={data['test_share']}: must be at least 0 (none) and below 1")
+    if data.get("stride") and data.get("chunk_size") and data["stride"] >= data["chunk_size"]:
+        raise ConfigError(
+            f"data.stride={data['stride']}: chunks of data.chunk_size={data['chunk_size']} tokens, special ones "
+            "included, would leave text between them out; choose a smaller stride"
+        )
     whole, per_device, devices = data["global_batch_size"], data.get("device_batch_size"), hardware["devices"]
     if per_device is not None and per_device > -(-whole // devices):
         raise ConfigError(

@@ -70,7 +70,7 @@ def trace_window(module: nn.Module, loss_sum: LossSum, window: Mapping[str, Any]
 
     Args:
         module: owns the network; in the mode (training or evaluation), precision and random state of the step.
-        loss_sum: batch -> loss summed over its targets, number of targets.
+        loss_sum: batch -> loss summed over its targets, number of targets (or sum of their weights).
         window: as WindowCollator builds it.
 
     Returns:
@@ -98,7 +98,7 @@ def trace_window(module: nn.Module, loss_sum: LossSum, window: Mapping[str, Any]
 
         return hook
 
-    total, targets = 0.0, 0
+    total, targets = 0.0, 0.0
     with ExitStack() as handles:
         for name, part in module.named_modules():
             if name:
@@ -109,12 +109,14 @@ def trace_window(module: nn.Module, loss_sum: LossSum, window: Mapping[str, Any]
             try:
                 loss, count = loss_sum(batch)
             except _Found as found:
-                return NonFinite(found.where, _bad_samples(found.values, ids)), float("nan")
+                rows_are_samples = len(batch.get("input_ids", ids)) == len(ids)  # and not chunks of samples
+                bad = _bad_samples(found.values, ids) if rows_are_samples else ids
+                return NonFinite(found.where, bad), float("nan")
             if kind := non_finite_kind(loss):
                 return NonFinite(f"{kind} in the loss, every module's output being finite", ids), float("nan")
             total += float(loss)
-            targets += int(count)
-    return None, total / max(targets, 1)
+            targets += float(count)
+    return None, total / targets if targets else 0.0
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

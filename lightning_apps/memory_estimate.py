@@ -1,14 +1,11 @@
 """How much memory a training step needs, measured by what autograd keeps, and how much there is."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 TRANSIENT = 1.5
 """Peak over what autograd keeps: gradients of activations, and buffers inside kernels. On a CPU, MiniLM with 8
@@ -24,27 +21,25 @@ class AvailableMemory:
     shared: bool
 
 
-def step_memory(
-    module: Any, training_batch: Callable[..., dict[str, Any]], indices: NDArray[np.int64]
-) -> tuple[int, int]:
-    """Bytes that a step needs whatever the micro-batch, and those for each sample in it.
+def step_memory(module: Any, one: dict[str, Any], two: dict[str, Any], units: int = 1) -> tuple[int, int]:
+    """Bytes that a step needs whatever the micro-batch, and those for each of the largest samples in it.
 
-    Two forward passes, of one sample and of two, give the slope; the weights, their gradients and two moments of Adam
-    are counted. Nothing of the module changes.
+    Two forward passes give the slope; the weights, their gradients and two moments of Adam are counted. Nothing of the
+    module changes.
 
     Args:
         module: with `loss_sum(batch)`.
-        training_batch: (epochs, indices) -> batch.
-        indices: (2,) samples, the longest for an upper bound.
+        one: batch of one unit, a sample or the part of one that memory is proportional to.
+        two: batch of two.
+        units: of the largest sample.
     """
-    one = saved_bytes(module, training_batch(np.zeros(1, dtype=np.int64), indices[:1]))
-    two = saved_bytes(module, training_batch(np.zeros(2, dtype=np.int64), indices[:2]))
-    each = int(TRANSIENT * max(two - one, 0))
+    first, second = saved_bytes(module, one), saved_bytes(module, two)
+    unit = int(TRANSIENT * max(second - first, 0))
     state = sum(
         parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
         for parameter in module.parameters()
     )
-    return state + max(int(TRANSIENT * one) - each, 0), each
+    return state + max(int(TRANSIENT * first) - unit, 0), units * unit
 
 
 def saved_bytes(module: Any, batch: dict[str, Any]) -> int:

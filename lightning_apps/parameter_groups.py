@@ -208,7 +208,7 @@ def unfreezing_steps(module: nn.Module, *, unfreeze: list[UnfreezeRule], total_s
         if not all(parameter.requires_grad for parameter in found):
             raise ConfigError(
                 f"{key}.pattern={rule['pattern']!r} finds parameters that optimizer.freeze keeps frozen for the whole "
-                "run; take them out of one of the two"
+                "run (or model.freeze_embeddings, model.freeze_layers); take them out of one of the two"
             )
         for parameter in found:
             steps.setdefault(parameter, step)

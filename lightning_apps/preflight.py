@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_apps.banner import human_bytes
 from lightning_apps.build import available_accelerator
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.memory_estimate import available_memory_bytes, step_memory
 from lightning_apps.parameter_groups import layer_depths
 from lightning_apps.plan import RunPlan
@@ -45,6 +45,7 @@ def check_before_start(
     net: Any = module.net
     check_positions(net, datamodule)
     check_head_size(net, datamodule)
+    check_score_weights(config, datamodule)
     check_disk(config, plan, module, directory)
     notices = list(getattr(datamodule, "notices", []))
     notices += check_learning_rate(config, net)
@@ -73,9 +74,10 @@ def check_positions(net: nn.Module, datamodule: Any) -> None:
     """
     positions, longest = usable_positions(net), getattr(datamodule, "longest_sequence", None)
     if positions is not None and longest is not None and longest > positions:
+        key = getattr(datamodule, "length_key", "data.max_length")
         raise ConfigError(
             f"the longest sequence has {longest:,} tokens, the model positions for {positions:,}; cut texts with "
-            f"data.max_length={positions}, or choose another model"
+            f"{key}={positions}, or choose another model"
         )
 
 
@@ -91,6 +93,28 @@ def check_head_size(net: Any, datamodule: Any) -> None:
             f"the head of the model has {size} outputs, the data {len(names)} classes ({', '.join(names[:8])}); make "
             "the model with the data's label_names"
         )
+
+
+def check_score_weights(config: Config, datamodule: Any) -> None:
+    """Refuse a score over classes that the data do not have.
+
+    Raises:
+        ConfigError: a name is none of the classes, or a weight is negative.
+    """
+    names = getattr(datamodule, "label_names", None)
+    for name, node in config["callbacks"]["extra"].items():
+        weights = (node or {}).get("score_weights")
+        if not weights or names is None:
+            continue
+        key = f"callbacks.extra.{name}.score_weights"
+        unknown = next((label for label in weights if label not in names), None)
+        if unknown is not None:
+            raise ConfigError(
+                f"{key} weighs {unknown!r}, the classes are {', '.join(names[:8])}{did_you_mean(unknown, names)}; set "
+                f"{key}=null, or weights for these"
+            )
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ConfigError(f"{key}: no weight may be negative, and one must be above 0")
 
 
 def checkpoint_plan_bytes(config: Config, plan: RunPlan, module: nn.Module) -> tuple[int, int]:
@@ -205,7 +229,12 @@ def check_memory(config: Config, module: L.LightningModule, datamodule: Any) -> 
     devices = config["hardware"]["devices"]
     size = datamodule.device_batch_size or -(-datamodule.global_batch_size // devices)
     try:
-        fixed, each = step_memory(module, datamodule.training_batch, np.resize(longest(2), 2))
+        if hasattr(datamodule, "memory_probe"):
+            one, two, units = datamodule.memory_probe()
+        else:
+            rows, units = np.resize(longest(2), 2), 1
+            one, two = (datamodule.training_batch(np.zeros(n, dtype=np.int64), rows[:n]) for n in (1, 2))
+        fixed, each = step_memory(module, one, two, units)
     except (IndexError, RuntimeError, ValueError):  # a sample is bad: the guards name it when its step comes
         return []
     processes = devices if available.shared else 1  # those on CPUs share the machine's memory

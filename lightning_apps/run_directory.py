@@ -24,6 +24,7 @@ WRITTEN_BY_A_RUN = (
     "summary.png",
     "predictions.jsonl",
     "baselines.json",
+    "training_history.json",
     "train.log",
     "report.html",
     "checkpoints",
@@ -75,6 +76,11 @@ class RunDirectory:
     def baselines(self) -> Path:
         """What simple models reach on the same splits."""
         return self.path / "baselines.json"
+
+    @property
+    def history(self) -> Path:
+        """Every evaluation, for programs that read JSON."""
+        return self.path / "training_history.json"
 
     @property
     def log(self) -> Path:

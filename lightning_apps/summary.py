@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from lightning_apps.atomic_files import write_json_atomically
+from lightning_apps.banner import parameters_by_part
 from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.metrics_csv import read_metrics
@@ -66,6 +67,7 @@ def write_summary(
         "parameters": {
             "total": num_parameters,
             "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "parts": parameters_by_part(module),
         },
         "optimizer_steps": log.completed_steps,
         "planned_steps": plan.total_steps,

@@ -19,7 +19,7 @@ from datamodules.order import hash_key
 from lightning_apps.errors import GuardError
 
 LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
-"""Batch -> loss summed over its targets, number of targets."""
+"""Batch -> loss summed over its targets, number of targets or, where these are weighted, the sum of their weights."""
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -53,6 +53,7 @@ def step_on_window(
     window: dict[str, Any],
     loss_sum: LossSum,
     count_targets: Callable[[dict[str, Any]], int],
+    sum_weights: Callable[[dict[str, Any]], float] | None = None,
 ) -> dict[str, Any]:
     """Backward over all micro-batches, then one optimizer and schedule step.
 
@@ -61,10 +62,12 @@ def step_on_window(
         window: as WindowCollator builds it; the mean loss is added as `loss` before the optimizer runs.
         loss_sum: see LossSum.
         count_targets: targets of a batch, before any forward pass.
+        sum_weights: sum of the weights of a batch's targets, where the loss weighs them; divides the loss in place of
+            their number.
 
     Returns:
-        `loss`, the mean over the window's targets on all ranks (detached () tensor), `num_targets` and `num_tokens`
-        (int, on all ranks, padding not counted).
+        `loss`, the (weighted) mean over the window's targets on all ranks (detached () tensor), `num_targets` and
+        `num_tokens` (int, on all ranks, padding not counted).
 
     Raises:
         GuardError: the window has no target at all.
@@ -85,6 +88,19 @@ def step_on_window(
             f"step {module.trainer.global_step + 1}: every label is masked, there is nothing to learn from samples "
             f"{ids}; look at the settings that truncate or mask them",
         )
+    divisor = float(num_targets)
+    if sum_weights is not None:
+        divisor = sum(sum_weights(batch) for batch in micro_batches)
+        if world_size > 1:
+            divisor = float(
+                module.trainer.strategy.reduce(torch.tensor(divisor, device=module.device), reduce_op="sum")
+            )
+    if divisor == 0:
+        raise GuardError(
+            "no_targets",
+            f"step {module.trainer.global_step + 1}: every sample has the weight 0, there is nothing to learn from; "
+            "look at module.class_weights",
+        )
     total = torch.zeros((), device=module.device)
     # a rank without a sample still takes part in the reduction of gradients
     losses = (loss_sum(batch)[0] for batch in micro_batches) if micro_batches else iter([zero_loss(module)])
@@ -92,11 +108,11 @@ def step_on_window(
         is_last = number >= len(micro_batches)
         with contextlib.nullcontext() if is_last else without_gradient_sync(module.trainer.strategy):
             # strategies average gradients over ranks; the factor turns that into a sum
-            module.manual_backward(loss * (world_size / num_targets))
+            module.manual_backward(loss * (world_size / divisor))
         total += loss.detach()
     if world_size > 1:
         total = module.trainer.strategy.reduce(total, reduce_op="sum")
-    window["loss"] = total / num_targets  # guards look at it before the weights move
+    window["loss"] = total / divisor  # guards look at it before the weights move
     optimizer.step()
     optimizer.zero_grad()
     schedule.step()  # type: ignore[union-attr]

@@ -251,6 +251,29 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
     return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / labels.shape[1]
 
 
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor, *, label_smoothing: float = 0.0, focal_gamma: float = 0.0
+) -> Tensor:
+    """Weighted loss summed over samples, in float32; divided by the sum of their weights it is torch's weighted mean.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) int64 class numbers.
+        weights: (classes,) of each class.
+        label_smoothing: share of each target that is spread over the classes.
+        focal_gamma: each sample counts (1 - p) ** gamma, p being the probability of its class: the easy ones less (Lin
+            et al. 2017, "Focal loss for dense object detection"); 0 counts all alike.
+    """
+    logits = logits.float()
+    losses = nn.functional.cross_entropy(
+        logits, labels, weight=weights, reduction="none", label_smoothing=label_smoothing
+    )
+    if focal_gamma:
+        true = torch.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0].exp()
+        losses = losses * (1 - true).clamp_min(torch.finfo(logits.dtype).tiny) ** focal_gamma
+    return losses.sum()
+
+
 def cannot_load(pretrained: str, error: Exception) -> ValueError:
     """The error for weights that are not there, or are others."""
     reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -128,7 +128,9 @@ def test_limits_of_mps(composed, monkeypatch):
 
 def test_micro_batch_too_large_for_memory(parts, monkeypatch):
     config, _, module, data, _ = parts("data.device_batch_size=8")
-    fixed, each = step_memory(module, data.training_batch, data.longest_train_samples(2))
+    longest = data.longest_train_samples(2)
+    one, two = (data.training_batch(torch.zeros(n).numpy(), longest[:n]) for n in (1, 2))
+    fixed, each = step_memory(module, one, two)
     needed = fixed + 8 * each
 
     def give(now, total):
@@ -159,8 +161,9 @@ def test_memory_is_measured():
 
     # kept for each row: the input of the layer and the output of tanh, 100 floats each; the weight is no activation
     assert saved_bytes(module, batch(None, [0])) == 800
-    fixed, each = step_memory(module, batch, torch.zeros(2).numpy())
+    fixed, each = step_memory(module, batch(None, [0]), batch(None, [0, 1]))
     assert each == 1200  # with half as much on top
+    assert step_memory(module, batch(None, [0]), batch(None, [0, 1]), units=20)[1] == 20 * 1200
     assert fixed == 4 * 4 * 100 * 100  # weights, gradients, two moments
     assert 0 < available_memory_bytes("cpu").now <= available_memory_bytes("cpu").total
 

@@ -20,22 +20,33 @@ from lightning_apps.run_directory import RunDirectory
 
 SHOWN_CHARACTERS = 500
 """Of each text, in predictions.jsonl; `index` finds the whole one."""
-HEADLINES = ("accuracy", "f1_macro")
+HEADLINES = ("accuracy", "f1_macro", "weighted_score", "kappa")
+"""Metrics with intervals, as far as they are measured."""
 
 
 class ClassificationEvaluation(L.Callback):
     """Collects the logits of each evaluation, logs metrics, and writes what the model said.
 
     The data module gives `labels(split)`, `texts(split)`, `rows`, `label_names`, `multi_label`, `evaluation_split`,
-    `folder` and `cache_root`; the module's evaluation step returns `logits` and `sample_ids`.
+    `folder` and `cache_root`, and where there are such `ordered` and `ids(split)`; the module's evaluation step returns
+    `logits` and `sample_ids`.
 
     Args:
         run_directory: whose predictions.jsonl and baselines.json are written.
         baselines: whether the majority class and a linear model are measured on the same splits.
         num_examples: answers to print, the most confident wrong ones.
+        score_weights: see classification_metrics.
     """
 
-    def __init__(self, *, run_directory: RunDirectory, baselines: bool, num_examples: int) -> None:
+    def __init__(
+        self,
+        *,
+        run_directory: RunDirectory,
+        baselines: bool,
+        num_examples: int,
+        score_weights: dict[str, float] | None = None,
+    ) -> None:
+        self.score_weights = score_weights
         self.run_directory = run_directory
         self.baselines = baselines
         self.num_examples = num_examples
@@ -88,14 +99,26 @@ class ClassificationEvaluation(L.Callback):
             say(f"warning: {prefix}: {bad} of {len(logits)} samples have logits that are NaN or Inf")
             logits = torch.nan_to_num(logits)
         probabilities = probabilities_of(logits, multi_label=data.multi_label)
-        metrics = classification_metrics(probabilities, targets, data.label_names, multi_label=data.multi_label)
+        metrics = classification_metrics(probabilities, targets, data.label_names, **self._options(data))
         # every rank knows all logits, so each logs the same values without a reduction
         pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
         if trainer.is_global_zero:
             rows = prediction_rows(data.texts(split), probabilities, targets, data.label_names, data.multi_label)
+            if hasattr(data, "ids"):
+                rows = [
+                    {"index": row["index"], "id": name, **row} for row, name in zip(rows, data.ids(split), strict=True)
+                ]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_text_atomically(self.run_directory.predictions, lines.encode("utf-8", "replace").decode())
             self._report(trainer, split, prefix, metrics, rows)
+
+    def _options(self, data: Any) -> dict[str, Any]:
+        """What classification_metrics must know beside the answers."""
+        return {
+            "multi_label": data.multi_label,
+            "ordered": getattr(data, "ordered", False),
+            "score_weights": self.score_weights,
+        }
 
     def _report(
         self, trainer: L.Trainer, split: str, prefix: str, metrics: Mapping[str, float], rows: list[dict[str, Any]]
@@ -109,6 +132,7 @@ class ClassificationEvaluation(L.Callback):
                 f"{name.replace('_', ' ')} {metrics[name]:.3f} (95 % {metrics[f'{name}_low']:.3f} to "
                 f"{metrics[f'{name}_high']:.3f})"
                 for name in HEADLINES
+                if name in metrics
             )
             + beside
         )
@@ -128,7 +152,7 @@ class ClassificationEvaluation(L.Callback):
         if not self.baselines or split in ("train", *self.references) or not trainer.is_global_zero:
             return  # on the texts that it was fitted to, a linear model says nothing
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.references[split] = baseline_metrics(data, split)
+        self.references[split] = baseline_metrics(data, split, self._options(data))
         for name, found in self.references[split].items():
             say(
                 f"baseline on {split}: {name}: "
@@ -136,6 +160,7 @@ class ClassificationEvaluation(L.Callback):
                     f"{key.replace('_', ' ')} {found[key]:.3f} (95 % {found[f'{key}_low']:.3f} to "
                     f"{found[f'{key}_high']:.3f})"
                     for key in HEADLINES
+                    if key in found
                 )
             )
         write_json_atomically(self.run_directory.baselines, self.references)
@@ -155,8 +180,11 @@ def gather_by_id(outputs: list[tuple[Tensor, Tensor]], total: int, world_size: i
     return in_order
 
 
-def baseline_metrics(data: Any, split: str) -> dict[str, dict[str, float]]:
-    """Metrics of `majority class` and `TF-IDF + LR`, both fitted on the training split; kept in the cache."""
+def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Metrics of `majority class` and `TF-IDF + LR`, both fitted on the training split; kept in the cache.
+
+    `options` go to classification_metrics.
+    """
     train_labels, targets = data.labels("train"), data.labels(split)
     num_classes = len(data.label_names)
     majority = majority_probabilities(train_labels, len(targets), num_classes)
@@ -179,7 +207,7 @@ def baseline_metrics(data: Any, split: str) -> dict[str, dict[str, float]]:
             torch.from_numpy(probabilities),
             torch.from_numpy(np.ascontiguousarray(targets)),
             data.label_names,
-            multi_label=data.multi_label,
+            **options,
         )
 
     return {"majority class": measured(majority), "TF-IDF + LR": measured(linear)}

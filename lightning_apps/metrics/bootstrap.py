@@ -55,7 +55,8 @@ def bootstrap_totals(
 
     Args:
         rows: (n, k) what each sample adds; few distinct ones.
-        statistic: called as statistic(totals, n) on totals (num_resamples, k), returns (num_resamples,).
+        statistic: called as statistic(totals, n) on totals (num_resamples, k), returns (num_resamples,); resamples
+            for which it gives NaN are left out.
         level: coverage aimed at.
         num_resamples: resamples drawn.
         seed: of the draws.
@@ -67,6 +68,9 @@ def bootstrap_totals(
     source = np.random.Generator(np.random.PCG64(seed))
     drawn = source.multinomial(len(rows), counts / len(rows), size=num_resamples)
     estimates = statistic(drawn @ distinct, len(rows))
+    estimates = estimates[~np.isnan(estimates)]
+    if not len(estimates):
+        return float("nan"), float("nan")
     tail = (1 - level) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return float(low), float(high)

@@ -1,6 +1,7 @@
 """What a classifier's probabilities are worth: torchmetrics' definitions on whole splits, with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,13 @@ def predicted_labels(probabilities: Tensor) -> Tensor:
 
 
 def classification_metrics(
-    probabilities: Tensor, targets: Tensor, label_names: Sequence[str], *, multi_label: bool = False
+    probabilities: Tensor,
+    targets: Tensor,
+    label_names: Sequence[str],
+    *,
+    multi_label: bool = False,
+    ordered: bool = False,
+    score_weights: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Accuracy, precision, recall, F1, AUROC and calibration error, by the names under which they are logged.
 
@@ -42,6 +49,10 @@ def classification_metrics(
         targets: (n,) int64 class numbers; with `multi_label` (n, classes) of 0 and 1.
         label_names: names of the classes.
         multi_label: whether a sample bears any number of labels.
+        ordered: whether the classes are in an order; adds `kappa`, Cohen's with quadratic weights (Cohen 1968): 1 for
+            answers that are right, 0 for chance, and a mistake counts by the square of its distance.
+        score_weights: weights of classes by name, which need not add up to 1; adds `weighted_score`, their weighted
+            mean F1, over the classes that are there or were predicted.
     """
     metrics = _multi_label(probabilities, targets) if multi_label else _multi_class(probabilities, targets)
     names = metric_names(label_names)
@@ -50,8 +61,20 @@ def classification_metrics(
             metrics[f"{key}_{name}"] = value
     found: dict[str, float] = {key: float(value) for key, value in metrics.items()}
     outcomes = sample_outcomes(probabilities, targets, multi_label=multi_label)
-    for key, statistic in (("accuracy", _accuracy), ("f1_macro", _f1_macro)):
+    statistics = {"accuracy": _accuracy, "f1_macro": _f1_macro}
+    if score_weights:
+        weights = np.array([score_weights.get(name, 0.0) for name in label_names])
+        statistics["weighted_score"] = partial(_weighted_f1, weights=weights)
+        found["weighted_score"] = float(_weighted_f1(outcomes.sum(axis=0, keepdims=True), len(outcomes), weights)[0])
+    for key, statistic in statistics.items():
         found[f"{key}_low"], found[f"{key}_high"] = bootstrap_totals(outcomes, statistic)
+    if ordered and not multi_label:
+        predicted = predicted_labels(probabilities)
+        found["kappa"] = float(
+            functional.multiclass_cohen_kappa(predicted, targets, num_classes=len(label_names), weights="quadratic")
+        )
+        cells = torch.nn.functional.one_hot(targets * len(label_names) + predicted, len(label_names) ** 2)
+        found["kappa_low"], found["kappa_high"] = bootstrap_totals(cells.double().numpy(), _quadratic_kappa)
     return found
 
 
@@ -134,10 +157,26 @@ def _accuracy(totals: NDArray[np.float64], num_samples: int) -> NDArray[np.float
 
 
 def _f1_macro(totals: NDArray[np.float64], num_samples: int) -> NDArray[np.float64]:
+    return _weighted_f1(totals, num_samples, np.ones((totals.shape[1] - 1) // 3))
+
+
+def _weighted_f1(totals: NDArray[np.float64], num_samples: int, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     hits, predicted, true = np.split(totals[:, 1:], 3, axis=1)
     seen = predicted + true
     f1 = 2 * hits / np.maximum(seen, 1)
-    return f1.sum(axis=1) / np.maximum((seen > 0).sum(axis=1), 1)
+    total = ((seen > 0) * weights).sum(axis=1)
+    return (f1 * weights).sum(axis=1) / np.where(total > 0, total, 1.0)
+
+
+def _quadratic_kappa(totals: NDArray[np.float64], num_samples: int) -> NDArray[np.float64]:
+    """Of confusion matrices (m, classes * classes); NaN where only one class was seen and said, as in torchmetrics."""
+    size = round(totals.shape[1] ** 0.5)
+    confusion = totals.reshape(-1, size, size)
+    distance = np.subtract.outer(np.arange(size), np.arange(size)) ** 2
+    observed = (confusion * distance).sum(axis=(1, 2))
+    expected = np.einsum("mi,ij,mj->m", confusion.sum(axis=2), distance, confusion.sum(axis=1)) / num_samples
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - observed / expected
 
 
 def confusion_matrix(predicted: NDArray[np.int64], targets: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
