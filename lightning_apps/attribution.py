@@ -1,4 +1,4 @@
-"""What a hierarchical classifier's verdict rests on: chunk attention, integrated gradients, occlusion.
+"""What a hierarchical classifier's verdict rests on: chunk attention and occlusion; the reader that all methods share.
 
 All methods explain the same function F of a document, a weighted sum of logits (see Goal), and mean the same by
 "absent": a token is replaced by the mask token, special tokens stay. Nothing here holds more than `micro_chunks` chunks
@@ -150,26 +150,6 @@ class Attribution:
     chunks: Array
 
 
-@dataclass(frozen=True)
-class Completeness:
-    """How well integrated gradients add up: `total` should be `value - baseline`.
-
-    Attributes:
-        value: F of the document.
-        baseline: F of the document with every word absent.
-        total: sum of the scores of all tokens.
-    """
-
-    value: float
-    baseline: float
-    total: float
-
-    @property
-    def error(self) -> float:
-        """|total - (value - baseline)|, in units of F."""
-        return abs(self.total - (self.value - self.baseline))
-
-
 def used_length(attention_mask: Tensor) -> int:
     """Positions up to the last that is attended to in any row of (chunks, length)."""
     return int(attention_mask.any(dim=0).nonzero().max()) + 1
@@ -189,82 +169,6 @@ def mean_over_tokens(chunks: Chunks, scores: Array) -> Array:
     valid = chunks.word >= 0
     totals = np.bincount(chunks.word[valid], scores[valid], minlength=chunks.num_words)
     return totals / np.maximum(np.bincount(chunks.word[valid], minlength=chunks.num_words), 1)
-
-
-def integrated_gradients(
-    chunks: Chunks, reader: Reader, goal: Goal, *, steps: int
-) -> tuple[Attribution, Completeness, Array]:
-    """Integrated gradients on the word embeddings (Sundararajan et al., 2017), exact over the whole document.
-
-    The path leads from the document with every word absent to the document, all chunks at the same time; its integral
-    is taken by Gauss-Legendre quadrature. The pooling ties the chunks together, so that every step takes two passes:
-    all chunk vectors without a graph and from them the gradient of F by chunk vector, then one vector-Jacobian product
-    for each micro-batch of chunks. That is the gradient of the whole, in the memory of one micro-batch. A document
-    that is one micro-batch needs one pass.
-
-    The score of a word is the sum over its tokens in all chunks: where chunks overlap a word was read twice, and both
-    readings contributed.
-
-    Args:
-        chunks: of the document.
-        reader: of the model.
-        goal: what F is.
-        steps: points on the path.
-
-    Returns:
-        Scores of words and chunks, how well they add up, and the scores of tokens (chunks, length).
-    """
-    net, device = reader.net, reader.device
-    absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), reader.absent_id)
-    goal_weights = goal.logit_weights.to(device)
-    count = torch.tensor([len(chunks.input_ids)], device=device)
-    embedding = net.get_input_embeddings()
-    parts = [
-        slice(start, start + reader.micro_chunks) for start in range(0, len(chunks.input_ids), reader.micro_chunks)
-    ]
-
-    def embedded(part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        mask = chunks.attention_mask[part]
-        length = used_length(mask)
-        base = embedding(absent[part, :length].to(device))
-        return base, embedding(chunks.input_ids[part, :length].to(device)) - base, mask[:, :length].to(device)
-
-    def value_of(vectors: Tensor) -> Tensor:
-        logits, _ = net.classify(vectors, count)
-        return (logits[0].float() * goal_weights).sum()
-
-    def value_at(ids: Tensor) -> float:
-        logits, _ = reader.classify([reader.vectors(ids, chunks.attention_mask)])
-        return float((logits[0] * goal.logit_weights).sum())
-
-    scores = np.zeros(chunks.word.shape)
-    nodes, quadrature = np.polynomial.legendre.leggauss(steps)
-    for node, weight in zip((nodes + 1) / 2, quadrature / 2, strict=True):
-        gradient = None
-        if len(parts) > 1:
-            with torch.no_grad():
-                vectors = []
-                for part in parts:
-                    base, difference, mask = embedded(part)
-                    vectors.append(net.encode(attention_mask=mask, inputs_embeds=base + node * difference))
-                    reader.num_encoded += len(base)
-            whole = torch.cat(vectors).requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(value_of(whole), whole)
-        for part in parts:
-            base, difference, mask = embedded(part)
-            point = (base + node * difference).requires_grad_()
-            with torch.enable_grad():
-                vectors_here = net.encode(attention_mask=mask, inputs_embeds=point)
-                result = value_of(vectors_here) if gradient is None else vectors_here
-            reader.num_encoded += len(base)
-            (slope,) = torch.autograd.grad(result, point, None if gradient is None else gradient[part])
-            products = (slope.double() * difference.double()).sum(dim=-1).cpu().numpy()
-            scores[part, : products.shape[1]] += weight * products
-    valid = chunks.word >= 0
-    words: Array = np.bincount(chunks.word[valid], scores[valid], minlength=chunks.num_words).astype(np.float64)
-    completeness = Completeness(value_at(chunks.input_ids), value_at(absent), float(scores.sum()))
-    return Attribution(words, scores.sum(axis=1)), completeness, scores
 
 
 def occlusion(chunks: Chunks, reader: Reader, goal: Goal, sentence: NDArray[np.int64]) -> Attribution:

@@ -49,6 +49,8 @@ class ExplainConfig:
     target: str = MISSING
     methods: list[str] = MISSING
     steps: int = MISSING
+    tolerance: float = MISSING
+    max_steps: int = MISSING
     max_sentences: int = MISSING
     faithfulness: FaithfulnessConfig = field(default_factory=FaithfulnessConfig)
     page: PageConfig = field(default_factory=PageConfig)
@@ -111,6 +113,8 @@ def check_options(options: dict[str, Any]) -> None:
     for key in ("steps", "max_sentences", "micro_chunks"):
         if options[key] < 1:
             raise ConfigError(f"{key}={options[key]}: must be at least 1")
+    if options["tolerance"] < 0:
+        raise ConfigError(f"tolerance={options['tolerance']}: must be at least 0")
     if options["max_documents"] is not None and options["max_documents"] < 1:
         raise ConfigError(f"max_documents={options['max_documents']}: must be at least 1, or null for all")
     if (options["faithfulness"]["max_documents"] or 0) < 0:

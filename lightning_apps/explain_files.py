@@ -19,7 +19,8 @@ EVIDENCE_WORDS = {
     "pointing_word": "top word is evidence",
     "pointing_sentence": "top sentence is evidence",
     "pointing_chunk": "top chunk is evidence",
-    "average_precision": "average precision (words)",
+    "average_precision": "average precision, words",
+    "average_precision_sentence": "average precision, sentences",
 }
 ALT = (
     "Probability of the target as words are removed by rank and as they are put in, by method, and how often each "
@@ -45,7 +46,7 @@ def write_explanations(
     write_json_atomically(paths[2], results)
     name = f"{directory.path.parent.name}/{directory.path.name}"
     draw_faithfulness(paths[3], results, title=f"{name}, {source}: are the explanations true?")
-    said = results_in_words(explanations, results, options["steps"])
+    said = results_in_words(explanations, results)
     parts = [
         facts(overview(explanations, results, directory, source)),
         section("How to read this", bullets(HOW_TO_READ)),
@@ -89,6 +90,8 @@ def summarise(
         ),
         "unit": options["faithfulness"]["unit"],
         "steps": options["steps"],
+        "tolerance": options["tolerance"],
+        "max_steps": options["max_steps"],
         "seed": options["seed"],
         "fractions": list(fractions),
         "num_documents": len(measured),
@@ -159,9 +162,9 @@ def evidence_caption(evidence: Mapping[str, Any]) -> str:
     )
 
 
-def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, Any], steps: int) -> list[str]:
+def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, Any]) -> list[str]:
     """What the command prints: completeness, curves against random order, evidence against chance."""
-    lines = [completeness_sentence(explanations, steps)]
+    lines = [completeness_sentence(explanations)]
     width = max(map(len, [*METHOD_NAMES.values(), "random order"]))
     if results["num_documents"]:
         lines.append(f"area under the curves of {results['num_documents']:,} documents ({results['measured']}):")
@@ -178,7 +181,7 @@ def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, 
         for name, words in EVIDENCE_WORDS.items():
             for method in scores[name]:
                 entry = scores[name][method]
-                lines.append(f"  {words:25}  {_name(method):{width}}  {_spelt(entry)}{_difference(entry)}")
+                lines.append(f"  {words:28}  {_name(method):{width}}  {_spelt(entry)}{_difference(entry)}")
     return lines
 
 

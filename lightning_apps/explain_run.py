@@ -123,6 +123,8 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
         target=options["target"],
         methods=options["methods"],
         steps=options["steps"],
+        tolerance=options["tolerance"],
+        max_steps=options["max_steps"],
         max_sentences=options["max_sentences"],
         unit=options["faithfulness"]["unit"],
         fractions=all_fractions(options),
@@ -141,7 +143,7 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
             settings=settings,
             measure_curves=place in measured,
         )
-        for place, document in enumerate(tqdm(documents, desc="explaining", unit="document", leave=False))
+        for place, document in enumerate(tqdm(documents, desc="explaining", unit="document", leave=False, disable=None))
     ]
 
 

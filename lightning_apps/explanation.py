@@ -5,29 +5,29 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.document_facts import Span
 from lightning_apps.attribution import (
     HIGHER,
     Attribution,
     Chunks,
-    Completeness,
     Goal,
     Reader,
     chunk_attention,
     class_goal,
     higher_goal,
-    integrated_gradients,
     occlusion,
     random_scores,
 )
 from lightning_apps.deletion_curves import deletion_and_insertion, ranked_words
 from lightning_apps.explain_input import Document
+from lightning_apps.integrated_gradients import Completeness, integrated_gradients
 from lightning_apps.metrics.faithfulness import (
     CURVES,
     RANDOM,
+    chunks_inside,
     curve_area,
     evidence_scores,
     expected_random_evidence,
@@ -53,6 +53,8 @@ class ExplainSettings:
     target: str
     methods: Sequence[str]
     steps: int
+    tolerance: float
+    max_steps: int
     max_sentences: int
     unit: str
     fractions: Sequence[float]
@@ -148,7 +150,7 @@ def explain_document(
         inside = inside_spans(words.spans, document.evidence)
         evidence_read = bool(inside.any())
         if evidence_read:
-            evidence = measure_evidence(chunks, words, attributions, inside, settings.seed)
+            evidence = measure_evidence(chunks, words, attributions, document.evidence, settings.seed)
     return Explanation(
         document=document,
         prediction=label_names[best],
@@ -185,7 +187,9 @@ def attribute(
         elif method == "occlusion":
             found[method] = occlusion(chunks, reader, goal, words.sentence)
         else:
-            found[method], completeness, _ = integrated_gradients(chunks, reader, goal, steps=settings.steps)
+            found[method], completeness, _ = integrated_gradients(
+                chunks, reader, goal, steps=settings.steps, tolerance=settings.tolerance, max_steps=settings.max_steps
+            )
     return found, completeness
 
 
@@ -193,16 +197,18 @@ def measure_evidence(
     chunks: Chunks,
     words: ReadWords,
     attributions: dict[str, Attribution],
-    inside: NDArray[np.bool_],
+    spans: Sequence[Span],
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """How well each method, and chance, find the words (words,) that are evidence."""
+    """How well each method, and chance, find evidence that is given as spans of characters."""
     held = [np.unique(row[row >= 0]) for row in chunks.word]
+    by_word = inside_spans(words.spans, spans)
+    by_chunk = chunks_inside(held, [np.flatnonzero(inside_spans(words.spans, [span])) for span in spans])
     found = {
-        method: evidence_scores(scores.words, words.sentence, scores.chunks, inside, held)
+        method: evidence_scores(scores.words, scores.chunks, words.sentence, by_word, by_chunk)
         for method, scores in attributions.items()
     }
-    return found | {RANDOM: expected_random_evidence(words.sentence, inside, held, draws=RANDOM_DRAWS, seed=seed)}
+    return found | {RANDOM: expected_random_evidence(words.sentence, by_word, by_chunk, draws=RANDOM_DRAWS, seed=seed)}
 
 
 def chunk_spans(token_spans: Spans) -> Spans:
@@ -267,7 +273,7 @@ def record(explanation: Explanation, fractions: Sequence[float]) -> dict[str, An
     }
 
 
-def completeness_sentence(explanations: Sequence[Explanation], steps: int) -> str:
+def completeness_sentence(explanations: Sequence[Explanation]) -> str:
     """How well integrated gradients added up, in one line."""
     found = [(entry.completeness, entry.document.id) for entry in explanations if entry.completeness is not None]
     if not found:
@@ -275,12 +281,9 @@ def completeness_sentence(explanations: Sequence[Explanation], steps: int) -> st
     worst, where = max(found, key=lambda pair: pair[0].error)
     changes = np.median([abs(completeness.value - completeness.baseline) for completeness, _ in found])
     errors = np.median([completeness.error for completeness, _ in found])
+    points = [completeness.points for completeness, _ in found]
+    spread = f"{min(points)}" if min(points) == max(points) else f"{min(points)} to {max(points)}"
     return (
-        f"completeness error of integrated gradients ({steps} points): median {errors:.2g}, largest {worst.error:.2g} "
-        f"({where}), where F changes by {changes:.2g} in the median"
+        f"completeness error of integrated gradients ({spread} points): median {errors:.2g}, largest {worst.error:.2g} "
+        f"({where}, where F changes by {worst.value - worst.baseline:+.2g}); F changes by {changes:.2g} in the median"
     )
-
-
-def quiet_model(net: Any, device: torch.device) -> Any:
-    """The model for explaining: on the device, no dropout, no gradients of weights."""
-    return net.to(device).eval().requires_grad_(False)

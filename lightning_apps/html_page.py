@@ -26,7 +26,8 @@ th { border-bottom-width: 2px; vertical-align: bottom; } th.text, td.text { text
 td.long { white-space: normal; min-width: 16rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
-@media (max-width: 40rem) { figure img { max-width: none; width: 46rem; } dl { display: block; } dd { margin: 0 0 .5rem 0; } body { padding: .6rem; } }
+@media (max-width: 40rem) { figure img { max-width: none; width: 46rem; } }
+@media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .5rem 0; } body { padding: .6rem; } }
 @media print { body { max-width: none; font-size: 10pt; } .scroll { overflow: visible; }
   table { font-size: 7pt; } th, td { white-space: normal; padding: .1rem .25rem; } td.long { min-width: 0; }
   figure, tr { break-inside: avoid; } details { display: block; } }

@@ -10,16 +10,21 @@ from lightning_apps.attribution import (
     chunk_attention,
     class_goal,
     higher_goal,
-    integrated_gradients,
     occlusion,
     random_scores,
 )
 from lightning_apps.explain_input import Document
 from lightning_apps.explanation import ExplainSettings, explain_document
+from lightning_apps.integrated_gradients import integrated_gradients
 from lightning_apps.text_units import read_words
 from tests.tiny_rating import ABSENT, TinyNet, Words, chunker, planted_net
 
 TEXT = " ".join(f"w{number}" for number in range(21))  # chunks of 6 words each 4: words 4 and 5 are in two of them
+
+
+def once(steps):
+    """Settings of quadrature without halving."""
+    return {"steps": steps, "tolerance": 0.0, "max_steps": steps}
 
 
 def document(text=TEXT, net=None, *, micro_chunks=2, **chunking):
@@ -38,11 +43,11 @@ def value(reader, chunks, goal, ids):
 def test_completeness_error_shrinks_with_steps():
     chunks, reader, _ = document()
     goal = class_goal(1, "b", 3)
-    errors = [integrated_gradients(chunks, reader, goal, steps=steps)[1].error for steps in (1, 4, 16)]
+    errors = [integrated_gradients(chunks, reader, goal, **once(steps))[1].error for steps in (1, 4, 16)]
     assert errors[0] > 1e-4
     assert errors[1] < errors[0] / 10
     assert errors[2] < 1e-5
-    scores, complete, tokens = integrated_gradients(chunks, reader, goal, steps=16)
+    scores, complete, tokens = integrated_gradients(chunks, reader, goal, **once(16))
     absent = chunks.without(np.ones(21, dtype=bool), ABSENT)
     assert complete.value == pytest.approx(float(value(reader, chunks, goal, chunks.input_ids)), abs=1e-6)
     assert complete.baseline == pytest.approx(float(value(reader, chunks, goal, absent)), abs=1e-6)
@@ -55,7 +60,7 @@ def test_one_step_is_exact_where_the_model_is_linear():
     net = TinyNet(linear=True)
     chunks, reader, _ = document(net=net)
     goal = class_goal(2, "c", 3)
-    scores, complete, _ = integrated_gradients(chunks, reader, goal, steps=1)
+    scores, complete, _ = integrated_gradients(chunks, reader, goal, **once(1))
     assert complete.error < 1e-6
     # by hand: a word adds its embedding less that of the absent token, over the length of its chunk, over chunks
     direction = net.head.weight.T @ goal.logit_weights
@@ -73,7 +78,7 @@ def test_one_step_is_exact_where_the_model_is_linear():
 def test_chunk_by_chunk_equals_the_gradient_of_the_whole(micro_chunks):
     chunks, reader, _ = document(micro_chunks=micro_chunks)
     goal = higher_goal(3)
-    _, _, tokens = integrated_gradients(chunks, reader, goal, steps=5)
+    _, _, tokens = integrated_gradients(chunks, reader, goal, **once(5))
     net = reader.net
     embedded = net.embedding(chunks.input_ids)
     base = net.embedding(chunks.without(np.ones(21, dtype=bool), ABSENT))
@@ -88,11 +93,38 @@ def test_chunk_by_chunk_equals_the_gradient_of_the_whole(micro_chunks):
     np.testing.assert_allclose(tokens, expected.detach().numpy(), atol=1e-6)
 
 
+def test_a_sharp_turn_of_the_path_is_halved_until_it_adds_up():
+    """A head that jumps within a thousandth of the path: one stretch misses it, halving finds it."""
+    chunks, reader, _ = document()
+    goal = class_goal(1, "b", 3)
+    head = reader.net.head
+    start, end = (
+        float(reader.net.classify(reader.vectors(ids, chunks.attention_mask), torch.tensor([5]))[0][0, 1])
+        for ids in (chunks.without(np.ones(21, dtype=bool), ABSENT), chunks.input_ids)
+    )
+
+    class Jump(torch.nn.Module):
+        def forward(self, pooled):
+            logits = head(pooled)
+            jump = torch.sigmoid((logits[..., 1] - (0.3 * start + 0.7 * end)) * 2000 / (end - start))
+            return torch.stack([logits[..., 0], 3 * jump, logits[..., 2]], dim=-1)
+
+    reader.net.head = Jump()
+    reader.forget()
+    _, plain, _ = integrated_gradients(chunks, reader, goal, **once(8))
+    assert plain.error > 1
+    _, halved, _ = integrated_gradients(chunks, reader, goal, steps=8, tolerance=0.01, max_steps=400)
+    assert halved.error < 0.02 * 3
+    assert halved.points < 400
+    _, bounded, _ = integrated_gradients(chunks, reader, goal, steps=8, tolerance=0.0, max_steps=47)
+    assert bounded.points == 40
+
+
 def test_no_more_chunks_at_a_time_than_allowed():
     chunks, reader, read = document(" ".join(f"w{number % 300}" for number in range(900)), micro_chunks=3)
     assert len(chunks.input_ids) > 200
     goal = class_goal(0, "a", 3)
-    integrated_gradients(chunks, reader, goal, steps=2)
+    integrated_gradients(chunks, reader, goal, **once(2))
     occlusion(chunks, reader, goal, read.sentence)
     assert reader.net.most_chunks == 3
 
@@ -169,7 +201,8 @@ def test_random_scores_are_of_whole_sentences_and_of_the_seed():
 
 
 SETTINGS = ExplainSettings(
-    target="predicted", methods=["chunk_attention", "integrated_gradients", "occlusion"], steps=32, max_sentences=400,
+    target="predicted", methods=["chunk_attention", "integrated_gradients", "occlusion"], steps=16, tolerance=0.001,
+    max_steps=200, max_sentences=400,
     unit="word", fractions=[0.0, 0.1, 0.5, 1.0], seed=0,
 )  # fmt: skip
 
@@ -227,7 +260,7 @@ def test_empty_and_one_word_documents(text):
 def test_a_long_document_costs_no_more_than_its_chunks():
     text = "some words again. " * 550_000  # 9.9 MB
     net = TinyNet()
-    settings = ExplainSettings(**{**vars(SETTINGS), "steps": 2, "max_sentences": 3, "unit": "sentence"})
+    settings = ExplainSettings(**{**vars(SETTINGS), "steps": 2, "max_steps": 2, "max_sentences": 3, "unit": "sentence"})
     found = explained(text, net=net, settings=settings, max_chunks=5)
     assert found.words.num_words == 1_650_000
     assert len(found.words.spans) == 22  # of five chunks

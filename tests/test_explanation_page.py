@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_apps.attribution import Attribution, Completeness
+from lightning_apps.attribution import Attribution
 from lightning_apps.explain_files import write_explanations
 from lightning_apps.explain_input import Document
 from lightning_apps.explanation import Explanation
@@ -24,6 +24,7 @@ from lightning_apps.explanation_page import (
     shown,
 )
 from lightning_apps.html_page import page, paragraph
+from lightning_apps.integrated_gradients import Completeness
 from lightning_apps.run_directory import RunDirectory
 from lightning_apps.text_units import WORD, read_words
 from tests.test_report import Page
@@ -58,7 +59,7 @@ def explanation(name, text, probabilities, *, label=None, evidence=None, read=sl
         chunk_spans=np.array([[part[0, 0], part[-1, 1]] if len(part) else [0, 0] for part in held]),
         chunk_weights=weights,
         attributions=found,
-        completeness=Completeness(1.0, 0.25, 0.76),
+        completeness=Completeness(1.0, 0.25, 0.76, 16),
         curves={method: {"deletion": [0.9, 0.5, 0.1], "insertion": [0.1, 0.5, 0.9]} for method in (*METHODS, "random")},
         evidence=None,
         evidence_read=None,
@@ -66,7 +67,7 @@ def explanation(name, text, probabilities, *, label=None, evidence=None, read=sl
 
 
 OPTIONS = {
-    "target": "predicted", "steps": 16, "methods": list(METHODS), "seed": 1,
+    "target": "predicted", "steps": 16, "tolerance": 0.02, "max_steps": 112, "methods": list(METHODS), "seed": 1,
     "page": {"words": 1000, "megabytes": 1.0}, "faithfulness": {"unit": "sentence", "fractions": [0.5]},
 }  # fmt: skip
 

@@ -11,6 +11,8 @@ from sklearn.metrics import average_precision_score
 from lightning_apps.attribution import Chunks, Reader, class_goal
 from lightning_apps.deletion_curves import deletion_and_insertion, ranked_words
 from lightning_apps.metrics.faithfulness import (
+    EVIDENCE,
+    chunks_inside,
     compare_with_random,
     curve_area,
     evidence_scores,
@@ -81,30 +83,41 @@ def test_pointing_game_with_ties():
     assert pointing_hit(np.array([-3.0, -1, -3, -1]), inside) == 0.5
 
 
+INSIDE = np.array([True, True, False, False, True, False])
+HELD = [np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([5]), np.array([], dtype=np.int64)]
+
+
 def test_evidence_by_hand():
-    inside = np.array([True, True, False, False, True, False])
-    held = [np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([5]), np.array([], dtype=np.int64)]
     scores = np.array([3.0, 1.0, 2.0, 2.0, 2.0, 0.5])
-    found = evidence_scores(scores, SENTENCE, np.array([0.1, 0.9, 0.2, 0.0]), inside, held)
+    chunk_inside = np.array([True, False, False, False])
+    found = evidence_scores(scores, np.array([0.1, 0.9, 0.2, 0.0]), SENTENCE, INSIDE, chunk_inside)
     # ranked 3 | 2 2 2 | 1 | 0.5 with hits 1 | 1 | 1 | 0: precision 1, 2/4, 3/5 at recall 1/3, 2/3, 1
     assert found["average_precision"] == pytest.approx((1 + 1 / 2 + 3 / 5) / 3)
+    # sentence means 2, 2, 0.5: five words of which three are evidence, then the last
+    assert found["average_precision_sentence"] == pytest.approx(3 / 5)
     assert found["pointing_word"] == 1
-    # sentence means 2, 2, 0.5; the first is evidence, the second (one of three words) is not
+    # the first sentence is evidence, the second (one of three words) is not
     assert found["pointing_sentence"] == 0.5
-    assert found["pointing_chunk"] == 0  # the second chunk holds one word of evidence in three
-    assert evidence_scores(scores, SENTENCE, np.array([1.0, 0, 0, 0]), inside, held)["pointing_chunk"] == 1
+    assert found["pointing_chunk"] == 0
+    found = evidence_scores(scores, np.array([1.0, 0, 0, 0]), SENTENCE, INSIDE, chunk_inside)
+    assert found["pointing_chunk"] == 1
+
+
+def test_chunks_that_are_evidence():
+    assert chunks_inside(HELD, [np.array([0, 1]), np.array([4])]).tolist() == [True, True, False, False]
+    assert chunks_inside(HELD, [np.array([2, 3, 4, 5, 6])]).tolist() == [False, True, True, False]
+    assert chunks_inside(HELD, [np.array([], dtype=np.int64)]).tolist() == [False] * 4
 
 
 def test_chance_by_hand():
-    inside = np.array([True, True, False, False, True, False])
-    held = [np.array([0, 1, 2]), np.array([2, 3, 4]), np.array([5])]
-    found = expected_random_evidence(SENTENCE, inside, held, draws=500, seed=0)
+    found = expected_random_evidence(SENTENCE, INSIDE, np.array([True, False, False]), draws=500, seed=0)
     assert found["pointing_word"] == pytest.approx((1 + 1 / 3 + 0) / 3)
     assert found["pointing_sentence"] == pytest.approx(1 / 3)
     assert found["pointing_chunk"] == pytest.approx(1 / 3)
     orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
-    exact = np.mean([average_precision_score(inside, np.array(order)[SENTENCE]) for order in orders])
+    exact = np.mean([average_precision_score(INSIDE, np.array(order)[SENTENCE]) for order in orders])
     assert found["average_precision"] == pytest.approx(exact, abs=0.03)
+    assert found["average_precision_sentence"] == found["average_precision"]
 
 
 def test_differences_are_paired():
@@ -133,7 +146,7 @@ def test_summaries_and_their_picture(tmp_path):
     assert area["value"] == pytest.approx((0.35 + 0.4) / 2)
     assert area["minus_random"]["value"] == pytest.approx(-0.15)
     assert found["deletion"]["curves"]["occlusion"]["mean"] == pytest.approx([0.9, 0.25, 0.1])
-    scores = {"pointing_word": 1.0, "pointing_sentence": 1.0, "pointing_chunk": 0.0, "average_precision": 0.5}
+    scores = dict.fromkeys(EVIDENCE, 0.5)
     chance = dict.fromkeys(scores, 0.25)
     evidence = summarise_evidence([{"occlusion": scores, "random": chance}] * 3)
     assert evidence["average_precision"]["occlusion"]["minus_random"]["value"] == 0.25

@@ -11,9 +11,10 @@ from sklearn.metrics import average_precision_score
 from lightning_apps.metrics.bootstrap import bootstrap_interval
 
 Array = NDArray[np.float64]
+Inside = NDArray[np.bool_]
 RANDOM = "random"
 CURVES = ("deletion", "insertion")
-EVIDENCE = ("pointing_word", "pointing_sentence", "pointing_chunk", "average_precision")
+EVIDENCE = ("pointing_word", "pointing_sentence", "pointing_chunk", "average_precision", "average_precision_sentence")
 
 
 def tied(scores: Array) -> Array:
@@ -32,7 +33,7 @@ def curve_area(fractions: Sequence[float], values: Array) -> float:
     return float(np.trapezoid(values, fractions))
 
 
-def pointing_hit(scores: Array, inside: NDArray[np.bool_]) -> float:
+def pointing_hit(scores: Array, inside: Inside) -> float:
     """The pointing game (Zhang et al., 2016): whether the unit of the highest score is evidence.
 
     Where several share the highest score, the share of them that are: the expected hit of a draw among them.
@@ -46,56 +47,67 @@ def pointing_hit(scores: Array, inside: NDArray[np.bool_]) -> float:
 
 
 def evidence_scores(
-    words: Array,
-    sentence: NDArray[np.int64],
-    chunks: Array,
-    word_inside: NDArray[np.bool_],
-    chunk_of_word: Sequence[NDArray[np.int64]],
+    words: Array, chunks: Array, sentence: NDArray[np.int64], word_inside: Inside, chunk_inside: Inside
 ) -> dict[str, float]:
     """How well scores find the evidence of one document: EVIDENCE.
 
-    A sentence counts as evidence where at least half of its words are; a chunk likewise. A sentence has the mean score
-    of its words. Average precision is over words, so that long evidence weighs more than short; words of equal score
-    form one step of the curve.
+    A sentence counts as evidence where at least half of its words are, and has the mean score of its words. Average
+    precision is over words, so that long evidence weighs more than short: by their own scores, and by those of their
+    sentences, which every method has. Words of equal score form one step of the curve.
 
     Args:
         words: (words,) scores.
-        sentence: (words,) number of the sentence of each.
         chunks: (chunks,) scores.
+        sentence: (words,) number of the sentence of each.
         word_inside: (words,) which words are evidence; at least one.
-        chunk_of_word: for each chunk the words that it holds.
+        chunk_inside: (chunks,) which chunks are, see chunks_inside.
     """
     lengths = np.bincount(sentence)
     sentence_inside = np.bincount(sentence, word_inside) >= lengths / 2
-    chunk_inside = np.array([word_inside[held].mean() >= 0.5 if len(held) else False for held in chunk_of_word])
+    by_sentence = np.bincount(sentence, words) / lengths
     return {
         "pointing_word": pointing_hit(words, word_inside),
-        "pointing_sentence": pointing_hit(np.bincount(sentence, words) / lengths, sentence_inside),
+        "pointing_sentence": pointing_hit(by_sentence, sentence_inside),
         "pointing_chunk": pointing_hit(chunks, chunk_inside),
         "average_precision": float(average_precision_score(word_inside, tied(words))),
+        "average_precision_sentence": float(average_precision_score(word_inside, tied(by_sentence)[sentence])),
     }
 
 
+def chunks_inside(held: Sequence[NDArray[np.int64]], regions: Sequence[NDArray[np.int64]]) -> Inside:
+    """(chunks,) which chunks count as evidence: those that share at least half of themselves, or half of a region.
+
+    Args:
+        held: for each chunk the words that it holds.
+        regions: for each span of evidence the words in it.
+    """
+    return np.array(
+        [
+            any(
+                len(words) and len(region) and len(np.intersect1d(words, region)) >= min(len(words), len(region)) / 2
+                for region in regions
+            )
+            for words in held
+        ],
+        dtype=np.bool_,
+    )
+
+
 def expected_random_evidence(
-    sentence: NDArray[np.int64],
-    word_inside: NDArray[np.bool_],
-    chunk_of_word: Sequence[NDArray[np.int64]],
-    *,
-    draws: int,
-    seed: int,
+    sentence: NDArray[np.int64], word_inside: Inside, chunk_inside: Inside, *, draws: int, seed: int
 ) -> dict[str, float]:
     """What random scores of sentences and chunks reach on one document.
 
     The pointing game is exact: equal scores everywhere give the share of units that are evidence. Average precision is
     a mean over draws.
     """
-    equal, chunks = np.zeros(len(sentence)), np.zeros(len(chunk_of_word))
-    found = evidence_scores(equal, sentence, chunks, word_inside, chunk_of_word)
+    equal = np.zeros(len(sentence))
+    found = evidence_scores(equal, np.zeros(len(chunk_inside)), sentence, word_inside, chunk_inside)
     # a random sentence, and then the word of the highest score in it
     share = np.bincount(sentence, word_inside) / np.bincount(sentence)
     found["pointing_word"] = float(share.mean())
     source = np.random.Generator(np.random.PCG64(seed))
-    found["average_precision"] = float(
+    found["average_precision"] = found["average_precision_sentence"] = float(
         np.mean(
             [
                 average_precision_score(word_inside, source.permutation(len(share)).astype(np.float64)[sentence])

@@ -29,7 +29,8 @@ EVIDENCE_NAMES = {
     "pointing_word": "top word\nis evidence",
     "pointing_sentence": "top sentence\nis evidence",
     "pointing_chunk": "top chunk\nis evidence",
-    "average_precision": "average\nprecision",
+    "average_precision": "average\nprecision,\nwords",
+    "average_precision_sentence": "average\nprecision,\nsentences",
 }
 
 
