@@ -96,6 +96,14 @@ def summarise(
         "fractions": list(fractions),
         "num_documents": len(measured),
         "curves": summarise_curves([entry.curves for entry in measured], fractions),
+        "by_prediction": {
+            name: {
+                "num_documents": len(found),
+                "curves": summarise_curves([entry.curves for entry in found], fractions),
+            }
+            for name in sorted({entry.prediction for entry in measured})
+            for found in [[entry for entry in measured if entry.prediction == name]]
+        },
         "completeness_error": {"largest": errors[-1], "median": errors[len(errors) // 2]} if errors else None,
         "evidence": {
             "num_documents": len(known),
@@ -147,7 +155,7 @@ def result_tables(results: Mapping[str, Any]) -> list[str]:
     if evidence["num_documents"]:
         scores = evidence["scores"]
         rows = [
-            [_name(method), *(_cells(scores[name][method])[0] for name in EVIDENCE_WORDS)]
+            [_name(method), *(_spelt(scores[name][method], 2) for name in EVIDENCE_WORDS)]
             for method in scores["average_precision"]
         ]
         tables.append(table(evidence_caption(evidence), ["method", *EVIDENCE_WORDS.values()], rows, text=(0,)))
@@ -189,8 +197,9 @@ def _name(method: str) -> str:
     return "random order" if method == RANDOM else METHOD_NAMES[method]
 
 
-def _spelt(entry: Mapping[str, float]) -> str:
-    return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
+def _spelt(entry: Mapping[str, float], digits: int = 3) -> str:
+    value, low, high = (f"{entry[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _difference(entry: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ LEVELS = (0.3, 0.55, 0.8)
 word has level 1, 2, 3."""
 MAP_CELLS = 100
 READ_SENTENCES = 3
+WORTH_READING = 0.1
+"""Of a document's strongest sentence: weaker ones are in no reading."""
 SHOWN_CHARACTERS = 240
 """Of a sentence in a reading."""
 UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
@@ -201,13 +203,14 @@ def reading(letter: str, entry: Explanation, method: str) -> str:
     """The explanation by one method in sentences."""
     if method == "chunk_attention":
         return _reading_of_chunks(letter, entry, method)
-    scores = entry.sentence_scores(method) if len(entry.words.spans) else np.zeros(0)
+    scores = entry.sentence_scores(method)
+    heard = np.where(np.abs(scores) >= WORTH_READING * np.abs(scores).max(initial=0.0), scores, 0.0)
     parts = [f'<div class="reading only-{letter}">']
     name = METHOD_NAMES.get(method, method)
     for sign, words in ((1, _rests_on(entry)), (-1, "Against it")):
         items = [
             f"<li>“{_excerpt(entry, index)}” <span class=muted>({scores[index]:+.2g} a word)</span></li>"
-            for index in top_units(scores, READ_SENTENCES, sign=sign)
+            for index in top_units(heard, READ_SENTENCES, sign=sign)
         ]
         if items:
             parts.append(f"<h4>{words}, by {escape(name)}:</h4><ul>{''.join(items)}</ul>")

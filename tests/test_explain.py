@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from datamodules.chunking import Chunker, Chunking
 from datamodules.tokenized_texts import word_tokenizer
 from lightning_apps import explain as explain_command
 from lightning_apps.attribution import Chunks, Reader, class_goal
+from lightning_apps.build import build_datamodule
 from lightning_apps.errors import ConfigError
+from lightning_apps.experiment_run import run_experiment
 from lightning_apps.explain_input import DEFAULT_COLUMNS, choose_rows, read_documents
 from lightning_apps.explain_run import pad_chunks
 from lightning_apps.integrated_gradients import integrated_gradients
@@ -143,6 +146,60 @@ def test_any_other_file_is_one_document_and_methods_can_be_left_out(run, tmp_pat
     (row,) = [json.loads(line) for line in (run / "explanations/story/explanations.jsonl").read_text().splitlines()]
     assert (row["id"], row["num_words"], row["target"], row["completeness"]) == ("story.txt", 5, "Mature", None)
     assert row["faithfulness"] == {}
+
+
+PLANTED = [
+    "experiment=rating", "model=hierarchical_tiny", "data.dataset=planted", "data.chunk_size=32", "data.stride=16",
+    "data.device_batch_size=8", "data.global_batch_size=8", "hardware=cpu", "callbacks.extra.picture=null",
+    "callbacks.extra.evaluation.baselines=false", "optimizer.lr=0.003", "optimizer.groups=[]", "model.hidden_dropout=0",
+    "model.head_dropout=0", "trainer.max_epochs=null", "trainer.max_steps=150", "trainer.evaluate_every=50",
+]  # fmt: skip
+
+
+def test_documents_of_a_split(composed, tmp_path, monkeypatch, capsys):
+    """A split of the run's own data: ids, labels and evidence as the data have them; no training is needed."""
+    config = composed(*PLANTED, name="a")
+    data = build_datamodule(config)
+    small_net(len(data.tokenizer)).save_pretrained(tmp_path / "a" / "model")
+    data.tokenizer.save_pretrained(tmp_path / "a" / "model")
+    (tmp_path / "a" / "config.yaml").write_text(
+        yaml.safe_dump({**config, "data": {**config["data"], "chunk_size": 20}})
+    )
+    command(monkeypatch, f"run={tmp_path / 'a'}", "split=validation", "max_documents=6", "methods=[occlusion]",
+            "faithfulness.max_documents=2")  # fmt: skip
+    folder = tmp_path / "a" / "explanations" / "validation"
+    rows = [json.loads(line) for line in (folder / "explanations.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows].count("General") == 3
+    known = {
+        data.document("validation", index).id: data.document("validation", index)
+        for index in range(len(data.ids("validation")))
+    }
+    for row in rows:
+        document = known[row["id"]]
+        assert row["label"] == NAMES[document.label]
+        assert row["evidence_spans"] == [list(span) for span in document.evidence_spans]
+        for entry in row["top_words"]["occlusion"]:
+            assert document.text[slice(*entry["span"])] == entry["word"]
+    assert [bool(row["faithfulness"]) for row in rows] == [True, False, False, False, False, True]
+    arguments = (f"run={tmp_path / 'a'}", "split=validation")
+    assert "ids=nobody: no such document" in mistake(monkeypatch, capsys, *arguments, "ids=[nobody]")
+    command(monkeypatch, *arguments, "ids=[validation-05]", "methods=[chunk_attention]")
+    assert len((folder / "explanations.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_explained_by_the_evidence(composed, monkeypatch):
+    config = composed(*PLANTED, name="a")
+    assert run_experiment(config)["metrics"]["test/f1_macro"] > 0.9
+    run = Path(config["run"]["output_root"]) / "rating" / "a"
+    command(monkeypatch, f"run={run}", "max_documents=null", "steps=16")
+    results = json.loads((run / "explanations/test/faithfulness.json").read_text())
+    for method in ("integrated_gradients", "occlusion"):
+        assert results["evidence"]["scores"]["pointing_sentence"][method]["value"] > 0.9
+        assert results["curves"]["deletion"]["area"][method]["minus_random"]["high"] < 0
+        assert results["curves"]["insertion"]["area"][method]["minus_random"]["low"] > 0
+    assert results["completeness_error"]["median"] < 0.05
+    assert results["by_prediction"]["General"]["num_documents"] > 0
 
 
 @pytest.mark.slow

@@ -64,7 +64,8 @@ def draw_curve(axes: Axes, results: Mapping[str, Any], curve: str, title: str) -
         mean, low, high = (np.array(values[end], dtype=np.float64) for end in ("mean", "low", "high"))
         axes.fill_between(fractions, low, high, color=color, alpha=0.13, linewidth=0)
         face = "white" if method == "random" else color
-        axes.plot(fractions, mean, style, color=color, marker=marker, markersize=5, markerfacecolor=face,
+        size = 8 if marker == "s" else 5  # two methods that agree are both seen
+        axes.plot(fractions, mean, style, color=color, marker=marker, markersize=size, markerfacecolor=face,
                   linewidth=1.7, label=label)  # fmt: skip
     if not found:
         say_empty(axes, "not measured")
