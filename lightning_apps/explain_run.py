@@ -1,5 +1,6 @@
 """The model of a rating run, and its documents, for explaining."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from transformers import AutoTokenizer
 from datamodules.chunking import Chunker, Chunking
 from lightning_apps.attribution import Reader
 from lightning_apps.build import available_accelerator, build_datamodule, quiet_libraries
+from lightning_apps.console import say
 from lightning_apps.errors import ConfigError
 from lightning_apps.explain_input import Document, choose_rows, columns_of, read_documents
 from lightning_apps.explanation import ExplainSettings, Explanation, explain_document
 from lightning_apps.run_directory import RunDirectory
+from lightning_apps.sweep_jobs import human_time
 from models.hierarchical import HierarchicalClassifier
 
 
@@ -134,7 +137,8 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
     with_curves = len(documents) if with_curves is None else with_curves
     # every so many-th document, so that the classes stay in proportion in any order of the data
     measured = set(np.linspace(0, len(documents) - 1, min(with_curves, len(documents))).round().astype(int).tolist())
-    return [
+    started = time.perf_counter()
+    found = [
         explain_document(
             document,
             chunk_text=model.chunk_text,
@@ -145,6 +149,9 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
         )
         for place, document in enumerate(tqdm(documents, desc="explaining", unit="document", leave=False, disable=None))
     ]
+    elapsed_s = time.perf_counter() - started
+    say(f"{reader.num_encoded:,} chunks encoded, {human_time(elapsed_s)}, {elapsed_s / len(found):.3g} s a document")
+    return found
 
 
 def all_fractions(options: dict[str, Any]) -> list[float]:

@@ -238,6 +238,8 @@ def test_a_planted_word_is_found_by_every_method():
         assert found.curves[method]["insertion"][1] > 0.9
     top = int(found.attributions["chunk_attention"].chunks.argmax())
     assert found.chunk_spans[top][0] <= start < found.chunk_spans[top][1]
+    assert found.evidence["chunk_attention"]["pointing_chunk"] == 1
+    assert found.evidence["random"]["pointing_chunk"] == pytest.approx(2 / len(found.chunk_spans))  # they overlap
     assert found.evidence["random"]["pointing_word"] == pytest.approx(1 / 60)
     assert found.completeness.error < 1e-4
     for curves in found.curves.values():  # all curves share their ends
