@@ -130,15 +130,15 @@ def test_baselines():
 
 
 def test_weighted_score_by_hand():
-    found = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights={"a": 0.3, "b": 0.3, "c": 0.4})
+    found = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights=[0.3, 0.3, 0.4])
     assert found["weighted_score"] == pytest.approx(0.3 * 4 / 5 + 0.3 * 1 / 2 + 0.4 * 2 / 3)
     assert found["weighted_score_low"] < found["weighted_score"] < found["weighted_score_high"]
-    doubled = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights={"a": 0.6, "b": 0.6, "c": 0.8})
+    doubled = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights=[0.6, 0.6, 0.8])
     assert doubled["weighted_score"] == pytest.approx(found["weighted_score"])
     # a class that is neither there nor predicted does not count
     some = PROBABILITIES[:2], TARGETS[:2], NAMES
-    assert classification_metrics(*some, score_weights={"a": 0.3, "c": 0.4})["weighted_score"] == 1
-    assert classification_metrics(*some, score_weights={"c": 0.4})["weighted_score"] == 0
+    assert classification_metrics(*some, score_weights=[0.3, 0.0, 0.4])["weighted_score"] == 1
+    assert classification_metrics(*some, score_weights=[0.0, 0.0, 0.4])["weighted_score"] == 0
 
 
 def test_quadratic_kappa_against_scikit_learn():
