@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.cache import prepared_folder, read_manifest
-from datamodules.labelled_store import LabelledRows, Leaks, Split, LabelledSource, write_labelled_texts
+from datamodules.labelled_store import LabelledRows, LabelledSource, Leaks, Split, write_labelled_texts
 from datamodules.tokenized_texts import (
     RaggedArray,
     Truncation,
