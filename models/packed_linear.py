@@ -28,8 +28,8 @@ def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
         net: the model.
         rows: of the inputs to expect; other numbers work as well.
     """
-    layers = [module for module in net.modules() if _can_be_packed(module)]
-    size_bytes = sum(layer.weight.numel() * 4 for layer in layers)
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear) and _can_be_packed(module)]
+    size_bytes = sum(4 * layer.weight.numel() for layer in layers)
     if rows == 1 or size_bytes > MOST_BYTES or torch.is_autocast_enabled("cpu") or not _has_operators():
         layers = []
     operators: Any = torch.ops.mkldnn
@@ -51,9 +51,9 @@ def _linear(layer: nn.Linear, packed: Tensor, inputs: Tensor) -> Tensor:
     return product
 
 
-def _can_be_packed(module: nn.Module) -> bool:
+def _can_be_packed(module: nn.Linear) -> bool:
     return (
-        type(module) is nn.Linear
+        type(module) is nn.Linear  # what wraps one, as adapters do, computes more
         and module.weight.device.type == "cpu"
         and module.weight.dtype == torch.float32
         and "forward" not in module.__dict__
