@@ -48,6 +48,7 @@ def saved_bytes(module: Any, batch: dict[str, Any]) -> int:
     kept: dict[int, tuple[torch.Tensor, int]] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach()  # a node of the graph that holds its own output is never freed
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = (tensor, storage.nbytes())  # held, so that no address is used twice

@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_apps.banner import human_bytes
 from lightning_apps.build import available_accelerator
-from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.errors import ConfigError
 from lightning_apps.memory_estimate import available_memory_bytes, step_memory
 from lightning_apps.parameter_groups import layer_depths
 from lightning_apps.plan import RunPlan
@@ -96,25 +96,21 @@ def check_head_size(net: Any, datamodule: Any) -> None:
 
 
 def check_score_weights(config: Config, datamodule: Any) -> None:
-    """Refuse a score over classes that the data do not have.
+    """Refuse a score that does not weigh the classes of the data.
 
     Raises:
-        ConfigError: a name is none of the classes, or a weight is negative.
+        ConfigError: there are more or fewer weights than classes, or a weight is negative.
     """
     names = getattr(datamodule, "label_names", None)
     for name, node in config["callbacks"]["extra"].items():
         weights = (node or {}).get("score_weights")
         if not weights or names is None:
             continue
-        key = f"callbacks.extra.{name}.score_weights"
-        unknown = next((label for label in weights if label not in names), None)
-        if unknown is not None:
+        if len(weights) != len(names) or min(weights) < 0 or not any(weights):
             raise ConfigError(
-                f"{key} weighs {unknown!r}, the classes are {', '.join(names[:8])}{did_you_mean(unknown, names)}; set "
-                f"{key}=null, or weights for these"
+                f"callbacks.extra.{name}.score_weights={weights}: give {len(names)} weights, one for each of "
+                f"{', '.join(names[:8])}, none negative and not all 0; null leaves val/weighted_score out"
             )
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ConfigError(f"{key}: no weight may be negative, and one must be above 0")
 
 
 def checkpoint_plan_bytes(config: Config, plan: RunPlan, module: nn.Module) -> tuple[int, int]:

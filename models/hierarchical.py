@@ -59,7 +59,7 @@ class HierarchicalConfig(PreTrainedConfig):
     attention_heads: int = 4
     head_size: int | None = None
     head_dropout: float = 0.1
-    micro_chunks: int = 32
+    micro_chunks: int = 8
     recompute: str = "layers"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.packed_attention import Documents, attend_by_document, no_mask
+from models.packed_linear import packed_linears
 
 SelectToken = Callable[[Tensor, list[int]], Tensor]
 """(logits (n, vocabulary), requests (n,)) -> next tokens (n,) on the CPU."""
@@ -148,11 +149,22 @@ def decode_in_slots(
         stop_token_ids: tokens that end an answer.
         select: chooses the next tokens.
     """
+    with packed_linears(net, rows=min(num_slots, len(prompts))):
+        return _decode(net, prompts, max_new_tokens, num_slots, set(stop_token_ids), select)
+
+
+def _decode(
+    net: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    num_slots: int,
+    stops: set[int],
+    select: SelectToken,
+) -> list[list[int]]:
     device = net.device
     answers: list[list[int]] = [[] for _ in prompts]
     # the longest first: what starts last should be short
     waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
-    stops = set(stop_token_ids)
     cache = SlotCache(min(num_slots, len(prompts)))
     prefix = _shared_length(prompts)
     if prefix:

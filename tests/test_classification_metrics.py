@@ -127,3 +127,37 @@ def test_baselines():
     many = linear_probabilities(texts, np.array([[1, 1], [1, 1], [0, 1], [0, 1]]), ["good"], 2)
     assert many[0, 0] > 0.5
     assert many[0, 1] == 1  # every training sample bears it
+
+
+def test_weighted_score_by_hand():
+    found = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights=[0.3, 0.3, 0.4])
+    assert found["weighted_score"] == pytest.approx(0.3 * 4 / 5 + 0.3 * 1 / 2 + 0.4 * 2 / 3)
+    assert found["weighted_score_low"] < found["weighted_score"] < found["weighted_score_high"]
+    doubled = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights=[0.6, 0.6, 0.8])
+    assert doubled["weighted_score"] == pytest.approx(found["weighted_score"])
+    # a class that is neither there nor predicted does not count
+    some = PROBABILITIES[:2], TARGETS[:2], NAMES
+    assert classification_metrics(*some, score_weights=[0.3, 0.0, 0.4])["weighted_score"] == 1
+    assert classification_metrics(*some, score_weights=[0.0, 0.0, 0.4])["weighted_score"] == 0
+
+
+def test_quadratic_kappa_against_scikit_learn():
+    from sklearn.metrics import cohen_kappa_score
+
+    draw = np.random.default_rng(0)
+    targets = torch.from_numpy(draw.integers(0, 4, size=80))
+    probabilities = torch.softmax(torch.from_numpy(draw.normal(size=(80, 4))), -1)
+    probabilities[torch.arange(80), targets] += 0.4
+    found = classification_metrics(probabilities, targets, ["a", "b", "c", "d"], ordered=True)
+    expected = cohen_kappa_score(targets, probabilities.argmax(-1), weights="quadratic")
+    assert found["kappa"] == pytest.approx(expected, abs=1e-6)
+    # the statistic that is resampled is the same one
+    from lightning_apps.metrics.classification import _quadratic_kappa
+
+    confusion = confusion_matrix(probabilities.argmax(-1).numpy(), targets.numpy(), 4)
+    assert _quadratic_kappa(confusion.reshape(1, -1).astype(float), 80)[0] == pytest.approx(expected)
+    assert found["kappa_low"] < expected < found["kappa_high"]
+    assert "kappa" not in classification_metrics(probabilities, targets, ["a", "b", "c", "d"])
+    alike = classification_metrics(PROBABILITIES[:2], TARGETS[:2], NAMES, ordered=True)
+    assert np.isnan(alike["kappa"])
+    assert np.isnan(alike["kappa_low"])

@@ -1,5 +1,7 @@
 """Each trouble that can be known before the first step, provoked once."""
 
+import gc
+import weakref
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -166,6 +168,24 @@ def test_memory_is_measured():
     assert step_memory(module, batch(None, [0]), batch(None, [0, 1]), units=20)[1] == 20 * 1200
     assert fixed == 4 * 4 * 100 * 100  # weights, gradients, two moments
     assert 0 < available_memory_bytes("cpu").now <= available_memory_bytes("cpu").total
+
+
+def test_what_was_measured_is_freed():
+    states = []
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 5)
+
+        def loss_sum(self, batch):
+            state = self.layer(batch["x"]).exp()  # exp keeps what it returns for its backward pass
+            states.append(weakref.ref(state))
+            return state.sum(), torch.tensor(1)
+
+    assert saved_bytes(Module(), {"x": torch.ones(4, 5)}) == 2 * 80  # float32 inputs and outputs
+    gc.collect()
+    assert [state() for state in states] == [None]
 
 
 def test_nothing_trainable(composed):

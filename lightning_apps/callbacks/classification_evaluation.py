@@ -44,7 +44,7 @@ class ClassificationEvaluation(L.Callback):
         run_directory: RunDirectory,
         baselines: bool,
         num_examples: int,
-        score_weights: dict[str, float] | None = None,
+        score_weights: list[float] | None = None,
     ) -> None:
         self.score_weights = score_weights
         self.run_directory = run_directory

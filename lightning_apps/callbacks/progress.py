@@ -42,13 +42,23 @@ class RunProgress(TQDMProgressBar):
 
     init_test_tqdm = init_validation_tqdm
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count from here; a run that goes on starts no Lightning epoch, and what is left is told by its own speed."""
+        super().on_train_start(trainer, pl_module)
+        self._start = self._last_line = time.perf_counter()
+        self._start_step = trainer.global_step
+        self._name_bar(trainer)
+
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """The whole run is one Lightning epoch, so the bar is not named after it."""
         super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.initial = trainer.global_step
-        self.train_progress_bar.set_description("training")
-        self._start = self._last_line = time.perf_counter()
-        self._start_step = trainer.global_step
+        self._name_bar(trainer)
+
+    def _name_bar(self, trainer: L.Trainer) -> None:
+        bar = self.train_progress_bar
+        bar.reset(trainer.max_steps)
+        bar.initial = bar.n = trainer.global_step
+        bar.set_description("training")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,6 +1,6 @@
 """What a classifier's probabilities are worth: torchmetrics' definitions on whole splits, with intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ def classification_metrics(
     *,
     multi_label: bool = False,
     ordered: bool = False,
-    score_weights: Mapping[str, float] | None = None,
+    score_weights: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """Accuracy, precision, recall, F1, AUROC and calibration error, by the names under which they are logged.
 
@@ -51,8 +51,8 @@ def classification_metrics(
         multi_label: whether a sample bears any number of labels.
         ordered: whether the classes are in an order; adds `kappa`, Cohen's with quadratic weights (Cohen 1968): 1 for
             answers that are right, 0 for chance, and a mistake counts by the square of its distance.
-        score_weights: weights of classes by name, which need not add up to 1; adds `weighted_score`, their weighted
-            mean F1, over the classes that are there or were predicted.
+        score_weights: weight of each class, which need not add up to 1; adds `weighted_score`, their weighted mean F1,
+            over the classes that are there or were predicted.
     """
     metrics = _multi_label(probabilities, targets) if multi_label else _multi_class(probabilities, targets)
     names = metric_names(label_names)
@@ -63,7 +63,7 @@ def classification_metrics(
     outcomes = sample_outcomes(probabilities, targets, multi_label=multi_label)
     statistics = {"accuracy": _accuracy, "f1_macro": _f1_macro}
     if score_weights:
-        weights = np.array([score_weights.get(name, 0.0) for name in label_names])
+        weights = np.array(score_weights, dtype=np.float64)
         statistics["weighted_score"] = partial(_weighted_f1, weights=weights)
         found["weighted_score"] = float(_weighted_f1(outcomes.sum(axis=0, keepdims=True), len(outcomes), weights)[0])
     for key, statistic in statistics.items():

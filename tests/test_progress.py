@@ -1,0 +1,29 @@
+"""The line that takes the progress bar's place in a log file."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lightning_apps.callbacks import progress
+from lightning_apps.callbacks.progress import RunProgress
+
+
+@pytest.mark.parametrize("starts_an_epoch", [True, False], ids=["a new run", "one that goes on"])
+def test_the_time_left_is_told_by_this_process(starts_an_epoch, monkeypatch):
+    now, said = [1000.0], []
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress, "say", said.append)
+    bar = RunProgress(SimpleNamespace(last_loss=1.25, tokens_per_s=300.0))
+    bar.is_terminal = False
+    trainer = SimpleNamespace(global_step=100, max_steps=200, num_training_batches=200, current_epoch=0, max_epochs=1)
+    bar._trainer = trainer
+    bar.on_train_start(trainer, None)
+    if starts_an_epoch:
+        bar.on_train_epoch_start(trainer, None)
+    assert bar.train_progress_bar.initial == 100
+    trainer.global_step, now[0] = 104, 1020.0
+    bar.on_train_batch_end(trainer, None, None, None, 103)
+    assert said == ["step 104/200: loss 1.250, 300 tokens/s, 480 s left"]  # four steps in 20 s, 96 to go
+    trainer.global_step, now[0] = 105, 1025.0
+    bar.on_train_batch_end(trainer, None, None, None, 104)
+    assert len(said) == 1  # it is not fifteen seconds since the last
