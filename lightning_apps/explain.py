@@ -86,7 +86,7 @@ def explain(cfg: DictConfig) -> list[Path]:
         name = options["split"]
         chosen, number = documents_of_split(config, options)
     else:
-        name = Path(options["input"]).stem
+        name = Path(options["input"]).name
         chosen, number = documents_of_file(config["data"], options, model.label_names)
     say(f"explaining {len(chosen):,} of {number:,} documents on {model.device.type}")
     explanations = explain_documents(model, chosen, options)

@@ -100,7 +100,7 @@ def test_the_whole_command(run, tmp_path, monkeypatch, capsys):
     command(monkeypatch, f"run={run}", f"input={tmp_path / 'some.jsonl'}", "steps=24", "target=higher",
             "faithfulness.fractions=[0.2]")  # fmt: skip
     said = capsys.readouterr().out
-    folder = run / "explanations" / "some"
+    folder = run / "explanations" / "some.jsonl"
     found = [json.loads(line) for line in (folder / "explanations.jsonl").read_text().splitlines()]
     assert [row["id"] for row in found] == ["long", "line 2", "7", "unread"]
     for row in found:
@@ -143,7 +143,7 @@ def test_any_other_file_is_one_document_and_methods_can_be_left_out(run, tmp_pat
     (tmp_path / "story.txt").write_text("the knight\n\nrode home .\n")
     arguments = ["methods=[occlusion]", "faithfulness.max_documents=0", "target=Mature"]
     command(monkeypatch, f"run={run}", f"input={tmp_path / 'story.txt'}", *arguments)
-    (row,) = [json.loads(line) for line in (run / "explanations/story/explanations.jsonl").read_text().splitlines()]
+    (row,) = [json.loads(line) for line in (run / "explanations/story.txt/explanations.jsonl").read_text().splitlines()]
     assert (row["id"], row["num_words"], row["target"], row["completeness"]) == ("story.txt", 5, "Mature", None)
     assert row["faithfulness"] == {}
 
@@ -207,11 +207,11 @@ def test_ten_megabytes(run, tmp_path, monkeypatch):
     (tmp_path / "big.txt").write_text("the knight rode home . " * 435_000 + "x" * 100_000)
     arguments = ["faithfulness.fractions=[0.5]", "steps=2", "page.words=20"]
     command(monkeypatch, f"run={run}", f"input={tmp_path / 'big.txt'}", *arguments)
-    (row,) = [json.loads(line) for line in (run / "explanations/big/explanations.jsonl").read_text().splitlines()]
+    (row,) = [json.loads(line) for line in (run / "explanations/big.txt/explanations.jsonl").read_text().splitlines()]
     assert row["num_words"] == 5 * 435_000 + 1
     assert len(row["chunks"]) == 4
     assert row["num_words_read"] <= 4 * 16
-    assert (run / "explanations/big/explanations.html").stat().st_size < 400_000
+    assert (run / "explanations/big.txt/explanations.html").stat().st_size < 400_000
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_apps import doctor, evaluate, generate, predict, prepare, replay, report, train, upload, verify
+from lightning_apps import doctor, evaluate, explain, generate, predict, prepare, replay, report, train, upload, verify
 from lightning_apps.config import CONF
 
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def test_every_command_of_the_readme_composes(command, arguments, monkeypatch, c
     if "--multirun" in arguments:  # each job of the sweep
         words = [word.split(",")[0] for word in words]
     monkeypatch.setattr(sys, "argv", [command, "--cfg", "job", *words])
-    commands = (doctor, evaluate, generate, predict, prepare, replay, report, train, upload, verify)
+    commands = (doctor, evaluate, explain, generate, predict, prepare, replay, report, train, upload, verify)
     next(module for module in commands if module.__name__.endswith(f".{command}")).main()
     assert len(COMMANDS) >= 7
     assert capsys.readouterr().out
