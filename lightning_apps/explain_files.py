@@ -158,7 +158,9 @@ def result_tables(results: Mapping[str, Any]) -> list[str]:
             [_name(method), *(_spelt(scores[name][method], 2) for name in EVIDENCE_WORDS)]
             for method in scores["average_precision"]
         ]
-        tables.append(table(evidence_caption(evidence), ["method", *EVIDENCE_WORDS.values()], rows, text=(0,)))
+        head = ["method", "top word", "top sentence", "top chunk", "AP, words", "AP, sentences"]
+        caption = f"{evidence_caption(evidence)}: how often the top one is evidence, and average precision (AP)"
+        tables.append(table(caption, head, rows, text=(0,)))
     return tables
 
 
