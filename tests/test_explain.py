@@ -50,7 +50,7 @@ def run(tmp_path_factory):
     tokenizer.save_pretrained(path / "model")
     data = {"_target_": "none", "chunk_size": 18, "stride": 8, "max_chunks": 4, "choose": "spread"}
     data |= {"text_column": "text", "label_column": "label", "ordered": True}
-    model = {"_target_": "models.hierarchical.random_hierarchical"}
+    model = {"_target_": "models.build_hierarchical.random_hierarchical"}
     (path / "config.yaml").write_text(yaml.safe_dump({"experiment": "rating", "data": data, "model": model}))
     return path
 

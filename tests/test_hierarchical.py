@@ -11,13 +11,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from models.build_hierarchical import pretrained_hierarchical, random_hierarchical
 from models.document_pooling import AdditivePooling, document_pooling
-from models.hierarchical import (
-    HierarchicalClassifier,
-    HierarchicalConfig,
-    pretrained_hierarchical,
-    random_hierarchical,
-)
+from models.hierarchical import HierarchicalClassifier, HierarchicalConfig
 
 SETTINGS = {
     "chunk_pooling": "first", "document_pooling": "additive", "attention_size": 8, "attention_heads": 2,
