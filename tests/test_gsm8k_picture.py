@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path, drawn):
     draw_gsm8k_summary(
         tmp_path / "p.png", rows=rows({}, EVALUATED, EVALUATED), predictions=predictions, title="t", best_step=2
     )
-    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    panels = {axes.get_title(loc="left"): axes for axes in drawn[0].axes}
     lengths = panels["Length of the answers, last evaluation"]
     assert [text.get_text() for text in lengths.get_legend().get_texts()] == ["right (3)", "wrong (5)"]
     accuracies = panels["Right answers, validation (band: 95 % of numeric)"]
