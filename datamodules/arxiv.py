@@ -306,14 +306,11 @@ class ArxivDataModule(L.LightningDataModule):
         )
 
     def _evaluation_loader(self, split: Split) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
         return evaluation_loader(
             lambda epochs, indices: self.evaluation_batch(split, indices),
+            self.trainer,
             num_samples=len(self.evaluation_set(split).windows.starts),
             batch_size=self.evaluation_batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
         )
 
     def val_dataloader(self) -> DataLoader:

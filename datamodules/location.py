@@ -262,14 +262,11 @@ class LocationDataModule(L.LightningDataModule):
         )
 
     def _evaluation_loader(self, split: Split) -> DataLoader:
-        trainer = self.trainer
-        assert trainer is not None
         return evaluation_loader(
             lambda epochs, indices: self.evaluation_batch(split, indices),
+            self.trainer,
             num_samples=len(self.rows[split]),
             batch_size=self.evaluation_batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
         )
 
     def val_dataloader(self) -> DataLoader:

@@ -1,5 +1,6 @@
 """Long documents with ratings, as chunks that an encoder can take."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -263,6 +264,11 @@ class RatingDataModule(LabelledDataModule):
         tokens = self.tokens[row]
         ranges = self.chunker.ranges(len(tokens))
         return [self.chunker.with_special_tokens(tokens[start:stop].astype(np.int64)) for start, stop in ranges]
+
+    def split_chunks(self, split: Split) -> Iterator[NDArray[np.int64]]:
+        """Token ids of every chunk of a split, those of a document behind one another."""
+        for row in self.rows[split].tolist():
+            yield from self._chunks(row)
 
     def rows_batch(self, rows: NDArray[np.int64]) -> Batch:
         """Documents of some rows of the store."""

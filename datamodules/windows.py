@@ -314,15 +314,15 @@ class EvaluationCollator:
 
 def evaluation_loader(
     build_batch: BuildBatch,
+    trainer: L.Trainer | None,
     *,
     num_samples: int,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
     order: NDArray[np.int64] | None = None,
     **kw: Any,
 ) -> DataLoader:
-    """A loader that visits every sample once, in order or in the `order` given."""
+    """A loader over each sample once, this rank's share, in order or in the `order` given; None is a single rank."""
+    rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     return DataLoader(
         KeyDataset(num_samples),
         batch_size=None,

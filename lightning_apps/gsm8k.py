@@ -1,84 +1,18 @@
 """Experiment `gsm8k`: an instruct model learns to reason in steps."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import lightning as L
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from lightning_apps.plan import RunPlan
-from lightning_apps.schedules import Schedule
-from lightning_apps.window_step import step_on_window
-from models.causal_lm import count_targets, target_loss, target_states
+from lightning_apps.target_tokens import TargetTokenModule
+from models.causal_lm import target_states
 
 
-class Gsm8kModule(L.LightningModule):
-    """Trains a causal language model on the answers of chats.
-
-    Args:
-        build_net: makes the network.
-        build_optimizer: makes the optimizer of a module.
-        schedule: learning-rate factor after so many optimizer steps.
-        plan: the clock of the run.
-        label_smoothing: of the training loss.
-    """
-
-    def __init__(
-        self,
-        *,
-        build_net: Callable[[], PreTrainedModel],
-        build_optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Schedule,
-        plan: RunPlan,
-        label_smoothing: float,
-    ) -> None:
-        super().__init__()
-        self.automatic_optimization = False  # step_on_window says why
-        self.net = build_net()
-        self.build_optimizer = build_optimizer
-        self.schedule = schedule
-        self.plan = plan
-        self.label_smoothing = label_smoothing
-        self.evaluation_loss = MeanMetric()
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer and its schedule, stepped once per window."""
-        optimizer = self.build_optimizer(self.net)
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
-
-    def loss_sum(self, batch: dict[str, Any], *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Loss summed over target tokens, and their number."""
-        prefix = batch["shared_prefix_length"]
-        return target_loss(self.net, batch, shared_prefix_length=prefix, label_smoothing=label_smoothing)
+class Gsm8kModule(TargetTokenModule):
+    """Trains a causal language model on the answers of chats."""
 
     def target_logits(self, batch: dict[str, Any]) -> Tensor:
         """Logits (targets, vocabulary) at the positions that are trained."""
         states, _ = target_states(self.net, batch, shared_prefix_length=batch["shared_prefix_length"])
         logits: Tensor = self.net.get_output_embeddings()(states)
         return logits
-
-    def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step."""
-        loss_sum = partial(self.loss_sum, label_smoothing=self.label_smoothing)
-        return step_on_window(self, window, loss_sum, count_targets)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add one batch to the mean over all target tokens of the split, on all ranks."""
-        # without smoothing: val/loss stays a likelihood, comparable between runs that smooth differently
-        loss, targets = self.loss_sum(batch)
-        if torch.is_nonzero(targets):  # a batch of chats that were cut before their answers has none
-            self.evaluation_loss.update(loss / targets, weight=targets)
-        self.log(f"{self.split_prefix}/loss", self.evaluation_loss, on_step=False, on_epoch=True, batch_size=1)
-
-    test_step = validation_step
-
-    @property
-    def split_prefix(self) -> str:
-        """First part of metric names: `test` while testing, else `val`."""
-        return "test" if self.trainer.testing else "val"

@@ -1,7 +1,8 @@
 """Classifier of long documents: an encoder reads chunks, attention pools the chunks of a document, a head classifies.
 
 All chunks of a batch are one flat batch, whichever documents they belong to, so that nothing is computed for chunks
-that are not there. They are sorted by length and encoded a few at a time.
+that are not there. They are sorted by length and encoded a few at a time. An encoder of which nothing is trained reads
+each chunk alone, so that the chunk's vector never changes and can be looked up the next time.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from models.attention import first_position_only, use_fast_attention
+from models.chunk_vectors import ChunkVectors
 from models.document_pooling import MultiHeadPooling, document_pooling
 
 
@@ -105,6 +107,7 @@ class HierarchicalClassifier(PreTrainedModel):
             nn.Linear(head_size, config.num_labels),  # type: ignore[arg-type]
         )
         self.recompute_chunks = False
+        self.chunk_vectors: ChunkVectors | None = None  # of chunks that the encoder has read, while it is frozen
         self.post_init()
         use_fast_attention(self.encoder)
         if config.chunk_pooling == "first":
@@ -149,6 +152,8 @@ class HierarchicalClassifier(PreTrainedModel):
         if self.training:
             self._rest_frozen_layers()
         ends = (attention_mask * torch.arange(1, given.shape[1] + 1, device=given.device)).amax(dim=1)
+        if input_ids is not None and self.encoder_is_frozen:
+            return self._encode_frozen(input_ids, ends.clamp(min=1).tolist())
         order = torch.argsort(ends, descending=True, stable=True)
         lengths = ends[order].tolist()
         vectors = []
@@ -161,6 +166,21 @@ class HierarchicalClassifier(PreTrainedModel):
             else:
                 vectors.append(self._encode_micro_batch(*micro_batch))
         return torch.cat(vectors)[torch.argsort(order)]
+
+    @torch.no_grad()
+    def _encode_frozen(self, input_ids: Tensor, lengths: list[int]) -> Tensor:
+        """Vectors of chunks, each read alone: in a batch their last digits would depend on the others in it."""
+        on_cpu = None if self.chunk_vectors is None else input_ids.cpu()
+        vectors = []
+        for row, length in enumerate(lengths):
+            known = None
+            if self.chunk_vectors is not None and on_cpu is not None:
+                known = self.chunk_vectors.find(on_cpu[row, :length])
+            if known is None:
+                chunk = input_ids[row : row + 1, :length]
+                known = self._encode_micro_batch(chunk, torch.ones_like(chunk))[0]
+            vectors.append(known.to(input_ids.device))
+        return torch.stack(vectors)
 
     def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor) -> Tensor:
         key = "inputs_embeds" if given.is_floating_point() else "input_ids"
@@ -238,6 +258,11 @@ class HierarchicalClassifier(PreTrainedModel):
             raise ValueError(f"model.freeze_layers={layers}: the encoder has {len(self.layers)} layers")
         for part in [self.embeddings] * embeddings + list(self.layers[:layers]):
             part.requires_grad_(requires_grad=False)
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether nothing of the encoder is trained."""
+        return not _learns(self.encoder)
 
     def _rest_frozen_layers(self) -> None:
         """No dropout in layers that are frozen with all below them; they then compute the same thing every time.

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from lightning_apps.config import CONF, plain, run_name
 from lightning_apps.gsm8k_small import write_small_files
 from tests.s3_server import s3  # noqa: F401 (a fixture)
+from tests.storage_parts import LARGE
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -50,6 +51,19 @@ def small_gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small_gsm8k")
     write_small_files(folder)
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Small files, an empty one, odd names, and one of three parts."""
+    root = tmp_path / "local"
+    (root / "checkpoints").mkdir(parents=True)
+    (root / "config.yaml").write_text("a: 1\n")
+    (root / "empty").write_bytes(b"")
+    (root / "metrics,lr=1e-3 [é]+.csv").write_text("step\n1\n")
+    (root / "checkpoints" / "step=00000002.ckpt").write_bytes(os.urandom(3_000))
+    (root / "tokens.bin").write_bytes(os.urandom(LARGE))
+    return root
 
 
 def shared(*parts: str) -> Path:

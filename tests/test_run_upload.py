@@ -16,16 +16,15 @@ import yaml
 from datamodules.folder_lock import locked
 from datamodules.storage import StorageError, download_folder, remote_state, upload_folder
 from lightning_apps import evaluate, upload
-from lightning_apps.callbacks.run_upload import RunUpload, _Answer, signatures, take_snapshot
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiment_run import run_experiment
 from lightning_apps.run_comparison import differences
-from lightning_apps.run_directory import RunDirectory, open_run
-from lightning_apps.run_upload import is_left_out, upload_run
+from lightning_apps.run_directory import open_run
+from lightning_apps.run_upload import upload_run
 from tests.conftest import TINY
-from tests.s3_server import BUCKET, SECRET, StallingProxy
+from tests.s3_server import SECRET, StallingProxy
+from tests.uploaded_runs import TO, local, small_run, uploaded
 
-TO = f"s3://{BUCKET}/runs"
 RUN = [
     *TINY,
     "trainer.max_steps=12",
@@ -35,71 +34,6 @@ RUN = [
     "callbacks.checkpoints.keep=1",
     "callbacks.weight_average=null",
 ]
-
-
-def small_run(path):
-    """A directory that looks like that of a run."""
-    directory = RunDirectory(path)
-    directory.checkpoints.mkdir(parents=True)
-    data = {"cache_root": "/nowhere/cache"}
-    config = {
-        "experiment": "location",
-        "run": {"name": "a", "upload": TO, "cache_root": "/nowhere/cache"},
-        "data": data,
-    }
-    directory.config.write_text(yaml.safe_dump(config))
-    directory.metrics.write_text("step\n1\n")
-    (directory.checkpoints / "last.ckpt").write_bytes(b"weights of step 1")
-    return directory
-
-
-def uploaded(s3, prefix="runs/location/a"):
-    """Content of a run's objects."""
-    keys = [key.removeprefix(f"{prefix}/") for key in s3.objects(f"{prefix}/")]
-    return {key: s3.path(f"{prefix}/{key}").read_bytes() for key in keys if key != "COMPLETE"}
-
-
-def local(path):
-    files = (entry for entry in Path(path).rglob("*") if entry.is_file())
-    return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in files}
-
-
-def test_a_snapshot_keeps_what_was_there(tmp_path):
-    directory = small_run(tmp_path / "a")
-    (directory.checkpoints / ".last.ckpt.part").write_bytes(b"half")
-    (directory.path / "metrics.csv.part").write_bytes(b"half")
-    first = take_snapshot(directory, {})
-    assert set(first) == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}
-    snapshot = directory.upload_snapshot
-    assert (snapshot / "checkpoints/last.ckpt").stat().st_nlink == 2  # costs no space
-    with directory.metrics.open("r+") as file:  # in place, as MetricsCSV does
-        file.write("STEP")
-    aside = directory.checkpoints / "aside"
-    aside.write_bytes(b"weights of step 2")
-    aside.replace(directory.checkpoints / "last.ckpt")
-    assert (snapshot / "metrics.csv").read_text() == "step\n1\n"
-    assert (snapshot / "checkpoints/last.ckpt").read_bytes() == b"weights of step 1"
-    assert set(signatures(directory)) == set(first)  # the snapshot is no part of the run
-    assert take_snapshot(directory, first).keys() == {"metrics.csv", "checkpoints/last.ckpt"}
-    assert take_snapshot(directory, signatures(directory)) == {}
-
-
-def test_a_snapshot_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):
-    def no_links(self, target):
-        raise OSError("not here")
-
-    directory = small_run(tmp_path / "a")
-    monkeypatch.setattr(Path, "hardlink_to", no_links)
-    take_snapshot(directory, {})
-    assert (directory.upload_snapshot / "checkpoints/last.ckpt").read_bytes() == b"weights of step 1"
-
-
-@pytest.mark.parametrize(
-    ("name", "left_out"),
-    [("config.yaml", False), (".upload/config.yaml", True), ("checkpoints/.last.ckpt.part", True), ("a.part", True)],
-)
-def test_what_stays_at_home(name, left_out):
-    assert is_left_out(name) is left_out
 
 
 def test_training_uploads_and_evaluating_from_there_gives_the_same_digits(s3, composed, tmp_path, monkeypatch, capsys):
@@ -170,119 +104,6 @@ def test_wrong_credentials_are_said_once_and_training_ends_well(s3, composed, mo
     assert "refuses the credentials (SignatureDoesNotMatch)" in out
     assert "Traceback" not in out + err
     assert "wrong-secret" not in out + err
-
-
-class FakePass:
-    """A pass that ends when and as the test says."""
-
-    def __init__(self, *arguments):
-        self.files = arguments[-1]
-        self.begin = time.monotonic()
-        self.code = None
-        self.process = self
-        self.reply = None
-        made.append(self)
-
-    def poll(self):
-        return self.code
-
-    def stop(self):
-        return self.code is None
-
-    def answer(self):
-        return self.reply or _Answer([], "", "", 0, 0)
-
-    def end(self, error="", kind=""):
-        self.code, self.reply = 0, _Answer([] if error else list(self.files), error, kind, 0, 0)
-
-
-made = []
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    made.clear()
-    monkeypatch.setattr("lightning_apps.callbacks.run_upload._Pass", FakePass)
-    monkeypatch.setattr("lightning_apps.callbacks.run_upload.REST", 0.0)
-    said = []
-    monkeypatch.setattr("lightning_apps.callbacks.run_upload.say", said.append)
-    return made, said
-
-
-class FakePlan:
-    save_steps = frozenset({7})
-
-
-class FakeTrainer:
-    def __init__(self, step):
-        self.global_step = step
-        self.state = type("State", (), {"fn": "fit"})
-
-
-def step(callback, number, *, evaluated=False):
-    trainer = FakeTrainer(number)
-    callback.on_train_batch_start(trainer, None, None, number)
-    callback.on_train_batch_end(trainer, None, None, None, number)
-    if evaluated:
-        callback.on_validation_end(trainer, None)
-
-
-def test_passes_follow_evaluations_and_checkpoints_one_at_a_time(tmp_path, passes):
-    started, said = passes
-    directory = small_run(tmp_path / "a")
-    callback = RunUpload(directory=directory, to=TO, experiment="location", name="a")
-    callback.begin(FakePlan())
-    assert [set(entry.files) for entry in started] == [{"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}]
-    directory.metrics.write_text("step\n1\n2\n")
-    step(callback, 2, evaluated=True)
-    step(callback, 3)
-    assert len(started) == 1  # the first is under way
-    started[0].end()
-    step(callback, 4)
-    assert set(started[1].files) == {"metrics.csv"}
-    started[1].end(error="the server is gone", kind="StorageUnavailableError")
-    step(callback, 5)  # what failed is due again
-    assert set(started[2].files) == {"metrics.csv"}
-    started[2].end(error="the server is gone, says another socket", kind="StorageUnavailableError")
-    step(callback, 6)
-    started[3].end()
-    step(callback, 7)  # which is a checkpoint's
-    assert len(started) == 4
-    directory.metrics.write_text("step\n1\n2\n3\n")
-    step(callback, 8)
-    assert set(started[4].files) == {"metrics.csv"}
-    assert [text.splitlines()[0] for text in said] == [
-        "run.upload: the server is gone",
-        "run.upload: s3://bucket/runs/location/a takes files again",
-    ]
-
-
-def test_passes_rest(tmp_path, passes, monkeypatch):
-    started, _ = passes
-    monkeypatch.setattr("lightning_apps.callbacks.run_upload.REST", 1000.0)
-    directory = small_run(tmp_path / "a")
-    callback = RunUpload(directory=directory, to=TO, experiment="location", name="a")
-    callback.begin(FakePlan())
-    started[0].end()
-    directory.metrics.write_text("more")
-    for number in range(1, 50):
-        step(callback, number, evaluated=True)
-    assert len(started) == 1
-
-
-def test_a_snapshot_that_fails_is_no_matter_for_training(tmp_path, passes, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    started, said = passes
-    monkeypatch.setattr("lightning_apps.callbacks.run_upload.take_snapshot", full)
-    callback = RunUpload(directory=small_run(tmp_path / "a"), to=TO, experiment="location", name="a")
-    callback.begin(FakePlan())
-    step(callback, 1, evaluated=True)
-    step(callback, 2)
-    assert started == []
-    assert len(said) == 1
-    assert "No space left on device" in said[0]
 
 
 def call(module, *arguments):

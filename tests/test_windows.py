@@ -86,7 +86,7 @@ def test_iterating_leaves_the_global_generator_alone():
     expected = torch.rand(1)
     torch.manual_seed(0)
     list(loader())
-    list(evaluation_loader(build_batch, num_samples=3, batch_size=2))
+    list(evaluation_loader(build_batch, None, num_samples=3, batch_size=2))
     assert torch.rand(1) == expected
 
 
