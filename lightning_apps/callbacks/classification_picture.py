@@ -31,5 +31,5 @@ class ClassificationPicture(L.Callback):
             label_names=trainer.datamodule.label_names,  # type: ignore[attr-defined]
             references=baselines.get("validation", {}),
             title=f"{files.path.parent.name} / {files.path.name}: step {trainer.global_step}",
-            best_step=checkpoints.best_step or None,
+            best_step=checkpoints.best_step_now(trainer),
         )

@@ -28,5 +28,5 @@ class Gsm8kPicture(L.Callback):
             rows=read_metrics(files.metrics),
             predictions=[json.loads(line) for line in lines],
             title=f"{files.path.parent.name} / {files.path.name}: step {trainer.global_step}",
-            best_step=checkpoints.best_step or None,
+            best_step=checkpoints.best_step_now(trainer),
         )
