@@ -129,6 +129,21 @@ def test_baselines():
     assert many[0, 1] == 1  # every training sample bears it
 
 
+def test_the_linear_baseline_knows_rare_classes():
+    draw = np.random.default_rng(0)
+    common, telling = [f"w{number}" for number in range(60)], [f"t{number}" for number in range(6)]
+    labels = (np.arange(300) % 10 == 0).astype(np.int64)  # one text in ten
+    texts = [
+        " ".join([*draw.choice(common, 20), *draw.choice(telling, 5 if label else draw.integers(3))])
+        for label in labels
+    ]
+    found = linear_probabilities(texts[:200], labels[:200], texts[200:], 2).argmax(1)
+    assert found[labels[200:] == 1].mean() >= 0.8  # where frequent classes weigh more it is 0
+    assert found[labels[200:] == 0].mean() < 0.1
+    alone = linear_probabilities(["good film", "fine film", "bad film"], np.array([1, 1, 0]), ["bad"], 2)
+    assert alone.argmax(1).tolist() == [0]  # a class of one sample leaves nothing to validate with
+
+
 def test_weighted_score_by_hand():
     found = classification_metrics(PROBABILITIES, TARGETS, NAMES, score_weights=[0.3, 0.3, 0.4])
     assert found["weighted_score"] == pytest.approx(0.3 * 4 / 5 + 0.3 * 1 / 2 + 0.4 * 2 / 3)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from datamodules.cache import prepared_folder
+from lightning_apps.console import say
 from models.chunk_vectors import KEY_BYTES, ChunkVectors, chunk_key
 from models.hierarchical import HierarchicalClassifier
 
@@ -77,6 +78,7 @@ def write_chunk_vectors(
         chunks: token ids by their chunk_key.
         split: named in the progress bar.
     """
+    say(f"reading {len(chunks):,} chunks of {split} once; their vectors are kept, as nothing of the encoder is trained")
     was_training = net.training
     net.eval()
     net.chunk_vectors = None
