@@ -140,6 +140,8 @@ def test_printable_is_one_short_line_of_known_glyphs() -> None:
     assert curves.printable("Việt ʻĀ Łódź") == "Việt ʻĀ Łódź"
     assert curves.printable("北b") == "\ufffdb"
     assert curves.printable("abcdef", 4) == "abc…"
+    assert curves.printable("abcdefgh", 5, tail=2) == "ab…gh"
+    assert curves.printable("abcde", 5, tail=2) == "abcde"
 
 
 def test_arrows_over_the_date_line_go_the_short_way_and_show_at_both_edges() -> None:

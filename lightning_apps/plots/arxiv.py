@@ -49,7 +49,7 @@ def draw_arxiv_summary(
         best_step: evaluation to mark.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.012, 0.98, printable(title, 150), fontsize=13, fontweight="bold", va="center")
+        figure.text(0.012, 0.98, printable(title, 150, tail=24), fontsize=13, fontweight="bold", va="center")
         losses = add_axes_px(figure, 85, 715, 640, 340)
         draw_losses(losses, rows, best_step=best_step)
         steps, held_out = series(rows, "val/held_out_loss")

@@ -277,11 +277,14 @@ def say_empty(axes: Axes, text: str) -> None:
     )
 
 
-def printable(text: str, max_length: int = 30) -> str:
-    """The text in one line, shortened, with U+FFFD where the font lacks a character (matplotlib would warn)."""
+def printable(text: str, max_length: int = 30, *, tail: int = 0) -> str:
+    """The text in one line, with U+FFFD where the font lacks a character (matplotlib would warn).
+
+    Shortened to `max_length` characters where it is longer, its last `tail` ones kept.
+    """
     text = " ".join(text.split())
     if len(text) > max_length:
-        text = text[: max_length - 1].rstrip() + "…"
+        text = text[: max_length - 1 - tail].rstrip() + "…" + text[len(text) - tail :]
     return "".join(char if _has_glyph(char) else "\ufffd" for char in text)
 
 

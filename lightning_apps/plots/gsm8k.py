@@ -52,7 +52,7 @@ def draw_gsm8k_summary(
         best_step: evaluation to mark.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.0125, 0.985, printable(title, 100), fontsize=15, fontweight="bold", va="top")
+        figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
         losses = add_axes_px(figure, 115, 650, 590, 310)
         draw_losses(losses, rows, best_step=best_step, unit="nats per target token")
         losses.set_xlabel("")

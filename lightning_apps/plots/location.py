@@ -85,7 +85,7 @@ def draw_location_summary(
         best_step: evaluation to mark.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.0125, 0.985, printable(title, 100), fontsize=15, fontweight="bold", va="top")
+        figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
         losses = add_axes_px(figure, 115, 855, 590, 185)
         draw_losses(losses, rows, best_step=best_step)
         losses.set_xlabel("")
