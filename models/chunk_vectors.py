@@ -28,9 +28,6 @@ class ChunkVectors:
     def __init__(self, keys: list[bytes], vectors: Tensor) -> None:
         self._vectors = dict(zip(keys, vectors, strict=True))
 
-    def __len__(self) -> int:
-        return len(self._vectors)
-
     def find(self, input_ids: Tensor) -> Tensor | None:
         """Vector (hidden,) of a chunk of ids (T,), without padding, on the CPU; None if it is not known."""
         return self._vectors.get(chunk_key(input_ids.numpy()))

@@ -170,16 +170,15 @@ class HierarchicalClassifier(PreTrainedModel):
     @torch.no_grad()
     def _encode_frozen(self, input_ids: Tensor, lengths: list[int]) -> Tensor:
         """Vectors of chunks, each read alone: in a batch their last digits would depend on the others in it."""
-        on_cpu = None if self.chunk_vectors is None else input_ids.cpu()
+        memory = self.chunk_vectors
+        on_cpu = input_ids if memory is None else input_ids.cpu()
         vectors = []
         for row, length in enumerate(lengths):
-            known = None
-            if self.chunk_vectors is not None and on_cpu is not None:
-                known = self.chunk_vectors.find(on_cpu[row, :length])
-            if known is None:
+            vector = None if memory is None else memory.find(on_cpu[row, :length])
+            if vector is None:
                 chunk = input_ids[row : row + 1, :length]
-                known = self._encode_micro_batch(chunk, torch.ones_like(chunk))[0]
-            vectors.append(known.to(input_ids.device))
+                vector = self._encode_micro_batch(chunk, torch.ones_like(chunk))[0]
+            vectors.append(vector.to(input_ids.device))
         return torch.stack(vectors)
 
     def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor) -> Tensor:
