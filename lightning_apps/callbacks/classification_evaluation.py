@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +192,18 @@ def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[
     settings = {
         "version": BASELINES_VERSION,
         "data": Path(data.folder).name,
-        "train_rows": fingerprint({"rows": data.rows["train"].tolist()}),
-        "rows": fingerprint({"rows": data.rows[split].tolist()}),
+        "rows": {name: fingerprint({"rows": rows.tolist()}) for name, rows in data.rows.items()},
     }
 
     def write(folder: Path) -> dict[str, Any]:
-        found = linear_probabilities(data.texts("train"), train_labels, data.texts(split), num_classes)
-        np.save(folder / "probabilities.npy", found)
+        texts = {name: data.texts(name) for name in data.rows}  # one fit, the long part, answers for all splits
+        found = linear_probabilities(texts["train"], train_labels, list(chain(*texts.values())), num_classes)
+        ends = np.cumsum([len(entries) for entries in texts.values()])[:-1]
+        for name, probabilities in zip(texts, np.split(found, ends), strict=True):
+            np.save(folder / f"{name}.npy", probabilities)
         return {}
 
-    linear = np.load(prepared_folder(data.cache_root, "baselines", settings, write) / "probabilities.npy")
+    linear = np.load(prepared_folder(data.cache_root, "baselines", settings, write) / f"{split}.npy")
 
     def measured(probabilities: NDArray[np.float64]) -> dict[str, float]:
         return classification_metrics(
