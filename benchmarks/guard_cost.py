@@ -120,7 +120,7 @@ def measure(num_steps: int, overrides: list[str]) -> Stopwatch:
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["hardware=cpu", f"trainer.max_steps={num_steps}", "trainer.evaluate_every=never", "run.name=bench"]
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            config = plain(compose("config", [*fixed, f"run.output_root={folder}", "callbacks.extra={}", *overrides]))
+            config = plain(compose("config", [*fixed, f"run.output_root={folder}", "callbacks=default", *overrides]))
         directory = RunDirectory(Path(folder) / "bench")
         directory.path.mkdir()
         datamodule = build_datamodule(config)

@@ -3,11 +3,18 @@
 import contextlib
 import logging
 import sys
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
+SECONDS_BETWEEN_LINES = 15
+"""Of progress, where the output is no terminal that could show a bar."""
+
 _log = logging.getLogger("lightning_apps")
+Item = TypeVar("Item")
 
 
 class _Terminal(logging.Handler):
@@ -20,6 +27,28 @@ class _Terminal(logging.Handler):
 def say(text: str) -> None:
     """One or more lines for the user."""
     _log.info(text)
+
+
+def with_progress(items: Collection[Item], *, name: str, unit: str) -> Iterator[Item]:
+    """The items, with a bar; where the output is no terminal (a log file, a pipe), a line every fifteen seconds."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=name, unit=unit, leave=False)
+        return
+    started = last_line = time.perf_counter()
+    for done, item in enumerate(items):
+        now = time.perf_counter()
+        if done and now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            left_s = (now - started) / done * (len(items) - done)
+            say(f"{name}: {done:,} of {len(items):,} {unit}s, {human_time(left_s)} left")
+        yield item
+
+
+def human_time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def open_console(log_path: Path | None = None, *, main_process: bool = True) -> None:

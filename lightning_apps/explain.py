@@ -110,7 +110,9 @@ def check_options(options: dict[str, Any]) -> None:
         raise ConfigError(
             f"methods={options['methods']}: name each of {', '.join(METHODS)} at most once, and one at least"
         )
-    for key in ("steps", "max_sentences", "micro_chunks"):
+    if options["steps"] < 3 or options["steps"] % 2 == 0:
+        raise ConfigError(f"steps={options['steps']}: must be an odd number from 3 (ends and middles of stretches)")
+    for key in ("max_sentences", "micro_chunks"):
         if options[key] < 1:
             raise ConfigError(f"{key}={options[key]}: must be at least 1")
     if options["tolerance"] < 0:

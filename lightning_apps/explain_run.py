@@ -9,18 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from datamodules.chunking import Chunker, Chunking
 from lightning_apps.attribution import Reader
 from lightning_apps.build import available_accelerator, build_datamodule, quiet_libraries
-from lightning_apps.console import say
+from lightning_apps.console import human_time, say, with_progress
 from lightning_apps.errors import ConfigError
 from lightning_apps.explain_input import Document, choose_rows, columns_of, read_documents
 from lightning_apps.explanation import ExplainSettings, Explanation, explain_document
 from lightning_apps.run_directory import RunDirectory
-from lightning_apps.sweep_jobs import human_time
 from models.hierarchical import HierarchicalClassifier
 
 
@@ -120,7 +118,7 @@ def _choice(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_documents(model: RatingModel, documents: Sequence[Document], options: dict[str, Any]) -> list[Explanation]:
-    """Explain documents one by one, with progress on standard error."""
+    """Explain documents one by one, and say how far it is."""
     reader = Reader(model.net, options["micro_chunks"], absent_token(model.tokenizer), model.device)
     settings = ExplainSettings(
         target=options["target"],
@@ -147,7 +145,7 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
             settings=settings,
             measure_curves=place in measured,
         )
-        for place, document in enumerate(tqdm(documents, desc="explaining", unit="document", leave=False, disable=None))
+        for place, document in enumerate(with_progress(documents, name="explaining", unit="document"))
     ]
     elapsed_s = time.perf_counter() - started
     say(f"{reader.num_encoded:,} chunks encoded, {human_time(elapsed_s)}, {elapsed_s / len(found):.3g} s a document")

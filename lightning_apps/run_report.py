@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_apps.atomic_files import write_text_atomically
+from lightning_apps.console import human_time
 from lightning_apps.errors import ConfigError
 from lightning_apps.html_page import details, facts, figure, page, section, table
 from lightning_apps.run_directory import open_run, read_summary
-from lightning_apps.sweep_jobs import human_time
 
 
 def write_run_report(place: str) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from lightning_apps.console import say
+from lightning_apps.console import human_time, say
 from lightning_apps.parent_death import PARENT_VARIABLE
 from lightning_apps.run_directory import RunDirectory, read_summary
 from lightning_apps.safe_stop import SIGNALS
@@ -362,10 +362,3 @@ def last_line(log: Path, start: int) -> str:
 def utc_now() -> str:
     """The time, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def human_time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lightning_apps.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.console import human_time
 from lightning_apps.html_page import bullets, facts, figure, page, paragraph, section, table
 from lightning_apps.metrics.t_interval import Estimate
-from lightning_apps.sweep_jobs import human_time
 from lightning_apps.sweep_pictures import Picture, draw_pictures
 from lightning_apps.sweep_results import SweepResults, read_sweep, show
 from lightning_apps.sweep_shared_text import CATEGORIES

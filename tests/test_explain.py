@@ -81,7 +81,7 @@ def test_integrated_gradients_of_real_architectures(kind, settings):
     reader = Reader(net, 2, tokenizer.unk_token_id)
     chunks = Chunks(ids, mask, word, len(words.spans))
     goal = class_goal(1, "Teen", 3)
-    errors = [integrated_gradients(chunks, reader, goal, steps=steps, tolerance=0, max_steps=1)[1] for steps in (2, 40)]
+    errors = [integrated_gradients(chunks, reader, goal, steps=steps, tolerance=0, max_steps=1)[1] for steps in (3, 41)]
     assert abs(errors[1].value - errors[1].baseline) > 1e-3
     assert errors[1].error < 1e-4
     assert errors[1].error < errors[0].error
@@ -97,7 +97,7 @@ def test_the_whole_command(run, tmp_path, monkeypatch, capsys):
         {"id": "unread", "text": TEXT * 9, "label": "Teen", "evidence_spans": [[400, 402]]},
     ]
     (tmp_path / "some.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    command(monkeypatch, f"run={run}", f"input={tmp_path / 'some.jsonl'}", "steps=24", "target=higher",
+    command(monkeypatch, f"run={run}", f"input={tmp_path / 'some.jsonl'}", "steps=25", "tolerance=1", "target=higher",
             "faithfulness.fractions=[0.2]")  # fmt: skip
     said = capsys.readouterr().out
     folder = run / "explanations" / "some.jsonl"
@@ -131,7 +131,7 @@ def test_the_whole_command(run, tmp_path, monkeypatch, capsys):
     assert evidence["scores"]["pointing_word"]["random"]["value"] > 0
     assert results["num_documents"] == 3
     assert results["completeness_error"]["largest"] == max(row["completeness"]["error"] for row in found)
-    assert "completeness error of integrated gradients (24 " in said
+    assert "completeness error of integrated gradients (25 " in said
     assert "explanations.html" in said
     page = (folder / "explanations.html").read_text()
     assert page.count("<script") == 1
@@ -192,7 +192,7 @@ def test_a_trained_run_is_explained_by_the_evidence(composed, monkeypatch):
     config = composed(*PLANTED, name="a")
     assert run_experiment(config)["metrics"]["test/f1_macro"] > 0.9
     run = Path(config["run"]["output_root"]) / "rating" / "a"
-    command(monkeypatch, f"run={run}", "max_documents=null", "steps=16")
+    command(monkeypatch, f"run={run}", "max_documents=null")
     results = json.loads((run / "explanations/test/faithfulness.json").read_text())
     for method in ("integrated_gradients", "occlusion"):
         assert results["evidence"]["scores"]["pointing_sentence"][method]["value"] > 0.9
@@ -205,7 +205,7 @@ def test_a_trained_run_is_explained_by_the_evidence(composed, monkeypatch):
 @pytest.mark.slow
 def test_ten_megabytes(run, tmp_path, monkeypatch):
     (tmp_path / "big.txt").write_text("the knight rode home . " * 435_000 + "x" * 100_000)
-    arguments = ["faithfulness.fractions=[0.5]", "steps=2", "page.words=20"]
+    arguments = ["faithfulness.fractions=[0.5]", "steps=3", "max_steps=3", "page.words=20"]
     command(monkeypatch, f"run={run}", f"input={tmp_path / 'big.txt'}", *arguments)
     (row,) = [json.loads(line) for line in (run / "explanations/big.txt/explanations.jsonl").read_text().splitlines()]
     assert row["num_words"] == 5 * 435_000 + 1
@@ -221,7 +221,7 @@ def test_ten_megabytes(run, tmp_path, monkeypatch):
         (["target=Matur", "input={file}"], "target='Matur' (did you mean Mature?): allowed are predicted, higher, Gen"),
         (["methods=[attention]"], "methods='attention' (did you mean chunk_attention?): allowed are chunk_attention"),
         (["methods=[]"], "methods=[]: name each of chunk_attention"),
-        (["steps=0"], "steps=0: must be at least 1"),
+        (["steps=8"], "steps=8: must be an odd number from 3"),
         (["max_documents=0"], "max_documents=0: must be at least 1, or null for all"),
         (["faithfulness.unit=letter"], "faithfulness.unit='letter': allowed are sentence, word"),
         (["faithfulness.fractions=[0.5,0.2]"], "faithfulness.fractions=[0.5, 0.2]: must rise"),

@@ -26,7 +26,7 @@ from lightning_apps.metrics_csv import read_metrics
 from lightning_apps.run_directory import RunDirectory
 from tests.conftest import TINY
 
-QUIET = [*TINY, "callbacks.extra={}", "callbacks.checkpoints.monitor=val/loss", "trainer.evaluate_every=never"]
+QUIET = [*TINY, "callbacks=default", "trainer.evaluate_every=never"]
 TWO_LAYERS = [*QUIET, "model.num_hidden_layers=2", "trainer.max_steps=5", "trainer.save_every=2"]
 
 
@@ -319,7 +319,7 @@ def test_a_capsule_loads_without_pickle_and_its_replay_command_finds_the_same(co
 
 def test_a_capsule_replay_names_what_is_bad_in_the_checkpoint(composed, monkeypatch, capsys, plant):
     plant(AtStep(4, put_nan("net.model.norm.weight")))
-    config = composed(*TWO_LAYERS, "callbacks.weight_average.decay=0.5", name="rotten")
+    config = composed(*TWO_LAYERS, "callbacks.weight_average={decay: 0.5}", name="rotten")
     error = stopped(config)
     path = directory_of(config).checkpoint("last")
     checkpoint = torch.load(path, weights_only=True)

@@ -189,10 +189,14 @@ def test_predict_refuses_what_is_no_finished_classification_run(finished, monkey
 
 def test_micro_batches_do_not_change_the_loss(composed):
     def losses(size):
-        plain = ["callbacks.extra={}", "callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=min"]
         no_dropout = ["model.hidden_dropout=0.0", "model.classifier_dropout=0.0"]
         config = composed(
-            *RUN, *plain, *no_dropout, "trainer.max_steps=4", f"data.device_batch_size={size}", name=f"by{size}"
+            *RUN,
+            *no_dropout,
+            "callbacks=default",
+            "trainer.max_steps=4",
+            f"data.device_batch_size={size}",
+            name=f"by{size}",
         )
         run_experiment(config)
         directory = RunDirectory(Path(config["run"]["output_root"]) / "imdb" / f"by{size}")

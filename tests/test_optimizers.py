@@ -192,9 +192,7 @@ QUICK = [
     "trainer.max_steps=4",
     "trainer.evaluate_every=2",
     "trainer.save_every=1",
-    "callbacks.extra={}",
-    "callbacks.checkpoints.monitor=val/loss",
-    "callbacks.weight_average=null",
+    "callbacks=default",
 ]
 RUNS = {
     "adamw": ["optimizer.layer_decay=0.8", "scheduler=one_cycle", "module.label_smoothing=0.1"],

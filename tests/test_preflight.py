@@ -209,8 +209,7 @@ def test_data_in_a_package(composed):
 def test_notices_are_said_and_errors_write_nothing(composed, tmp_path, capsys):
     rows = [("one long text that stands in both of the splits", "a"), ("b c d", "b"), ("e f g", "a")]
     source = folder(tmp_path, train=rows, validation=rows[:1])
-    plain = ["callbacks.extra={}", "callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=min"]
-    run_experiment(composed(*TINY, *plain, source, "data.leaks=warn", name="said"))
+    run_experiment(composed(*TINY, "callbacks=default", source, "data.leaks=warn", name="said"))
     out = capsys.readouterr().out
     assert "notice: 1 training texts are in another split too" in out
     assert "train  3 samples: a 2 (66.7%), b 1 (33.3%)" in out

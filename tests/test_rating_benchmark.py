@@ -18,8 +18,8 @@ def test_the_plain_loop_trains_as_we_do(composed, cache_root):
     )
     ours, plain = rating.COMPARISONS["exact"]
     peer = rating.plain_run(options, plain, seed=0)
-    quiet = ["trainer.max_steps=3", "trainer.evaluate_every=never", "callbacks.extra={}", "seed=0"]
-    config = composed(*rating.settings(options), *ours, *quiet, "callbacks.early_stopping=null", name="bench")
+    quiet = ["trainer.max_steps=3", "trainer.evaluate_every=never", "callbacks=default", "seed=0"]
+    config = composed(*rating.settings(options), *ours, *quiet, name="bench")
     run_experiment(config)
     losses = [row["train/loss"] for row in read_metrics(directory_of(config).metrics)]
     assert peer["losses"] == pytest.approx(losses, rel=1e-5)

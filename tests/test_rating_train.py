@@ -26,8 +26,7 @@ from tests.test_resume import directory_of, final_state, killed, resumed
 
 TINY = [*TINY_DATA, "model.hidden_size=16", "model.intermediate_size=16", "model.num_hidden_layers=1",
         "data.device_batch_size=4", "optimizer.lr=0.01", "optimizer.groups=[]"]  # fmt: skip
-QUICK = [*TINY, "callbacks.extra={}", "callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=min",
-         "trainer.max_steps=4", "trainer.evaluate_every=2"]  # fmt: skip
+QUICK = [*TINY, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_every=2"]
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +284,7 @@ def test_early_stopping_is_on_by_default(composed):
 def test_an_encoder_of_an_imdb_run_is_taken_over(composed):
     from tests.test_preflight import TINY as IMDB
 
-    sentiment = composed(*IMDB, "callbacks.extra={}", "callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=min", name="x")  # fmt: skip # noqa: E501
+    sentiment = composed(*IMDB, "callbacks=default", name="x")
     run_experiment(sentiment)
     exported = directory_of(sentiment).model
     source = AutoModelForSequenceClassification.from_pretrained(exported)

@@ -21,8 +21,8 @@ from tests.conftest import TINY
 
 RUN = [
     *TINY, "model.attention_dropout=0.1", "data.device_batch_size=3", "trainer.max_steps=25",
-    "trainer.evaluate_every=10", "trainer.save_every=6", "callbacks.extra={}",
-    "callbacks.checkpoints.monitor=val/loss",
+    "trainer.evaluate_every=10", "trainer.save_every=6", "callbacks=default",
+    "callbacks.weight_average={decay: 0.98}",
 ]  # fmt: skip
 """Dropout and micro-batches, so that a replay must restore more than weights; 14 steps are an epoch."""
 

@@ -79,7 +79,7 @@ def test_a_run_that_fails_is_uploaded_too_and_fails_as_before(s3, composed, monk
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(experiment_run, "export_model", fail)
-    config = composed(*RUN, f"run.upload={TO}", "callbacks.extra={}", "trainer.max_steps=2", name="a")
+    config = composed(*RUN, f"run.upload={TO}", "callbacks=default", "trainer.max_steps=2", name="a")
     with pytest.raises(RuntimeError, match="the disk is on fire"):
         run_experiment(config)
     assert json.loads(uploaded(s3)["summary.json"])["status"] == "failed"
@@ -96,7 +96,7 @@ def test_a_refused_start_uploads_nothing(s3, composed):
 
 def test_wrong_credentials_are_said_once_and_training_ends_well(s3, composed, monkeypatch, capfd):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-    config = composed(*RUN, f"run.upload={TO}", "callbacks.extra={}", name="a")
+    config = composed(*RUN, f"run.upload={TO}", "callbacks=default", name="a")
     assert run_experiment(config)["status"] == "completed"
     out, err = capfd.readouterr()
     assert out.count("run.upload: ") <= 1  # none where training was over before the first pass

@@ -14,7 +14,7 @@ import pytest
 from lightning_apps import sweep_jobs
 from lightning_apps.console import open_console
 from lightning_apps.sweep_grid import Job, SweepSettings
-from lightning_apps.sweep_jobs import JobRunner, Slot, human_time, last_line, lock_path, wait_for_orphans
+from lightning_apps.sweep_jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
 from lightning_apps.sweep_ledger import JobRecord, Ledger, is_locked, read_ledger
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +249,3 @@ def test_the_line_that_says_why(tmp_path):
         file.write(b"x" * 100_000)
     assert last_line(log, start) == "x" * 500
     assert last_line(tmp_path / "nothing", 0) == "no output"
-
-
-def test_times_for_people():
-    assert [human_time(seconds) for seconds in (45.4, 720, 12240)] == ["45 s", "12 min", "3.4 h"]

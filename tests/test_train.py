@@ -173,8 +173,8 @@ def _root(config):
 def test_micro_batches_do_not_change_the_loss(composed, device_batch_size):
     def losses(name, size):
         config = composed(
-            *TINY, "trainer.max_steps=4", "data.loss_mask=none", "callbacks.extra={}",
-            "callbacks.checkpoints.monitor=val/loss", f"data.device_batch_size={size}", name=name,
+            *TINY, "trainer.max_steps=4", "data.loss_mask=none", "callbacks=default",
+            f"data.device_batch_size={size}", name=name,
         )  # fmt: skip
         run_experiment(config)
         return [row["train/loss"] for row in read_metrics(RunDirectory(_root(config) / name).metrics)]

@@ -11,10 +11,9 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from datamodules.cache import prepared_folder
-from lightning_apps.console import say
+from lightning_apps.console import say, with_progress
 from models.chunk_vectors import KEY_BYTES, ChunkVectors, chunk_key
 from models.hierarchical import HierarchicalClassifier
 
@@ -76,14 +75,14 @@ def write_chunk_vectors(
         folder: where to write.
         net: whose encoder is frozen.
         chunks: token ids by their chunk_key.
-        split: named in the progress bar.
+        split: named in the progress.
     """
     say(f"reading {len(chunks):,} chunks of {split} once; their vectors are kept, as nothing of the encoder is trained")
     was_training = net.training
     net.eval()
     net.chunk_vectors = None
     vectors = []
-    for chunk in tqdm(chunks.values(), desc=f"encoding the chunks of {split}", unit="chunk", disable=None):
+    for chunk in with_progress(chunks.values(), name=f"encoding {split}", unit="chunk"):
         ids = torch.from_numpy(chunk)[None].to(net.device)
         vectors.append(net.encode(ids)[0].float().cpu())
     net.train(was_training)
