@@ -76,8 +76,8 @@ def explain(cfg: DictConfig) -> list[Path]:
 
     keep_freed_memory()
     from lightning_apps.console import open_console, say
-    from lightning_apps.explain_files import write_explanations
-    from lightning_apps.explain_run import RatingModel, documents_of_file, documents_of_split, explain_documents
+    from lightning_apps.explanations.files import write_explanations
+    from lightning_apps.explanations.run import RatingModel, documents_of_file, documents_of_split, explain_documents
 
     open_console()
     model = RatingModel(directory, config, options["accelerator"])

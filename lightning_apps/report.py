@@ -40,8 +40,8 @@ def report(cfg: DictConfig) -> list[Path]:
         written = write_run_report(options["run"])
         said: list[str] = []
     else:
-        from lightning_apps.sweep_report import write_sweep_report
-        from lightning_apps.sweep_results import find_sweep
+        from lightning_apps.sweeps.report import write_sweep_report
+        from lightning_apps.sweeps.results import find_sweep
 
         written, said = write_sweep_report(find_sweep(options["sweep"]))
     open_console()

@@ -110,7 +110,7 @@ class RootConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
-    sweep: Any = None  # null, or the settings of sweep_grid.SweepSettings
+    sweep: Any = None  # null, or the settings of sweeps.grid.SweepSettings
     verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
     verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
 

@@ -19,7 +19,7 @@ def train(cfg: DictConfig) -> None:
     if cfg.sweep is not None:
         if multirun:
             raise ConfigError("sweep=... and --multirun exclude each other: put what --multirun sweeps into sweep.grid")
-        from lightning_apps.sweep import run_sweep
+        from lightning_apps.sweeps.sweep import run_sweep
 
         run_sweep(cfg)
         return

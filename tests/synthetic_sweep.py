@@ -8,8 +8,8 @@ import yaml
 
 from lightning_apps.metrics_csv import MetricsCSV
 from lightning_apps.run_directory import RunDirectory
-from lightning_apps.sweep_grid import expand, flat_grid
-from lightning_apps.sweep_ledger import JobRecord, Ledger
+from lightning_apps.sweeps.grid import expand, flat_grid
+from lightning_apps.sweeps.ledger import JobRecord, Ledger
 
 POSITIONS = 40
 

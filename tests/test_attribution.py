@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_apps.attribution import (
+from lightning_apps.explanations.attribution import (
     Chunks,
     Reader,
     chunk_attention,
@@ -13,10 +13,10 @@ from lightning_apps.attribution import (
     occlusion,
     random_scores,
 )
-from lightning_apps.explain_input import Document
-from lightning_apps.explanation import ExplainSettings, explain_document
-from lightning_apps.integrated_gradients import integrated_gradients
-from lightning_apps.text_units import read_words
+from lightning_apps.explanations.documents import Document
+from lightning_apps.explanations.explanation import ExplainSettings, explain_document
+from lightning_apps.explanations.integrated_gradients import integrated_gradients
+from lightning_apps.explanations.text_units import read_words
 from tests.tiny_rating import ABSENT, TinyNet, Words, chunker, planted_net
 
 TEXT = " ".join(f"w{number}" for number in range(21))  # chunks of 6 words each 4: words 4 and 5 are in two of them

@@ -13,14 +13,14 @@ from transformers import BertConfig, RobertaConfig
 from datamodules.chunking import Chunker, Chunking
 from datamodules.tokenized_texts import word_tokenizer
 from lightning_apps import explain as explain_command
-from lightning_apps.attribution import Chunks, Reader, class_goal
 from lightning_apps.build import build_datamodule
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiment_run import run_experiment
-from lightning_apps.explain_input import DEFAULT_COLUMNS, choose_rows, read_documents
-from lightning_apps.explain_run import pad_chunks
-from lightning_apps.integrated_gradients import integrated_gradients
-from lightning_apps.text_units import read_words
+from lightning_apps.explanations.attribution import Chunks, Reader, class_goal
+from lightning_apps.explanations.documents import DEFAULT_COLUMNS, choose_rows, read_documents
+from lightning_apps.explanations.integrated_gradients import integrated_gradients
+from lightning_apps.explanations.run import pad_chunks
+from lightning_apps.explanations.text_units import read_words
 from models.hierarchical import HierarchicalClassifier, HierarchicalConfig
 
 NAMES = ["General", "Teen", "Mature"]

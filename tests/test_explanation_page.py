@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_apps.attribution import Attribution
-from lightning_apps.explain_files import write_explanations
-from lightning_apps.explain_input import Document
-from lightning_apps.explanation import Explanation
-from lightning_apps.explanation_page import (
+from lightning_apps.explanations.attribution import Attribution
+from lightning_apps.explanations.documents import Document
+from lightning_apps.explanations.explanation import Explanation
+from lightning_apps.explanations.files import write_explanations
+from lightning_apps.explanations.integrated_gradients import Completeness
+from lightning_apps.explanations.page import (
     PageLimits,
     display_scores,
     document_section,
@@ -23,10 +24,9 @@ from lightning_apps.explanation_page import (
     levels,
     shown,
 )
+from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.html_page import page, paragraph
-from lightning_apps.integrated_gradients import Completeness
 from lightning_apps.run_directory import RunDirectory
-from lightning_apps.text_units import WORD, read_words
 from tests.test_report import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

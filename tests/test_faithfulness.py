@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from lightning_apps.attribution import Chunks, Reader, class_goal
-from lightning_apps.deletion_curves import deletion_and_insertion, ranked_words
+from lightning_apps.explanations.attribution import Chunks, Reader, class_goal
+from lightning_apps.explanations.deletion_curves import deletion_and_insertion, ranked_words
 from lightning_apps.metrics.faithfulness import (
     EVIDENCE,
     chunks_inside,

@@ -19,10 +19,10 @@ from lightning_apps.metrics.t_interval import mean_interval
 from lightning_apps.plots.scaling import PositionLine, colours, draw_in_context, metric_unit, short_count
 from lightning_apps.run_directory import RunDirectory
 from lightning_apps.run_report import write_run_report
-from lightning_apps.sweep_ledger import read_ledger, try_lock
-from lightning_apps.sweep_report import write_sweep_report
-from lightning_apps.sweep_results import find_sweep, read_curve, read_sweep, show
-from lightning_apps.sweep_study import effects, growing_groups, in_context, scaling
+from lightning_apps.sweeps.ledger import read_ledger, try_lock
+from lightning_apps.sweeps.report import write_sweep_report
+from lightning_apps.sweeps.results import find_sweep, read_curve, read_sweep, show
+from lightning_apps.sweeps.study import effects, growing_groups, in_context, scaling
 from tests.synthetic_sweep import loss_of, write_sweep
 
 STUDY = {

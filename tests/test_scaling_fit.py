@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_apps.metrics.t_interval import Estimate, mean_curve, mean_interval, slope_interval
-from lightning_apps.scaling_fit import PowerLaw, curvature, fit_power_law
+from lightning_apps.sweeps.scaling_fit import PowerLaw, curvature, fit_power_law
 
 PURE, OFFSET = "A * D^-alpha", "E + A * D^-alpha"
 BUDGETS = np.array([1e6, 4e6, 1.6e7])

@@ -12,15 +12,16 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lightning_apps import sweep, train, verify
+from lightning_apps import train, verify
 from lightning_apps.build import wandb_run_id
 from lightning_apps.config import CONF, check_config, options, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.metrics_csv import read_metrics
-from lightning_apps.sweep import check_jobs, make_slots, num_cores, only_runner, without
-from lightning_apps.sweep_grid import SweepSettings, expand
-from lightning_apps.sweep_jobs import is_running
-from lightning_apps.sweep_ledger import read_ledger
+from lightning_apps.sweeps import sweep
+from lightning_apps.sweeps.grid import SweepSettings, expand
+from lightning_apps.sweeps.jobs import is_running
+from lightning_apps.sweeps.ledger import read_ledger
+from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
 from tests.conftest import TINY
 
 RUN = [*TINY, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]

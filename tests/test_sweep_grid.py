@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.sweep_grid import (
+from lightning_apps.sweeps.grid import (
     SweepSettings,
     check_overrides,
     check_settings,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_apps import sweep_jobs
 from lightning_apps.console import open_console
-from lightning_apps.sweep_grid import Job, SweepSettings
-from lightning_apps.sweep_jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
-from lightning_apps.sweep_ledger import JobRecord, Ledger, is_locked, read_ledger
+from lightning_apps.sweeps import jobs as sweep_jobs
+from lightning_apps.sweeps.grid import Job, SweepSettings
+from lightning_apps.sweeps.jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
+from lightning_apps.sweeps.ledger import JobRecord, Ledger, is_locked, read_ledger
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "tests.fake_job"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.sweep_ledger import (
+from lightning_apps.sweeps.ledger import (
     JobRecord,
     Ledger,
     continue_ledger,
@@ -83,7 +83,7 @@ def test_settings_survive_json(tmp_path):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from lightning_apps.sweep_ledger import sign_lock, try_lock
+from lightning_apps.sweeps.ledger import sign_lock, try_lock
 lock = try_lock(Path(sys.argv[1]))
 sign_lock(lock, {"pid": os.getpid()})
 print("held", flush=True)

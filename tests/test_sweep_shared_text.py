@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lightning_apps.sweep_shared_text import shared_text
+from lightning_apps.sweeps.shared_text import shared_text
 
 NAMES = ["a", "b", "c"]
 

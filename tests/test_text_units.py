@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_apps.text_units import WORD, inside_spans, read_words
+from lightning_apps.explanations.text_units import WORD, inside_spans, read_words
 
 
 def by_tokens(text, *spans, most=400):

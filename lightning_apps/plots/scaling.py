@@ -29,7 +29,7 @@ from lightning_apps.plots.curves import (
     printable,
     say_empty,
 )
-from lightning_apps.scaling_fit import PowerLaw
+from lightning_apps.sweeps.scaling_fit import PowerLaw
 
 Array = NDArray[np.float64]
 CATEGORICAL = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY_BLUE, BLACK, GREY)

@@ -16,8 +16,8 @@ from lightning_apps.console import human_time, say
 from lightning_apps.parent_death import PARENT_VARIABLE
 from lightning_apps.run_directory import RunDirectory, read_summary
 from lightning_apps.safe_stop import SIGNALS
-from lightning_apps.sweep_grid import Job, SweepSettings, time_left
-from lightning_apps.sweep_ledger import JobRecord, Ledger, Status, is_locked, lock_owner, lock_soon, sign_lock
+from lightning_apps.sweeps.grid import Job, SweepSettings, time_left
+from lightning_apps.sweeps.ledger import JobRecord, Ledger, Status, is_locked, lock_owner, lock_soon, sign_lock
 
 POLL_S = 0.2
 STOP_SIGNALS = (*SIGNALS, signal.SIGHUP)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_apps.metrics.t_interval import Estimate, mean_interval, slope_interval
-from lightning_apps.sweep_results import IN_CONTEXT_FILES, REPEAT, JobResult, SweepResults
+from lightning_apps.sweeps.results import IN_CONTEXT_FILES, REPEAT, JobResult, SweepResults
 
 CATEGORIES = "data.num_categories"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_apps.attribution import Chunks, Goal, Reader
+from lightning_apps.explanations.attribution import Chunks, Goal, Reader
 from lightning_apps.metrics.faithfulness import tied
 
 Array = NDArray[np.float64]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_apps.attribution import Array, Attribution, Chunks, Goal, Reader, used_length
+from lightning_apps.explanations.attribution import Array, Attribution, Chunks, Goal, Reader, used_length
 
 SMALLEST_CHANGE = 0.01
 """Of F; where F changes less on the whole path, the tolerance is relative to this: there is little to share out."""

@@ -16,9 +16,9 @@ from lightning_apps.metrics.t_interval import Estimate, mean_interval
 from lightning_apps.metrics_csv import read_metrics
 from lightning_apps.plan import fraction_or_steps
 from lightning_apps.run_directory import RunDirectory, read_summary
-from lightning_apps.sweep_grid import BUDGETS, short_keys
-from lightning_apps.sweep_jobs import is_running
-from lightning_apps.sweep_ledger import JobRecord, Ledger, read_ledger
+from lightning_apps.sweeps.grid import BUDGETS, short_keys
+from lightning_apps.sweeps.jobs import is_running
+from lightning_apps.sweeps.ledger import JobRecord, Ledger, read_ledger
 
 REPEAT = "seed"
 """The grid key over which results are averaged."""

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_apps.metrics.t_interval import Estimate, mean_interval
-from lightning_apps.scaling_fit import PowerLaw
-from lightning_apps.sweep_results import Group, SweepResults, show
-from lightning_apps.sweep_shared_text import CATEGORIES, shared_text
-from lightning_apps.sweep_study import (
+from lightning_apps.sweeps.results import Group, SweepResults, show
+from lightning_apps.sweeps.scaling_fit import PowerLaw
+from lightning_apps.sweeps.shared_text import CATEGORIES, shared_text
+from lightning_apps.sweeps.study import (
     FORMS,
     ContextSeries,
     Effect,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_apps.metrics.t_interval import Estimate, mean_curve, slope_interval
-from lightning_apps.scaling_fit import MIN_COUNTS, Form, Points, PowerLaw, fit_power_law
-from lightning_apps.sweep_results import REPEAT, Array, Group, InContext, JobResult, SweepResults, sort_key
+from lightning_apps.sweeps.results import REPEAT, Array, Group, InContext, JobResult, SweepResults, sort_key
+from lightning_apps.sweeps.scaling_fit import MIN_COUNTS, Form, Points, PowerLaw, fit_power_law
 
 HEADLINES = ("val/loss", "test/loss", "test/held_out_loss")
 FORMS: tuple[Form, ...] = ("A * D^-alpha", "E + A * D^-alpha")

@@ -12,10 +12,10 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_apps.explanation import Explanation, top_units
-from lightning_apps.explanation_style import LETTERS
+from lightning_apps.explanations.explanation import Explanation, top_units
+from lightning_apps.explanations.style import LETTERS
+from lightning_apps.explanations.text_units import inside_spans
 from lightning_apps.html_page import table
-from lightning_apps.text_units import inside_spans
 
 METHOD_NAMES = {
     "chunk_attention": "chunk attention",

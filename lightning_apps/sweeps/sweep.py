@@ -28,7 +28,7 @@ from lightning_apps.console import open_console, say
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_directory import RunDirectory, locate_run, read_summary
 from lightning_apps.run_settings import different_settings
-from lightning_apps.sweep_grid import (
+from lightning_apps.sweeps.grid import (
     Job,
     SweepSettings,
     check_overrides,
@@ -39,8 +39,8 @@ from lightning_apps.sweep_grid import (
     override_key,
     override_value,
 )
-from lightning_apps.sweep_jobs import JobRunner, Slot, wait_for_orphans
-from lightning_apps.sweep_ledger import (
+from lightning_apps.sweeps.jobs import JobRunner, Slot, wait_for_orphans
+from lightning_apps.sweeps.ledger import (
     JobRecord,
     Ledger,
     continue_ledger,
@@ -130,7 +130,7 @@ def read_settings(node: Any, *, option: str) -> SweepSettings:
         raise ConfigError(f"sweep={node!r}: choose an option of the group, or leave it away")
     if node.get("name") in (None, "???"):
         raise ConfigError(f"sweep={option} needs a name: sweep.name=<name>")
-    settings: SweepSettings = bind("sweep", {**node, "_target_": "lightning_apps.sweep_grid.SweepSettings"})()
+    settings: SweepSettings = bind("sweep", {**node, "_target_": "lightning_apps.sweeps.grid.SweepSettings"})()
     check_settings(settings)
     return settings
 

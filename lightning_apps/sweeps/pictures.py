@@ -14,8 +14,8 @@ from lightning_apps.plots.scaling import (
     draw_in_context,
     draw_loss_against_tokens,
 )
-from lightning_apps.sweep_results import REPEAT, SweepResults, show, sort_key
-from lightning_apps.sweep_study import ContextSeries, ScalingSeries, headline_metrics, is_numeric, split, varying_key
+from lightning_apps.sweeps.results import REPEAT, SweepResults, show, sort_key
+from lightning_apps.sweeps.study import ContextSeries, ScalingSeries, headline_metrics, is_numeric, split, varying_key
 
 MAX_PICTURES = 4
 """Pictures of final metrics, one for each key of the grid."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.document_facts import Span
-from lightning_apps.attribution import (
+from lightning_apps.explanations.attribution import (
     HIGHER,
     Attribution,
     Chunks,
@@ -21,9 +21,10 @@ from lightning_apps.attribution import (
     occlusion,
     random_scores,
 )
-from lightning_apps.deletion_curves import deletion_and_insertion, ranked_words
-from lightning_apps.explain_input import Document
-from lightning_apps.integrated_gradients import Completeness, integrated_gradients
+from lightning_apps.explanations.deletion_curves import deletion_and_insertion, ranked_words
+from lightning_apps.explanations.documents import Document
+from lightning_apps.explanations.integrated_gradients import Completeness, integrated_gradients
+from lightning_apps.explanations.text_units import ReadWords, Spans, inside_spans, read_words
 from lightning_apps.metrics.faithfulness import (
     CURVES,
     RANDOM,
@@ -32,7 +33,6 @@ from lightning_apps.metrics.faithfulness import (
     evidence_scores,
     expected_random_evidence,
 )
-from lightning_apps.text_units import ReadWords, Spans, inside_spans, read_words
 
 METHODS = ("chunk_attention", "integrated_gradients", "occlusion")
 PREDICTED = "predicted"
