@@ -43,7 +43,7 @@ def draw_faithfulness(path: Path, results: Mapping[str, Any], *, title: str) -> 
         title: above everything.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.012, 0.965, printable(title, 120), fontsize=13, fontweight="bold", va="center")
+        figure.text(0.012, 0.965, printable(title, 120, tail=48), fontsize=13, fontweight="bold", va="center")
         left = add_axes_px(figure, 80, 80, 480, 460)
         right = add_axes_px(figure, 650, 80, 480, 460)
         draw_curve(left, results, "deletion", "Deletion: lower is better")
