@@ -33,8 +33,8 @@ def our_run(options: argparse.Namespace, *overrides: str, seed: int) -> dict[str
         command = [
             sys.executable, "-m", "lightning_apps.train", *COMMON, f"data.path={options.path}", f"seed={seed}",
             f"precision={options.precision}", *overrides, f"trainer.max_steps={options.steps + WARM_UP_STEPS}",
-            "trainer.evaluate_every=never", "callbacks.extra.evaluation=null", "callbacks.extra.picture=null",
-            "data.max_evaluation_samples=8", f"run.output_root={folder}", "run.name=bench",
+            "trainer.evaluate_every=never", "callbacks=default", "data.max_evaluation_samples=8",
+            f"run.output_root={folder}", "run.name=bench",
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         path = Path(folder) / "imdb" / "bench"

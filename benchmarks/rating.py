@@ -66,8 +66,7 @@ def our_run(options: argparse.Namespace, overrides: list[str], seed: int) -> dic
         command = [
             sys.executable, "-m", "lightning_apps.train", *settings(options), *overrides, f"seed={seed}",
             f"trainer.max_steps={options.steps + WARM_UP_STEPS}", "trainer.evaluate_every=never",
-            "callbacks.early_stopping=null", "callbacks.extra.evaluation=null", "callbacks.extra.picture=null",
-            "data.max_evaluation_samples=8", f"run.output_root={folder}", "run.name=bench",
+            "callbacks=default", "data.max_evaluation_samples=8", f"run.output_root={folder}", "run.name=bench",
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         path = Path(folder) / "rating" / "bench"

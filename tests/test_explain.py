@@ -221,6 +221,7 @@ def test_ten_megabytes(run, tmp_path, monkeypatch):
         (["target=Matur", "input={file}"], "target='Matur' (did you mean Mature?): allowed are predicted, higher, Gen"),
         (["methods=[attention]"], "methods='attention' (did you mean chunk_attention?): allowed are chunk_attention"),
         (["methods=[]"], "methods=[]: name each of chunk_attention"),
+        (["steps=1"], "steps=1: must be an odd number from 3"),
         (["steps=8"], "steps=8: must be an odd number from 3"),
         (["max_documents=0"], "max_documents=0: must be at least 1, or null for all"),
         (["faithfulness.unit=letter"], "faithfulness.unit='letter': allowed are sentence, word"),

@@ -9,7 +9,6 @@ from lightning_apps.explanations.attribution import Chunks, Goal, Reader
 from lightning_apps.metrics.faithfulness import tied
 
 Array = NDArray[np.float64]
-UNITS = ("sentence", "word")
 
 
 def ranked_words(words: Array, sentence: NDArray[np.int64], *, unit: str, seed: int) -> NDArray[np.int64]:

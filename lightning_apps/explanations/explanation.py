@@ -34,7 +34,6 @@ from lightning_apps.metrics.faithfulness import (
     expected_random_evidence,
 )
 
-METHODS = ("chunk_attention", "integrated_gradients", "occlusion")
 PREDICTED = "predicted"
 NUM_TOP_WORDS = 20
 NUM_TOP_SENTENCES = 5

@@ -1,7 +1,7 @@
 """Integrated gradients of a whole document on its word embeddings, in the memory of a few chunks."""
 
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -62,26 +62,19 @@ def integrated_gradients(
     """
     path = _Path(chunks, reader, goal)
     grid = [path.point(position) for position in np.linspace(0.0, 1.0, steps).tolist()]
-    stretches: list[tuple[float, _Stretch]] = []
-
-    def add(start: _Point, middle: _Point, end: _Point) -> None:
-        stretch = _Stretch(start, middle, end)
-        heappush(stretches, (-stretch.error, stretch))
-
-    for place in range(0, steps - 1, 2):
-        add(*grid[place : place + 3])
+    stretches = [_Stretch(*grid[place : place + 3]) for place in range(0, steps - 1, 2)]
     value, baseline = grid[-1].value, grid[0].value
     limit = tolerance * max(abs(value - baseline), SMALLEST_CHANGE)
-    points = steps
-    while -sum(error for error, _ in stretches) > limit and points + 2 <= max_steps:
-        _, worst = heappop(stretches)
+    # n stretches share their ends, so that they have 2 n + 1 points
+    while sum(stretch.error for stretch in stretches) > limit and 2 * len(stretches) + 3 <= max_steps:
+        worst = max(stretches, key=lambda stretch: stretch.error)
+        stretches.remove(worst)
         for first, last in ((worst.start, worst.middle), (worst.middle, worst.end)):
-            add(first, path.point((first.position + last.position) / 2), last)
-        points += 2
-    tokens: Array = np.sum([stretch.scores for _, stretch in stretches], axis=0)
+            stretches.append(_Stretch(first, path.point((first.position + last.position) / 2), last))
+    tokens: Array = np.sum([stretch.scores for stretch in stretches], axis=0)
     valid = chunks.word >= 0
     words = np.bincount(chunks.word[valid], tokens[valid], minlength=chunks.num_words).astype(np.float64)
-    completeness = Completeness(value, baseline, float(tokens.sum()), points)
+    completeness = Completeness(value, baseline, float(tokens.sum()), 2 * len(stretches) + 1)
     return Attribution(words, tokens.sum(axis=1)), completeness, tokens
 
 
@@ -102,17 +95,13 @@ class _Stretch:
     middle: _Point
     end: _Point
 
-    def __lt__(self, other: "_Stretch") -> bool:
-        """Of two with the same error, the one nearer the document that is empty is halved first."""
-        return self.start.position < other.start.position
-
-    @property
+    @cached_property
     def scores(self) -> Array:
         """(chunks, length) share of each token in the change of F."""
         sixth = (self.end.position - self.start.position) / 6
         return sixth * (self.start.slope + 4 * self.middle.slope + self.end.slope)
 
-    @property
+    @cached_property
     def error(self) -> float:
         """By which the scores miss the change of F."""
         return abs(float(self.scores.sum()) - (self.end.value - self.start.value))
