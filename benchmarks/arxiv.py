@@ -28,7 +28,7 @@ def composed(options: argparse.Namespace) -> dict[str, Any]:
     """The experiment's configuration, both sides'."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config import CONF, check_config, plain
+    from lightning_apps.config.checks import CONF, check_config, plain
 
     overrides = [
         "experiment=arxiv",
@@ -71,12 +71,12 @@ def result(net: Any, losses: list[float], step_s: list[float], tokens_per_step: 
 
 def our_run(options: argparse.Namespace) -> dict[str, Any]:
     """Train with the project's module, callbacks and trainer in this process."""
-    from lightning_apps.allocator import keep_freed_memory
+    from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the command train does
     import lightning as L
 
-    from lightning_apps.build import (
+    from lightning_apps.runs.build import (
         build_datamodule,
         build_module,
         build_plan,
@@ -115,8 +115,8 @@ def peer_run(options: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from datamodules.windows import window_keys
-    from lightning_apps.build import build_datamodule, build_module, build_plan, quiet_libraries
+    from datamodules.sampling.step_batches import window_keys
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()
     config = composed(options)

@@ -43,8 +43,8 @@ def open_data(options: argparse.Namespace, base: Path) -> Any:
     """The experiment's data."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.build import build_datamodule, quiet_libraries
-    from lightning_apps.config import CONF, plain
+    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.runs.build import build_datamodule, quiet_libraries
 
     quiet_libraries()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -55,8 +55,8 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
     """Write the weights that everybody starts from, in float32, and the tokenizer."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.build import build_datamodule, build_module, build_plan, quiet_libraries
-    from lightning_apps.config import CONF, plain
+    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()
     choice = [f"model={options.model}"] if not Path(options.model).exists() else [f"model.pretrained={options.model}"]
@@ -71,7 +71,7 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
 
 def training_samples(options: argparse.Namespace, data: Any) -> list[dict[str, list[int]]]:
     """Samples of all steps, in the order in which ours sees them."""
-    from datamodules.windows import window_keys
+    from datamodules.sampling.step_batches import window_keys
 
     size = {"num_samples": data.num_train_samples, "global_batch_size": options.batch_size, "seed": options.seed}
     samples = []
@@ -84,7 +84,7 @@ def training_samples(options: argparse.Namespace, data: Any) -> list[dict[str, l
 
 def our_run(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Train with the project's command."""
-    from lightning_apps.metrics_csv import read_metrics
+    from lightning_apps.run_files.metrics_csv import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         only_train = Path(folder) / "data"
@@ -188,8 +188,8 @@ def generation(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from models.generation import generate_answers, generate_greedy
-    from models.packed_attention import use_documents
+    from models.decoding.generation import generate_answers, generate_greedy
+    from models.kernels.packed_attention import use_documents
 
     data = open_data(options, base)
     prompts = data.prompts("test")[: options.questions]
@@ -270,7 +270,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if SMALL in (options.data, options.model):
-            from lightning_apps.gsm8k_small import write_small_files
+            from lightning_apps.experiments.gsm8k.small_files import write_small_files
 
             write_small_files(Path(folder) / "files")
             options.data = str(Path(folder) / "files" / "data") if options.data == SMALL else options.data

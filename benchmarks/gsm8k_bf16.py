@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.gsm8k import SMALL, export_base, open_data
-from models.causal_lm import target_loss
-from models.packed_attention import use_documents
+from models.kernels.packed_attention import use_documents
+from models.language.causal_lm import target_loss
 
 MODES = ("fp32", "bf16_mixed", "bf16 weights")
 PRODUCTS = (nn.functional.linear, torch.matmul, Tensor.matmul, nn.functional.scaled_dot_product_attention)
@@ -65,7 +65,7 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
     """Losses of the first steps, AdamW at a constant learning rate."""
     from transformers import AutoModelForCausalLM
 
-    from datamodules.windows import window_keys
+    from datamodules.sampling.step_batches import window_keys
 
     data = open_data(options, base)
     net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -132,7 +132,7 @@ def main() -> None:
     options.rows, options.precision = "1", "fp32"
     with tempfile.TemporaryDirectory() as folder:
         if SMALL in (options.data, options.model):
-            from lightning_apps.gsm8k_small import write_small_files
+            from lightning_apps.experiments.gsm8k.small_files import write_small_files
 
             write_small_files(Path(folder) / "files")
             options.data = str(Path(folder) / "files" / "data") if options.data == SMALL else options.data

@@ -20,7 +20,13 @@ from typing import Any
 import lightning as L
 from hydra import compose, initialize_config_dir
 
-from lightning_apps.build import (
+from lightning_apps.callbacks.guards import Guards
+from lightning_apps.callbacks.sample_log import SampleLedger
+from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.config.checks import CONF, plain
+from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.runs.build import (
     build_callbacks,
     build_datamodule,
     build_loggers,
@@ -29,12 +35,6 @@ from lightning_apps.build import (
     build_trainer,
     quiet_libraries,
 )
-from lightning_apps.callbacks.guards import Guards
-from lightning_apps.callbacks.sample_ledger import SampleLedger
-from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config import CONF, plain
-from lightning_apps.run_directory import RunDirectory
-from lightning_apps.safe_stop import SafeStop
 
 BLOCK = 4
 WARM_UP_BLOCKS = 4

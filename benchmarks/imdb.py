@@ -27,7 +27,7 @@ IDENTICAL = ["model.attention_dropout=0.1", "data.global_batch_size=16"]
 
 def our_run(options: argparse.Namespace, *overrides: str, seed: int) -> dict[str, float]:
     """Training steps of the project's command; documents/s and peak bytes."""
-    from lightning_apps.metrics_csv import read_metrics
+    from lightning_apps.run_files.metrics_csv import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -63,9 +63,9 @@ def peer_run(options: argparse.Namespace, *, batch_size: int | None, seed: int) 
         set_seed,
     )
 
-    from lightning_apps.build import build_datamodule
-    from lightning_apps.config import CONF, plain
-    from lightning_apps.package_folder import in_package
+    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.package_folder import in_package
+    from lightning_apps.runs.build import build_datamodule
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=[*COMMON, f"data.path={options.path}", "run.name=bench"]))

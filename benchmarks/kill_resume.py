@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from lightning_apps.metrics_csv import read_metrics
-from lightning_apps.run_comparison import differences
-from lightning_apps.run_directory import RunDirectory
+from lightning_apps.diagnostics.run_comparison import differences
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics_csv import read_metrics
 
 RUN = [
     "experiment=location", "hardware=cpu", "model.hidden_size=32", "model.num_hidden_layers=2",

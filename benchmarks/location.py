@@ -31,15 +31,15 @@ def peer_run(epochs: float, num_evaluations: int, seed: int) -> dict[str, Any]:
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
     from datamodules.location import IGNORED
-    from lightning_apps.build import quiet_libraries
-    from lightning_apps.metrics.great_circle import answer_distances_km, location_metrics
-    from models.generation import generate_greedy
+    from lightning_apps.experiments.location.great_circle import answer_distances_km, location_metrics
+    from lightning_apps.runs.build import quiet_libraries
+    from models.decoding.generation import generate_greedy
 
     quiet_libraries()
     config, data = location_data(blend_cities=1)
     set_seed(seed)
     model = {key: value for key, value in config["model"].items() if key != "_target_"}
-    from models.causal_lm import qwen2
+    from models.language.causal_lm import qwen2
 
     net = qwen2(**data.net_arguments, **model)
     rows = data.rows["train"]
@@ -100,8 +100,8 @@ def location_data(*, blend_cities: int) -> tuple[dict[str, Any], Any]:
     """Configuration and data of the experiment."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.build import build_datamodule
-    from lightning_apps.config import CONF, plain
+    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.runs.build import build_datamodule
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=[*CPU, "run.name=bench", f"data.blend_cities={blend_cities}"]))
@@ -110,7 +110,7 @@ def location_data(*, blend_cities: int) -> tuple[dict[str, Any], Any]:
 
 def our_run(*overrides: str, seed: int) -> dict[str, Any]:
     """Train with the project's command; returns steps, seconds and the evaluations' medians."""
-    from lightning_apps.metrics_csv import read_metrics
+    from lightning_apps.run_files.metrics_csv import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         command = [

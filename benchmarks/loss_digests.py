@@ -28,7 +28,10 @@ SHORT = (
 )  # fmt: skip
 MINILM = ("model=minilm", f"data.path={SHARED / 'reviews'}", "data.max_length=64")
 RATED = ("model=hierarchical_minilm", f"data.path={SHARED / 'rated_documents'}", "data.max_chunks=2")
-SMOLLM = ("model=smollm2_135m", f"data.path={SHARED / 'gsm8k'}", "callbacks.extra.generation=null")
+SMOLLM = (
+    "model=smollm2_135m", f"data.path={SHARED / 'gsm8k'}", "callbacks.extra.generation=null", "data.num_validation=4",
+    "data.max_test_samples=4",
+)  # fmt: skip
 RUNS: dict[str, tuple[str, ...]] = {
     "location": ("experiment=location",),
     "location, micro-batches, dropout": (

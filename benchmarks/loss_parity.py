@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from datamodules.windows import WindowCollator
-from lightning_apps.build import quiet_libraries
-from lightning_apps.location import LocationModule
-from lightning_apps.optimizers import adamw
-from lightning_apps.plan import plan_run
-from lightning_apps.schedules import constant
-from models.causal_lm import IGNORED, qwen2, target_loss
+from datamodules.sampling.step_batches import WindowCollator
+from lightning_apps.experiments.location.module import LocationModule
+from lightning_apps.runs.build import quiet_libraries
+from lightning_apps.training.optimizers import adamw
+from lightning_apps.training.plan import plan_run
+from lightning_apps.training.schedules import constant
+from models.language.causal_lm import IGNORED, qwen2, target_loss
 
 STEPS, MICRO, ACCUMULATION, SAMPLES, VOCABULARY = 20, 8, 4, 72, 50
 RATE = 1e-3

@@ -60,7 +60,7 @@ def settings(options: argparse.Namespace) -> list[str]:
 
 def our_run(options: argparse.Namespace, overrides: list[str], seed: int) -> dict[str, Any]:
     """Training steps of the project's command."""
-    from lightning_apps.metrics_csv import read_metrics
+    from lightning_apps.run_files.metrics_csv import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -92,9 +92,9 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     from torch import nn
     from transformers import AutoModel
 
-    from datamodules.windows import window_keys
-    from lightning_apps.build import build_datamodule, build_module, build_plan, quiet_libraries
-    from lightning_apps.config import CONF, plain
+    from datamodules.sampling.step_batches import window_keys
+    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()
     words = [*settings(options), *overrides, *SAME, f"seed={seed}", "run.name=bench"]

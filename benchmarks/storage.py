@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from datamodules.storage import download_folder, upload_folder
+from datamodules.storage.folders import download_folder, upload_folder
 
 NUM_SMALL, SMALL_BYTES = 200, 20_000
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.token_store import INDEX_ROW, SPLITS, SPLITS_FILE, open_store, remember_verified, write_index
-from datamodules.token_windows import document_ranges, random_windows, read_windows
+from datamodules.corpus.token_store import INDEX_ROW, SPLITS, SPLITS_FILE, open_store, remember_verified, write_index
+from datamodules.corpus.token_windows import document_ranges, random_windows, read_windows
 
 CATEGORIES = [f"category {number:02d}" for number in range(11)]
 LENGTH = 101

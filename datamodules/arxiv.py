@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.order import hash_key, permute
-from datamodules.prepared_store import find_store
-from datamodules.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
-from datamodules.token_windows import (
+from datamodules.corpus.prepared_store import find_store
+from datamodules.corpus.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
+from datamodules.corpus.token_windows import (
     DocumentRanges,
     SequentialWindows,
     document_ranges,
@@ -23,7 +22,8 @@ from datamodules.token_windows import (
     read_windows,
     sequential_windows,
 )
-from datamodules.windows import IGNORED, Batch, WindowLoader, evaluation_loader, training_loader
+from datamodules.sampling.order import hash_key, permute
+from datamodules.sampling.step_batches import IGNORED, Batch, WindowLoader, evaluation_loader, training_loader
 
 Split = Literal["train", "validation", "test"]
 

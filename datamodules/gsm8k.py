@@ -12,14 +12,21 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.cache import prepared_folder
-from datamodules.chat import Message, encode_prompt
-from datamodules.chat_files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
-from datamodules.chat_proofs import DataReport, prove_chats
-from datamodules.chat_store import ChatStore, write_chats
-from datamodules.hub import TokenizerSource, find_tokenizer, load_tokenizer
-from datamodules.packing import Document, PackingCollator, packed_batch, padded_batch
-from datamodules.windows import IGNORED, Batch, WindowCollator, WindowLoader, WindowSampler, evaluation_loader
+from datamodules.chat.files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
+from datamodules.chat.proofs import DataReport, prove_chats
+from datamodules.chat.rendering import Message, encode_prompt
+from datamodules.chat.store import ChatStore, write_chats
+from datamodules.sampling.packing import Document, PackingCollator, packed_batch, padded_batch
+from datamodules.sampling.step_batches import (
+    IGNORED,
+    Batch,
+    WindowCollator,
+    WindowLoader,
+    WindowSampler,
+    evaluation_loader,
+)
+from datamodules.storage.cache import prepared_folder
+from datamodules.text.hub import TokenizerSource, find_tokenizer, load_tokenizer
 
 DATASET = ("openai/gsm8k", "main")
 PREPARATION_VERSION = 1

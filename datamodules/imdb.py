@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.cache import prepared_folder, read_manifest
-from datamodules.labelled_data import LabelledDataModule
-from datamodules.labelled_store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
-from datamodules.planted_texts import planted_texts
-from datamodules.tokenized_texts import (
+from datamodules.classification import LabelledDataModule
+from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
+from datamodules.labelled.synthetic_texts import planted_texts
+from datamodules.sampling.step_batches import Batch
+from datamodules.storage.cache import prepared_folder, read_manifest
+from datamodules.text.tokenized_texts import (
     RaggedArray,
     Truncation,
     encode_texts,
@@ -22,7 +23,6 @@ from datamodules.tokenized_texts import (
     save_ragged,
     tokenizer_identity,
 )
-from datamodules.windows import Batch
 
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""

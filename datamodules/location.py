@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.cache import prepared_folder
-from datamodules.character_tokenizer import character_tokenizer
 from datamodules.cities import IdScheme, city_ids, load_cities, shuffled_rows, to_milliradians
-from datamodules.order import hash_key
-from datamodules.windows import Batch, WindowLoader, evaluation_loader, training_loader
+from datamodules.sampling.order import hash_key
+from datamodules.sampling.step_batches import Batch, WindowLoader, evaluation_loader, training_loader
+from datamodules.storage.cache import prepared_folder
+from datamodules.text.character_tokenizer import character_tokenizer
 
 CHARACTERS = "loc(_)=,0123456789"
 PREFIX = "loc(c_"

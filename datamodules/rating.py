@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.balanced_order import BalancedOrder
-from datamodules.cache import prepared_folder, read_manifest
-from datamodules.chunking import Choose, Chunker, Chunking, tokenize_documents
-from datamodules.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
-from datamodules.labelled_data import LabelledDataModule
-from datamodules.labelled_store import LabelledRows, LabelledSource, Leaks, Split, write_labelled_texts
-from datamodules.planted_documents import planted_documents
-from datamodules.tokenized_texts import (
+from datamodules.classification import LabelledDataModule
+from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
+from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, Split, write_labelled_texts
+from datamodules.labelled.synthetic_documents import planted_documents
+from datamodules.sampling.balanced_order import BalancedOrder
+from datamodules.sampling.step_batches import Batch
+from datamodules.storage.cache import prepared_folder, read_manifest
+from datamodules.text.chunking import Choose, Chunker, Chunking, tokenize_documents
+from datamodules.text.tokenized_texts import (
     RaggedArray,
     open_ragged,
     open_tokenizer,
@@ -26,7 +27,6 @@ from datamodules.tokenized_texts import (
     save_ragged,
     tokenizer_identity,
 )
-from datamodules.windows import Batch
 
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""

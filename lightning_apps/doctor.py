@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, check_config, plain
+from lightning_apps.config.checks import CONF, check_config, plain
+from lightning_apps.config.command_line import run_command
 
 TRAINED = ("\x1b[1;32m", "\x1b[0m")
 """Bold green on terminals."""
@@ -27,8 +27,8 @@ def doctor(cfg: DictConfig) -> bool:
     config = plain(cfg)
     check_config(config)
 
-    from lightning_apps.build import build_datamodule, quiet_libraries
-    from lightning_apps.console import open_console, say
+    from lightning_apps.process.console import open_console, say
+    from lightning_apps.runs.build import build_datamodule, quiet_libraries
 
     quiet_libraries()
     open_console()

@@ -9,15 +9,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, plain
+from lightning_apps.config.checks import CONF, plain
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run
 
 SPLITS = ("validation", "test", "train")
 BASE = "base"
 """The weights that training started from, in `compare=base`."""
-PRETRAINED = "models.causal_lm.pretrained_causal_lm"
+PRETRAINED = "models.language.causal_lm.pretrained_causal_lm"
 
 
 @dataclass
@@ -59,20 +59,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
     choose_metrics(config, options["metrics"])
 
-    from lightning_apps.allocator import keep_freed_memory
+    from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
     import torch
 
-    from lightning_apps.atomic_files import write_json_atomically
-    from lightning_apps.build import (
+    from lightning_apps.process.console import open_console, say
+    from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.runs.build import (
         build_datamodule,
         build_module,
         build_plan,
         quiet_libraries,
     )
-    from lightning_apps.console import open_console, say
-    from lightning_apps.paired_comparison import compare_predictions, comparison_lines, read_predictions
+    from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
@@ -125,8 +125,8 @@ def measure(
     found: dict[str, Any],
 ) -> dict[str, float]:
     """Evaluate a module's weights on a split; metrics.json gets the metrics behind what was `found` before."""
-    from lightning_apps.atomic_files import write_json_atomically
-    from lightning_apps.build import build_extra_callbacks, build_trainer
+    from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.runs.build import build_extra_callbacks, build_trainer
 
     trainer = build_trainer(
         config, plan, callbacks=build_extra_callbacks(config, results, plan), loggers=[], evaluation_only=True
@@ -171,7 +171,7 @@ def check_same_tokenizer(pretrained: str, tokenizer: Any) -> None:
     """
     from transformers import AutoTokenizer
 
-    from datamodules.hub_access import hub_is_reachable
+    from datamodules.text.hub_access import hub_is_reachable
 
     try:
         is_local = Path(pretrained).is_dir()

@@ -8,10 +8,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, plain, target
+from lightning_apps.config.checks import CONF, plain, target
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run
 
 SPLITS = ("test", "validation", "train")
 CHUNKING_KEYS = ("chunk_size", "stride", "max_chunks", "choose", "ordered")
@@ -72,12 +72,12 @@ def explain(cfg: DictConfig) -> list[Path]:
     check_options(options)
     directory, config = open_run(options["run"])
     check_run(directory, config)
-    from lightning_apps.allocator import keep_freed_memory
+    from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from lightning_apps.console import open_console, say
     from lightning_apps.explanations.files import write_explanations
     from lightning_apps.explanations.run import RatingModel, documents_of_file, documents_of_split, explain_documents
+    from lightning_apps.process.console import open_console, say
 
     open_console()
     model = RatingModel(directory, config, options["accelerator"])

@@ -8,10 +8,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, plain
+from lightning_apps.config.checks import CONF, plain
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run
 
 
 @dataclass
@@ -45,8 +45,8 @@ def generate(cfg: DictConfig) -> list[str]:
 
     import torch
 
-    from datamodules.chat import ChatError
-    from lightning_apps.build import available_accelerator, quiet_libraries
+    from datamodules.chat.rendering import ChatError
+    from lightning_apps.runs.build import available_accelerator, quiet_libraries
 
     quiet_libraries()
     device = {"gpu": "cuda"}.get(name := available_accelerator(options["accelerator"]), name)
@@ -90,7 +90,7 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
             raise ConfigError(f"run={directory.path}: its model generates no text") from error
         return net, AutoTokenizer.from_pretrained(directory.model)
     path = directory.checkpoint(checkpoint)
-    from lightning_apps.build import build_datamodule, build_module, build_plan
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 
     datamodule = build_datamodule(config)
     module: Any = build_module(config, datamodule, build_plan(config, datamodule))
@@ -106,7 +106,7 @@ def encode(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], l
     Raises:
         ChatError: the chat template refuses the messages.
     """
-    from datamodules.chat import encode_chats, encode_prompt, render_chat
+    from datamodules.chat.rendering import encode_chats, encode_prompt, render_chat
 
     own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     if not tokenizer.chat_template:

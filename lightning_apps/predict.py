@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, TextIO
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, bind, plain, target
+from lightning_apps.config.checks import CONF, bind, plain, target
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run
 
 FORMATS = ("auto", "jsonl", "text")
 BATCHES_AHEAD = 8
@@ -60,7 +60,7 @@ def read_texts(lines: Iterable[bytes], source: str, *, kind: str, text_column: s
     Raises:
         ConfigError: a line is not UTF-8, no JSON object, or has no text, naming the line.
     """
-    from datamodules.labelled_text import decode_line, json_object
+    from datamodules.labelled.texts import decode_line, json_object
 
     for number, raw in enumerate(lines, start=1):
         try:
@@ -138,13 +138,13 @@ class Classifier:
     """
 
     def __init__(self, directory: RunDirectory, config: dict[str, Any], accelerator: str) -> None:
-        from lightning_apps.allocator import keep_freed_memory
+        from lightning_apps.process.allocator import keep_freed_memory
 
         keep_freed_memory()
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from lightning_apps.build import available_accelerator, quiet_libraries
+        from lightning_apps.runs.build import available_accelerator, quiet_libraries
 
         quiet_libraries()
         self.data = bind("data", config["data"])()
@@ -181,7 +181,7 @@ class Classifier:
         """Probabilities (len(texts), classes)."""
         import torch
 
-        from lightning_apps.metrics.classification import probabilities_of
+        from lightning_apps.experiments.classification_metrics import probabilities_of
 
         batch = self.data.text_batch(texts, self.tokenizer)
         with torch.inference_mode():
@@ -190,7 +190,7 @@ class Classifier:
         return found
 
     def _answer(self, text: InputText, probabilities: list[float]) -> dict[str, Any]:
-        from lightning_apps.metrics.classification import PREDICTED
+        from lightning_apps.experiments.classification_metrics import PREDICTED
 
         named = {name: round(value, 6) for name, value in zip(self.label_names, probabilities, strict=True)}
         answer: dict[str, Any] = {"line": text.line} | ({} if text.id is None else {"id": text.id})

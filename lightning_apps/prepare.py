@@ -4,8 +4,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, bind, check_config, plain
+from lightning_apps.config.checks import CONF, bind, check_config, plain
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
 
 
@@ -20,8 +20,8 @@ def prepare(cfg: DictConfig) -> None:
     config = plain(cfg)
     check_config(config)
 
-    from lightning_apps.build import quiet_libraries
-    from lightning_apps.console import open_console, say
+    from lightning_apps.process.console import open_console, say
+    from lightning_apps.runs.build import quiet_libraries
 
     quiet_libraries()
     open_console()

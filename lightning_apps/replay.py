@@ -7,10 +7,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, plain
+from lightning_apps.config.checks import CONF, plain
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_directory import open_run
+from lightning_apps.run_files.directory import open_run
 
 
 @dataclass
@@ -41,13 +41,13 @@ def replay(cfg: DictConfig) -> None:
     if run is not None:
         directory, config = open_run(run)
 
-    from lightning_apps.allocator import keep_freed_memory
+    from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from lightning_apps.build import quiet_libraries
-    from lightning_apps.capsule import read_capsule
-    from lightning_apps.console import open_console
-    from lightning_apps.replayed_step import replay_capsule, replay_recorded_step
+    from lightning_apps.diagnostics.crash_dump import read_capsule
+    from lightning_apps.process.console import open_console
+    from lightning_apps.runs.build import quiet_libraries
+    from lightning_apps.runs.replayed_step import replay_capsule, replay_recorded_step
 
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many

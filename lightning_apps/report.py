@@ -7,8 +7,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, plain
+from lightning_apps.config.checks import CONF, plain
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
 
 
@@ -32,10 +32,10 @@ def report(cfg: DictConfig) -> list[Path]:
     options = plain(cfg)
     if (options["sweep"] is None) == (options["run"] is None):
         raise ConfigError("name one of sweep=outputs/sweeps/<name> and run=outputs/<experiment>/<name>")
-    from lightning_apps.console import open_console, say
+    from lightning_apps.process.console import open_console, say
 
     if options["run"] is not None:
-        from lightning_apps.run_report import write_run_report
+        from lightning_apps.reports.run_report import write_run_report
 
         written = write_run_report(options["run"])
         said: list[str] = []

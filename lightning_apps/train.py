@@ -4,10 +4,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, check_config, plain, run_name
+from lightning_apps.config.checks import CONF, check_config, plain, run_name
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
-from lightning_apps.parent_death import stop_with_parent
+from lightning_apps.process.parent_death import stop_with_parent
 
 
 def train(cfg: DictConfig) -> None:
@@ -33,11 +33,11 @@ def train(cfg: DictConfig) -> None:
             f"--multirun with hardware.devices={config['hardware']['devices']}: start each job by itself, "
             "without --multirun, or use one device"
         )
-    from lightning_apps.allocator import keep_freed_memory
+    from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
     check_config(config)
-    from lightning_apps.experiment_run import run_experiment
+    from lightning_apps.runs.experiment_run import run_experiment
 
     run_experiment(config)
 

@@ -6,10 +6,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, plain
+from lightning_apps.config.checks import CONF, plain
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_directory import open_run
+from lightning_apps.run_files.directory import open_run
 
 
 @dataclass
@@ -30,9 +30,9 @@ def upload(cfg: DictConfig) -> None:
         ConfigError: no such run, no such bucket, wrong credentials.
         StorageUnavailableError: the server is out of reach; the same command goes on later.
     """
-    from datamodules.storage import StorageError, StorageUnavailableError, is_remote
-    from lightning_apps.console import open_console, say
-    from lightning_apps.run_upload import progress_bar, report_text, run_url, upload_run
+    from datamodules.storage.folders import StorageError, StorageUnavailableError, is_remote
+    from lightning_apps.process.console import open_console, say
+    from lightning_apps.run_files.upload import progress_bar, report_text, run_url, upload_run
 
     options = plain(cfg)
     if is_remote(options["run"]):

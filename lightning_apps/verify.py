@@ -15,11 +15,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.command_line import run_command
-from lightning_apps.config import CONF, check_config, plain, target
-from lightning_apps.console import open_console, say
+from lightning_apps.config.checks import CONF, check_config, plain, target
+from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_directory import RunDirectory
+from lightning_apps.process.console import open_console, say
+from lightning_apps.run_files.directory import RunDirectory
 
 KILL_POINTS = {
     "between two checkpoints": "on_train_batch_end@3",
@@ -94,7 +94,7 @@ def bits_that_differ(first: RunDirectory, second: RunDirectory) -> float:
     """Leaves of the last checkpoints (weights, average, optimizer, counters) and of losses() that differ in any bit."""
     import torch
 
-    from lightning_apps.run_comparison import differences
+    from lightning_apps.diagnostics.run_comparison import differences
 
     one, other = (torch.load(run.checkpoint("last"), map_location="cpu", weights_only=True) for run in (first, second))
     return float(len(differences(one, other)) + len(differences(losses(first), losses(second))))
@@ -113,7 +113,7 @@ def largest_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> f
 
 def losses(directory: RunDirectory) -> dict[int, dict[str, float]]:
     """Losses and norms of every step: the values that may not depend on how the run was cut up."""
-    from lightning_apps.metrics_csv import read_metrics
+    from lightning_apps.run_files.metrics_csv import read_metrics
 
     kept = ("train/loss", "train/grad_norm", "train/learning_rate", "val/loss")
     return {row["step"]: {key: row[key] for key in kept if key in row} for row in read_metrics(directory.metrics)}
@@ -195,9 +195,9 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lightning_apps.build import build_datamodule
-    from models.generation import generate_answers, generate_greedy
-    from models.packed_attention import supports_documents, use_documents
+    from lightning_apps.runs.build import build_datamodule
+    from models.decoding.generation import generate_answers, generate_greedy
+    from models.kernels.packed_attention import supports_documents, use_documents
 
     claim = "batched = single generation"
     datamodule = build_datamodule(config)
@@ -221,7 +221,7 @@ def packed(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     """Logits of documents in a packed batch against those of each document alone."""
     import torch
 
-    from lightning_apps.build import build_datamodule, build_module, build_plan
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 
     claim, tolerance = "packed = unpacked", 1e-4
     datamodule = build_datamodule(config)
@@ -280,8 +280,8 @@ def verify(cfg: DictConfig) -> list[Proof]:
     if config["sweep"] is not None:
         raise ConfigError("verify proves the claims for one experiment: experiment=..., without sweep=...")
     check_config(config)
-    from lightning_apps.atomic_files import write_json_atomically
-    from lightning_apps.build import build_datamodule, build_plan, quiet_libraries
+    from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.runs.build import build_datamodule, build_plan, quiet_libraries
 
     quiet_libraries()
     open_console()

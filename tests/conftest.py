@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from lightning_apps.config import CONF, plain, run_name
-from lightning_apps.gsm8k_small import write_small_files
+from lightning_apps.config.checks import CONF, plain, run_name
+from lightning_apps.experiments.gsm8k.small_files import write_small_files
 from tests.s3_server import s3  # noqa: F401 (a fixture)
 from tests.storage_parts import LARGE
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from lightning_apps.parent_death import stop_with_parent
+from lightning_apps.process.parent_death import stop_with_parent
 
 
 def summary(directory: Path, status: str, reason: str, code: int) -> None:

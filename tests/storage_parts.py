@@ -1,6 +1,6 @@
 """What tests of the object store share: sizes, options, and a bar that acts in the middle of a transfer."""
 
-from datamodules.storage import (
+from datamodules.storage.folders import (
     TransferOptions,
 )
 from tests.s3_server import BUCKET

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from lightning_apps.metrics_csv import MetricsCSV
-from lightning_apps.run_directory import RunDirectory
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.sweeps.grid import expand, flat_grid
-from lightning_apps.sweeps.ledger import JobRecord, Ledger
+from lightning_apps.sweeps.state import JobRecord, Ledger
 
 POSITIONS = 40
 

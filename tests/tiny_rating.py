@@ -50,7 +50,7 @@ def chunker(words, *, room=6, stride=4, max_chunks=1000):
 
 
 class TinyNet(nn.Module):
-    """The contract of models.hierarchical in a few lines.
+    """The contract of models.encoders.hierarchical in a few lines.
 
     Args:
         linear: mean of embeddings, mean of chunks, a linear head; else tanh units, attention pooling.

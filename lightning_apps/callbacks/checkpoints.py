@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_apps.console import say
 from lightning_apps.errors import CheckpointWriteError, ConfigError
-from lightning_apps.plan import RunPlan
-from lightning_apps.safe_stop import SafeStop
+from lightning_apps.process.console import say
+from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.training.plan import RunPlan
 
 TOLERATED_FAILED_WRITES = 3
 """So many checkpoints in a row may fail before the run stops: a full disk is often emptied in time."""

@@ -7,8 +7,8 @@ import lightning as L
 import numpy as np
 import torch
 
-from lightning_apps.console import say
 from lightning_apps.errors import ConfigError
+from lightning_apps.process.console import say
 
 
 class FindDeviceBatchSize(L.Callback):

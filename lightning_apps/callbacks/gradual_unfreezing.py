@@ -4,8 +4,8 @@ from typing import Any
 
 import lightning as L
 
-from lightning_apps.parameter_groups import UnfreezeRule, unfreezing_steps
-from lightning_apps.plan import RunPlan
+from lightning_apps.training.parameter_groups import UnfreezeRule, unfreezing_steps
+from lightning_apps.training.plan import RunPlan
 
 
 class GradualUnfreezing(L.Callback):

@@ -9,15 +9,15 @@ from typing import Any
 import lightning as L
 from torch.optim import Optimizer
 
-from datamodules.windows import micro_batch_ids, token_columns
+from datamodules.sampling.step_batches import micro_batch_ids, token_columns
 from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.capsule import Capsule, capsule_folder, write_capsule
-from lightning_apps.console import say
+from lightning_apps.diagnostics.crash_dump import Capsule, capsule_folder, write_capsule
+from lightning_apps.diagnostics.first_non_finite import bad_gradient, bad_parameter, trace_window
 from lightning_apps.errors import ConfigError, GuardError
-from lightning_apps.first_non_finite import bad_gradient, bad_parameter, trace_window
-from lightning_apps.plan import RunPlan
-from lightning_apps.window_step import seed_step
+from lightning_apps.process.console import say
+from lightning_apps.training.optimizer_step import seed_step
+from lightning_apps.training.plan import RunPlan
 
 GRAD_NORMS_KEPT = 50
 LOSSES_KEPT = 100

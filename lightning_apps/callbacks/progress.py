@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.console import SECONDS_BETWEEN_LINES, say
+from lightning_apps.process.console import SECONDS_BETWEEN_LINES, say
 
 
 class RunProgress(TQDMProgressBar):

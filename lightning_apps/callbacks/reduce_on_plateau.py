@@ -6,7 +6,7 @@ import lightning as L
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_apps.callbacks.checkpoints import monitored_value
-from lightning_apps.console import say
+from lightning_apps.process.console import say
 
 
 class ReduceOnPlateau(L.Callback):

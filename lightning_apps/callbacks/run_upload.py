@@ -14,12 +14,12 @@ from typing import IO, Any, NamedTuple
 
 import lightning as L
 
-from datamodules.storage import StorageError, folder_files
-from lightning_apps.config import CONF
-from lightning_apps.console import say
-from lightning_apps.plan import RunPlan
-from lightning_apps.run_directory import RunDirectory
-from lightning_apps.run_upload import is_left_out, report_text, retry_command, run_url
+from datamodules.storage.folders import StorageError, folder_files
+from lightning_apps.config.checks import CONF
+from lightning_apps.process.console import say
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.upload import is_left_out, report_text, retry_command, run_url
+from lightning_apps.training.plan import RunPlan
 
 REST = 3.0
 """Passes rest so many times as long as they took: however many evaluations there are, they use a quarter of one core
@@ -183,7 +183,7 @@ class _Pass:
         in_background = run != folder
         arguments = [str(run.resolve()), str(folder.resolve()), url, str(os.getpid())]
         self.process = subprocess.Popen(  # noqa: S603 (this program)
-            [sys.executable, "-m", "lightning_apps.run_upload", *arguments],
+            [sys.executable, "-m", "lightning_apps.run_files.upload", *arguments],
             cwd=CONF.parent,  # where this package is, whatever folder the run was started in
             stdin=subprocess.DEVNULL,
             stdout=self._output,

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_apps.schedule_free import ScheduleFreeAdamW
+from lightning_apps.training.schedule_free import ScheduleFreeAdamW
 
 
 class ScheduleFreeEvaluation(L.Callback):

@@ -7,9 +7,9 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
-from lightning_apps.metrics_csv import MetricsCSV
-from lightning_apps.optimizers import global_norm
-from lightning_apps.plan import RunPlan
+from lightning_apps.run_files.metrics_csv import MetricsCSV
+from lightning_apps.training.optimizers import global_norm
+from lightning_apps.training.plan import RunPlan
 
 
 class StepLog(L.Callback):

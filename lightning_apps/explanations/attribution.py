@@ -82,7 +82,7 @@ class Reader:
     """Chunk vectors and logits of a model in evaluation mode; a chunk that was read before is not encoded again.
 
     Args:
-        net: has `encode` and `classify`, see models.hierarchical.
+        net: has `encode` and `classify`, see models.encoders.hierarchical.
         micro_chunks: chunks in the encoder at a time.
         absent_id: token that stands for a word that is absent.
         device: where the model is.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_apps.explanations.attribution import Chunks, Goal, Reader
-from lightning_apps.metrics.faithfulness import tied
+from lightning_apps.explanations.faithfulness import tied
 
 Array = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.document_facts import Span, evidence_spans
-from datamodules.labelled_text import decode_line, json_object
+from datamodules.labelled.document_facts import Span, evidence_spans
+from datamodules.labelled.texts import decode_line, json_object
 from lightning_apps.errors import ConfigError, did_you_mean
 
 DEFAULT_COLUMNS = {"text": "text", "label": "label", "id": "id", "evidence_spans": "evidence_spans"}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.document_facts import Span
+from datamodules.labelled.document_facts import Span
 from lightning_apps.explanations.attribution import (
     HIGHER,
     Attribution,
@@ -23,9 +23,7 @@ from lightning_apps.explanations.attribution import (
 )
 from lightning_apps.explanations.deletion_curves import deletion_and_insertion, ranked_words
 from lightning_apps.explanations.documents import Document
-from lightning_apps.explanations.integrated_gradients import Completeness, integrated_gradients
-from lightning_apps.explanations.text_units import ReadWords, Spans, inside_spans, read_words
-from lightning_apps.metrics.faithfulness import (
+from lightning_apps.explanations.faithfulness import (
     CURVES,
     RANDOM,
     chunks_inside,
@@ -33,6 +31,8 @@ from lightning_apps.metrics.faithfulness import (
     evidence_scores,
     expected_random_evidence,
 )
+from lightning_apps.explanations.integrated_gradients import Completeness, integrated_gradients
+from lightning_apps.explanations.text_units import ReadWords, Spans, inside_spans, read_words
 
 PREDICTED = "predicted"
 NUM_TOP_WORDS = 20

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_apps.atomic_files import json_safe, write_json_atomically, write_text_atomically
 from lightning_apps.explanations.explanation import Explanation, completeness_sentence, record
+from lightning_apps.explanations.faithfulness import CURVES, RANDOM, summarise_curves, summarise_evidence
+from lightning_apps.explanations.faithfulness_picture import draw_faithfulness
 from lightning_apps.explanations.page import METHOD_NAMES, PageLimits, document_section
 from lightning_apps.explanations.run import all_fractions
 from lightning_apps.explanations.style import SCRIPT, STYLE, method_style
-from lightning_apps.html_page import bullets, facts, figure, page, paragraph, section, table
-from lightning_apps.metrics.faithfulness import CURVES, RANDOM, summarise_curves, summarise_evidence
-from lightning_apps.plots.faithfulness import draw_faithfulness
-from lightning_apps.run_directory import RunDirectory
+from lightning_apps.reports.html_page import bullets, facts, figure, page, paragraph, section, table
+from lightning_apps.run_files.atomic_files import json_safe, write_json_atomically, write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory
 
 EVIDENCE_WORDS = {
     "pointing_word": "top word is evidence",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lightning_apps.explanations.explanation import Explanation, top_units
 from lightning_apps.explanations.style import LETTERS
 from lightning_apps.explanations.text_units import inside_spans
-from lightning_apps.html_page import table
+from lightning_apps.reports.html_page import table
 
 METHOD_NAMES = {
     "chunk_attention": "chunk attention",

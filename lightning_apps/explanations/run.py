@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from datamodules.chunking import Chunker, Chunking
-from lightning_apps.build import available_accelerator, build_datamodule, quiet_libraries
-from lightning_apps.console import human_time, say, with_progress
+from datamodules.text.chunking import Chunker, Chunking
 from lightning_apps.errors import ConfigError
 from lightning_apps.explanations.attribution import Reader
 from lightning_apps.explanations.documents import Document, choose_rows, columns_of, read_documents
 from lightning_apps.explanations.explanation import ExplainSettings, Explanation, explain_document
-from lightning_apps.run_directory import RunDirectory
-from models.hierarchical import HierarchicalClassifier
+from lightning_apps.process.console import human_time, say, with_progress
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.runs.build import available_accelerator, build_datamodule, quiet_libraries
+from models.encoders.hierarchical import HierarchicalClassifier
 
 
 class RatingModel:

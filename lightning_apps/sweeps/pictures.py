@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from lightning_apps.plots.scaling import (
+from lightning_apps.sweeps.analysis import (
+    ContextSeries,
+    ScalingSeries,
+    headline_metrics,
+    is_numeric,
+    split,
+    varying_key,
+)
+from lightning_apps.sweeps.results import REPEAT, SweepResults, show, sort_key
+from lightning_apps.sweeps.scaling_picture import (
     MetricLine,
     PositionLine,
     TokenLine,
@@ -14,8 +23,6 @@ from lightning_apps.plots.scaling import (
     draw_in_context,
     draw_loss_against_tokens,
 )
-from lightning_apps.sweeps.results import REPEAT, SweepResults, show, sort_key
-from lightning_apps.sweeps.study import ContextSeries, ScalingSeries, headline_metrics, is_numeric, split, varying_key
 
 MAX_PICTURES = 4
 """Pictures of final metrics, one for each key of the grid."""

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lightning_apps.atomic_files import write_json_atomically, write_text_atomically
-from lightning_apps.console import human_time
-from lightning_apps.html_page import bullets, facts, figure, page, paragraph, section, table
-from lightning_apps.metrics.t_interval import Estimate
-from lightning_apps.sweeps.pictures import Picture, draw_pictures
-from lightning_apps.sweeps.results import SweepResults, read_sweep, show
-from lightning_apps.sweeps.shared_text import CATEGORIES
-from lightning_apps.sweeps.study import (
+from lightning_apps.process.console import human_time
+from lightning_apps.reports.html_page import bullets, facts, figure, page, paragraph, section, table
+from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.statistics.t_interval import Estimate
+from lightning_apps.sweeps.analysis import (
     ContextSeries,
     Effect,
     ScalingSeries,
@@ -26,7 +23,10 @@ from lightning_apps.sweeps.study import (
     in_context,
     scaling,
 )
-from lightning_apps.sweeps.words import sentences
+from lightning_apps.sweeps.findings import sentences
+from lightning_apps.sweeps.pictures import Picture, draw_pictures
+from lightning_apps.sweeps.results import SweepResults, read_sweep, show
+from lightning_apps.sweeps.shared_text import CATEGORIES
 
 
 def write_sweep_report(folder: Path) -> tuple[list[Path], list[str]]:

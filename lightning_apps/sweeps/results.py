@@ -12,13 +12,13 @@ import yaml
 from numpy.typing import NDArray
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.metrics.t_interval import Estimate, mean_interval
-from lightning_apps.metrics_csv import read_metrics
-from lightning_apps.plan import fraction_or_steps
-from lightning_apps.run_directory import RunDirectory, read_summary
+from lightning_apps.run_files.directory import RunDirectory, read_summary
+from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.statistics.t_interval import Estimate, mean_interval
 from lightning_apps.sweeps.grid import BUDGETS, short_keys
 from lightning_apps.sweeps.jobs import is_running
-from lightning_apps.sweeps.ledger import JobRecord, Ledger, read_ledger
+from lightning_apps.sweeps.state import JobRecord, Ledger, read_ledger
+from lightning_apps.training.plan import fraction_or_steps
 
 REPEAT = "seed"
 """The grid key over which results are averaged."""

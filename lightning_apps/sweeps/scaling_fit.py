@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
-from lightning_apps.metrics.t_interval import Estimate, line_fit, mean_interval, t_estimate
+from lightning_apps.statistics.t_interval import Estimate, line_fit, mean_interval, t_estimate
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Tokens (n,) and losses (n,) of one seed, all positive."""

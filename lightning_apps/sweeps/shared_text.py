@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_apps.metrics.t_interval import Estimate, mean_interval, slope_interval
+from lightning_apps.statistics.t_interval import Estimate, mean_interval, slope_interval
 from lightning_apps.sweeps.results import IN_CONTEXT_FILES, REPEAT, JobResult, SweepResults
 
 CATEGORIES = "data.num_categories"

@@ -22,12 +22,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_apps.command_line import explain
-from lightning_apps.config import CONF, bind, check_config, plain
-from lightning_apps.console import open_console, say
+from lightning_apps.config.checks import CONF, bind, check_config, plain
+from lightning_apps.config.command_line import explain
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_directory import RunDirectory, locate_run, read_summary
-from lightning_apps.run_settings import different_settings
+from lightning_apps.process.console import open_console, say
+from lightning_apps.run_files.directory import RunDirectory, locate_run, read_summary
+from lightning_apps.run_files.settings import different_settings
 from lightning_apps.sweeps.grid import (
     Job,
     SweepSettings,
@@ -40,7 +40,7 @@ from lightning_apps.sweeps.grid import (
     override_value,
 )
 from lightning_apps.sweeps.jobs import JobRunner, Slot, wait_for_orphans
-from lightning_apps.sweeps.ledger import (
+from lightning_apps.sweeps.state import (
     JobRecord,
     Ledger,
     continue_ledger,

@@ -1,0 +1,1 @@
+"""Chats: files, templates, tokens with answer spans, proofs."""

@@ -1,0 +1,186 @@
+"""Chats from files and from Hugging Face: every row becomes messages, or a clear error with its file and line."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.chat.rendering import Message
+from datamodules.text.hub_access import hub_is_reachable
+
+ROLES = ("system", "user", "assistant")
+ANNOTATION = re.compile(r"<<[^<>]*>>")
+"""GSM8K's calculator annotations: `48/2 = <<48/2=24>>24`."""
+FINAL_ANSWER = re.compile(r"####\s*(\S.*?)\s*$")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One row of a data set.
+
+    Attributes:
+        messages: the last one is the assistant's.
+        gold: final answer to grade against, the text behind `####`; None where the row has none.
+        origin: file and line, for messages.
+    """
+
+    messages: list[Message]
+    gold: str | None
+    origin: str
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """`train` and, where it is there, `test`: the jsonl files of a data folder.
+
+    Raises:
+        ValueError: there is no such folder, or it has no train.jsonl.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"data.path={folder}: there is no such folder; it must hold train.jsonl, and test.jsonl for a test"
+        )
+    if not (folder / "train.jsonl").is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"data.path={folder}: there is no train.jsonl in it (but {there})")
+    return {name: path for name in ("train", "test") if (path := folder / f"{name}.jsonl").is_file()}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    """`file:line` and value of each line that is not blank.
+
+    Raises:
+        ValueError: a line is not UTF-8 or not JSON, or the file has no row.
+    """
+    is_empty = True
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            is_empty = False
+            try:
+                value = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start + 1})") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
+            yield f"{path}:{number}", value
+    if is_empty:
+        raise ValueError(f"{path}: the file has no row")
+
+
+def hub_rows(name: str, config: str) -> dict[str, Iterator[tuple[str, Any]]]:
+    """Splits of a Hugging Face data set as (origin, row).
+
+    Raises:
+        ValueError: it is neither cached nor can be fetched.
+    """
+    import datasets
+
+    if not hub_is_reachable():
+        datasets.config.HF_HUB_OFFLINE = True  # cached copies at once, instead of half a minute of retries
+    datasets.disable_progress_bars()
+    try:
+        loaded: Any = datasets.load_dataset(name, config)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the data set {name} ({config}) is not cached and cannot be fetched from Hugging Face ({reason}); go "
+            "online, or name a folder with train.jsonl and test.jsonl: data.path=<folder>"
+        ) from error
+
+    def rows(split: str) -> Iterator[tuple[str, Any]]:
+        for number, row in enumerate(loaded[split], start=1):
+            yield f"{name}/{split}:{number}", row
+
+    return {split: rows(split) for split in loaded}
+
+
+def to_chat(origin: str, row: Any, *, system_prompt: str | None, calculator_annotations: bool) -> Chat:
+    """Messages of one row: its `messages`, or its `question` and `answer` as a chat of two.
+
+    Args:
+        origin: file and line.
+        row: what a line of jsonl holds.
+        system_prompt: put before chats that have no system turn; None puts nothing.
+        calculator_annotations: whether GSM8K's `<<48/2=24>>` stay in answers.
+
+    Raises:
+        ValueError: a field is missing, is no text, or is empty.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{origin}: expected an object with question and answer, or messages; found {_kind(row)}")
+    if "messages" in row:
+        messages = _messages(origin, row["messages"])
+    else:
+        messages = [
+            {"role": role, "content": _text(origin, row, field)}
+            for role, field in (("user", "question"), ("assistant", "answer"))
+        ]
+    if not calculator_annotations:
+        messages = [
+            {**message, "content": ANNOTATION.sub("", message["content"])}
+            if message["role"] == "assistant"
+            else message
+            for message in messages
+        ]
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system_prompt}, *messages]
+    last_line = messages[-1]["content"].strip().splitlines()[-1]
+    gold = FINAL_ANSWER.search(last_line)
+    return Chat(messages, gold[1] if gold else None, origin)
+
+
+def _messages(origin: str, value: Any) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{origin}: messages must be a list of role and content, found {_kind(value)}")
+    messages = []
+    for number, message in enumerate(value, start=1):
+        where = f"{origin}: message {number}"
+        if not isinstance(message, Mapping):
+            raise ValueError(f"{where} must be an object with role and content, found {_kind(message)}")
+        role = message.get("role")
+        if role not in ROLES:
+            raise ValueError(f"{where}: role is {role!r}; allowed are {', '.join(ROLES)}")
+        messages.append({"role": role, "content": _text(where, message, "content")})
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"{origin}: the last message must be the assistant's, it is the {messages[-1]['role']}'s")
+    return messages
+
+
+def _text(where: str, row: Mapping[str, Any], field: str) -> str:
+    if field not in row:
+        has = ", ".join(map(str, row)) or "nothing"
+        raise ValueError(f"{where}: field {field!r} is missing (it has {has})")
+    value = row[field]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {field} must be a text, found {_kind(value)}")
+    if not value.strip():
+        raise ValueError(f"{where}: {field} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {field} holds half a character (a lone surrogate at {error.start})") from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+    }
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return names.get(type(value), "an object")

@@ -1,0 +1,1 @@
+"""A corpus as a memory-mapped token store, and token windows of it."""

@@ -1,0 +1,1 @@
+"""Texts with labels: files, classes, splits without leaks."""

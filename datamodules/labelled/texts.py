@@ -1,0 +1,326 @@
+"""Texts with labels from jsonl, csv and parquet files or a Hugging Face data set; what is wrong is said by line."""
+
+import csv
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datamodules.text.hub_access import hub_is_reachable
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+SPLIT_FILES = ("train", "validation", "test")
+"""File names, without their ending, that a folder of data may hold; `train` is needed."""
+
+
+@dataclass
+class LabelledTexts:
+    """One split as it was read.
+
+    Attributes:
+        source: what it was read from, for messages: a file name, or a data set and its split.
+        texts: n texts, none of them blank.
+        labels: n labels as they were found: names, whole numbers, or a list of names.
+        numbers: where each was found, 1 the first: a line of a text file, else a row.
+        unit: `line` or `row`.
+        class_names: names that the source itself gives to whole-number labels, where it does.
+        extra: further fields by what they are to us (`id`, `group`); None where a sample lacks one that may be lacking.
+    """
+
+    source: str
+    texts: list[str] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    unit: str = "line"
+    class_names: list[str] | None = None
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    def place(self, row: int) -> str:
+        """Where row `row` (0-based) was found, in words."""
+        return f"{self.source}, {self.unit} {self.numbers[row]:,}"
+
+    def add(
+        self,
+        number: int,
+        text: Any,
+        label: Any,
+        *,
+        text_column: str,
+        label_column: str,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one sample, with values of the further fields where there are such.
+
+        Raises:
+            ValueError: the text is no text or blank, or there is no label.
+        """
+        where = f"{self.source}, {self.unit} {number:,}"
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{where}: {text_column} is {_shown(text)}, not a text; mend it, or name another data.text_column"
+            )
+        if not text.strip():
+            raise ValueError(f"{where}: {text_column} is empty; give it a text, or take the {self.unit} out")
+        if label is None or label == "":
+            raise ValueError(f"{where}: {label_column} is missing; label it, or take the {self.unit} out")
+        if not isinstance(label, str | int | list):  # a bool is an int
+            raise ValueError(f"{where}: {label_column} is {_shown(label)}; a label is a name or a whole number")
+        self.texts.append(text)
+        self.labels.append(label)
+        self.numbers.append(number)
+        for name, value in (extra or {}).items():
+            self.extra.setdefault(name, []).append(value)
+
+
+def find_split_files(path: Path) -> dict[str, Path]:
+    """The files of a data set: `train`, and `validation` and `test` where they are there.
+
+    Args:
+        path: a folder with train.jsonl (or .csv, .parquet), validation... and test..., or one file to train on.
+
+    Raises:
+        ValueError: nothing is there to train on, or a split is there twice.
+    """
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise ValueError(f"data.path={path}: cannot read {path.suffix or 'this'}; allowed are {', '.join(FORMATS)}")
+        return {"train": path}
+    if not path.is_dir():
+        raise ValueError(f"data.path={path}: there is no such file or folder")
+    found: dict[str, Path] = {}
+    for split in SPLIT_FILES:
+        files = [path / f"{split}{ending}" for ending in FORMATS if (path / f"{split}{ending}").is_file()]
+        if len(files) > 1:
+            raise ValueError(
+                f"data.path={path}: {' and '.join(file.name for file in files)} are both there; keep one of them"
+            )
+        found |= {split: files[0]} if files else {}
+    if "train" not in found:
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        raise ValueError(
+            f"data.path={path}: no train{'|'.join(FORMATS)} is in this folder; it holds {there}; name a single file to "
+            "train on all of it"
+        )
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, the first 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def read_file(
+    path: Path, *, text_column: str, label_column: str, extra_columns: Mapping[str, str | None] | None = None
+) -> LabelledTexts:
+    """Read one file of a format that its ending names.
+
+    Args:
+        path: of the file.
+        text_column: field of the text.
+        label_column: field of the label.
+        extra_columns: further fields by what they are to us; with None the field of that very name is read where a
+            record has it, one that is named must be there.
+
+    Raises:
+        ValueError: naming file, line and remedy: a missing column, an empty text, a missing label, bytes that are not
+            UTF-8, a line that is no JSON object, a csv whose quotes do not match, no sample at all.
+    """
+    split = LabelledTexts(path.name, unit="row" if path.suffix == ".parquet" else "line")
+    columns = {"text_column": text_column, "label_column": label_column}
+    for number, record in {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": _read_parquet}[path.suffix](path):
+        for key, column in columns.items():
+            if column not in record:
+                raise missing_column(f"{split.source}, {split.unit} {number:,}", key, column, list(record))
+        extra = extra_values(record, extra_columns or {}, f"{split.source}, {split.unit} {number:,}")
+        split.add(number, record[text_column], record[label_column], **columns, extra=extra)
+    if not split.texts:
+        raise ValueError(f"{path.name} holds no sample")
+    return split
+
+
+def extra_values(record: Mapping[str, Any], columns: Mapping[str, str | None], where: str) -> dict[str, Any]:
+    """Further fields of a record; see read_file.
+
+    Raises:
+        ValueError: a field that was named is not there.
+    """
+    for name, column in columns.items():
+        if column is not None and column not in record:
+            raise missing_column(where, f"{name}_column", column, list(record))
+    return {name: record.get(name if column is None else column) for name, column in columns.items()}
+
+
+def missing_column(where: str, key: str, column: str, known: Sequence[str]) -> ValueError:
+    """The error for a record that lacks a column."""
+    return ValueError(
+        f"{where}: there is no column {column!r}{nearest(column, known)}; it has "
+        f"{', '.join(map(str, known)) or 'none'}; name the right one with data.{key}=..."
+    )
+
+
+def nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> str:
+    """` (did you mean x?)`, or nothing where no known word is near."""
+    match = difflib.get_close_matches(word, list(map(str, known)), n=1, cutoff=cutoff)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def decoded_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file with their ends, a byte order mark taken off.
+
+    Raises:
+        ValueError: a line is not UTF-8, naming the line and the byte.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield decode_line(line, path.name, number)
+
+
+def decode_line(line: bytes, source: str, number: int) -> str:
+    """One line as text.
+
+    Raises:
+        ValueError: it is not UTF-8, naming the line and the byte.
+    """
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source}, line {number:,}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; save the "
+            "file as UTF-8"
+        ) from error
+
+
+def json_object(line: str, source: str, number: int) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{source}, line {number:,}: not JSON ({error}); each line must be one object") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{source}, line {number:,}: {_shown(record)} is not a JSON object; each line must be one")
+    return record
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line that is not blank."""
+    for number, line in enumerate(decoded_lines(path), start=1):
+        if line.strip():
+            yield number, json_object(line, path.name, number)
+
+
+def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number at which each record begins, and its fields by the names in the first line.
+
+    Strict: Python's reader would otherwise take everything behind a broken quote for one field.
+
+    Raises:
+        ValueError: quotes do not match, or a record has not as many fields as the first line.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 131,072 characters of old
+    rows = csv.reader(decoded_lines(path), strict=True)
+    header: list[str] | None = None
+    while True:
+        number = rows.line_num + 1
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(
+                f"{path.name}, line {number:,}: a quote in the record that begins here is broken ({error}); close it, "
+                'and double each quote inside a quoted field ("")'
+            ) from error
+        if not fields:
+            continue
+        if header is None:
+            header = fields
+            continue
+        if len(fields) != len(header):
+            raise ValueError(
+                f"{path.name}, line {number:,}: {len(fields)} fields, but the first line names {len(header)}; quote "
+                "fields that hold commas or line breaks"
+            )
+        yield number, dict(zip(header, fields, strict=True))
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in range(batch.num_rows):
+                    number += 1
+                    record = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+                    yield number, record
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path.name}: not a parquet file ({error})".splitlines()[0]) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}, row {number:,}: not UTF-8; write the file again with clean texts") from error
+
+
+def read_hub_dataset(
+    name: str,
+    *,
+    revision: str | None,
+    text_column: str,
+    label_column: str,
+    extra_columns: Mapping[str, str | None] | None = None,
+) -> dict[str, LabelledTexts]:
+    """Splits `train`, `validation` and `test` of a data set on the Hugging Face hub, as far as they are there.
+
+    Raises:
+        ValueError: it cannot be loaded, has no train split, or lacks a column.
+    """
+    import datasets
+
+    # without an answer from the hub, what an earlier run has fetched; its client would ask for minutes
+    options = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+    try:
+        loaded = datasets.load_dataset(name, revision=revision, download_config=options)
+    except Exception as error:  # the library raises its own and those of three HTTP layers
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"data.dataset={name} cannot be loaded ({reason}); without a network use local files, data.path=FOLDER"
+        ) from error
+    if "train" not in loaded:
+        raise ValueError(f"data.dataset={name} has no split train; it has {', '.join(map(str, loaded))}")
+    found = {}
+    for split_name in SPLIT_FILES:
+        if split_name not in loaded:
+            continue
+        rows = loaded[split_name]
+        split = LabelledTexts(f"{name} {split_name}", unit="row")
+        for key, column in (("text_column", text_column), ("label_column", label_column)):
+            if column not in rows.column_names:
+                raise missing_column(f"{split.source}, {split.unit} 1", key, column, rows.column_names)
+        feature = rows.features[label_column]
+        split.class_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+        columns = extra_columns or {}
+        extra_values(dict.fromkeys(rows.column_names), columns, f"{split.source}, row 1")
+        further = {
+            role: rows[name] if (name := column or role) in rows.column_names else [None] * len(rows)
+            for role, column in columns.items()
+        }
+        pairs = zip(rows[text_column], rows[label_column], strict=True)
+        for number, (text, label) in enumerate(pairs, start=1):
+            beside = {role: values[number - 1] for role, values in further.items()}
+            split.add(number, text, label, text_column=text_column, label_column=label_column, extra=beside)
+        found[split_name] = split
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,1 @@
+"""Which samples feed which step: order, step batches, packing."""

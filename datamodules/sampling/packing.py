@@ -1,0 +1,136 @@
+"""Batches of documents of unequal lengths: packed end to end, or padded.
+
+Packing happens inside a window: its samples are dealt to rows in an order of their own, since their gradients are
+summed anyway; the order of samples over the run, its ledger and its resumption know nothing of it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datamodules.sampling.step_batches import IGNORED, Batch, token_range
+
+
+@dataclass(frozen=True)
+class Document:
+    """One sample: `ids` and `labels` (length,) int64; the first label always is -100, nothing comes before it."""
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Deal items to bins: each, the longest first, goes into the first bin that has room (Johnson 1973).
+
+    Args:
+        lengths: sizes of the items, none above `capacity`.
+        capacity: of a bin.
+
+    Returns:
+        Bins as lists of item numbers, at most 11/9 of the fewest possible plus one; equal lengths keep their order, so
+        that the same window always makes the same bins.
+
+    Raises:
+        ValueError: an item is larger than a bin.
+    """
+    if lengths and max(lengths) > capacity:
+        raise ValueError(f"an item of {max(lengths)} does not fit into a bin of {capacity}")
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        place = next((number for number, left in enumerate(room) if lengths[item] <= left), None)
+        if place is None:
+            bins.append([])
+            room.append(capacity)
+            place = len(bins) - 1
+        bins[place].append(item)
+        room[place] -= lengths[item]
+    return bins
+
+
+def packed_batch(documents: Sequence[Document], *, shared_prefix_length: int = 0) -> Batch:
+    """Documents end to end in one row, without any padding.
+
+    Returns:
+        `input_ids`, `labels`, `position_ids` (restarting at 0) and `attention_mask` (all 1), each (1, T) int64, and
+        `cu_seqlens` (documents + 1,) int32: where each document starts, and the end. `shared_prefix_length` says how
+        many leading tokens all documents share.
+    """
+    lengths = [len(document.ids) for document in documents]
+    ids = torch.from_numpy(np.concatenate([document.ids for document in documents]))
+    return {
+        "input_ids": ids[None],
+        "labels": torch.from_numpy(np.concatenate([document.labels for document in documents]))[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "attention_mask": torch.ones_like(ids)[None],
+        "cu_seqlens": torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32),
+        "shared_prefix_length": shared_prefix_length,
+    }
+
+
+def padded_batch(documents: Sequence[Document], *, pad_token_id: int) -> Batch:
+    """Documents as rows, padded on the right.
+
+    Returns:
+        `input_ids`, `labels` (-100 at padding) and `attention_mask` (0 at padding), each (n, longest) int64.
+    """
+    longest = max(len(document.ids) for document in documents)
+    shape = (len(documents), longest)
+    ids, labels = np.full(shape, pad_token_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    for row, document in enumerate(documents):
+        length = len(document.ids)
+        ids[row, :length], labels[row, :length], mask[row, :length] = document.ids, document.labels, 1
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "labels": torch.from_numpy(labels),
+        "attention_mask": torch.from_numpy(mask),
+        "shared_prefix_length": 0,
+    }
+
+
+ReadDocuments = Callable[[NDArray[np.int64]], list[Document]]
+
+
+class PackingCollator:
+    """Builds windows, as WindowCollator does, whose micro-batches are packed rows with the `sample_ids` of their own.
+
+    Documents are dealt to rows of at most `max_length` tokens, first fit decreasing; a micro-batch is
+    `rows_per_micro_batch` of them end to end (None: all of the window).
+    """
+
+    def __init__(
+        self,
+        read: ReadDocuments,
+        *,
+        max_length: int,
+        rows_per_micro_batch: int | None,
+        shared_prefix_length: int,
+    ) -> None:
+        self.read = read
+        self.max_length = max_length
+        self.rows_per_micro_batch = rows_per_micro_batch
+        self.shared_prefix_length = shared_prefix_length
+
+    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
+        """Key of one window -> the window."""
+        _, indices = key
+        documents = self.read(indices)
+        rows = first_fit_decreasing([len(document.ids) for document in documents], self.max_length)
+        size = self.rows_per_micro_batch or max(1, len(rows))
+        groups = [[item for row in rows[start : start + size] for item in row] for start in range(0, len(rows), size)]
+        micro_batches = [
+            packed_batch([documents[item] for item in group], shared_prefix_length=self.shared_prefix_length)
+            for group in groups
+        ]
+        for batch, group in zip(micro_batches, groups, strict=True):
+            batch["sample_ids"] = torch.from_numpy(indices[group])
+        return {
+            "micro_batches": micro_batches,
+            "sample_ids": torch.from_numpy(indices),
+            "token_range": token_range(micro_batches),
+        }

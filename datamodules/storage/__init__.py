@@ -1,0 +1,1 @@
+"""Where prepared data lies: the local cache and object stores."""

@@ -1,0 +1,129 @@
+"""Folders in an S3-compatible object store: sent and fetched with retries, resumed, and whole or refused.
+
+A folder below a URL is whole if and only if the object COMPLETE is there. It lists every file with size and SHA-256, is
+deleted before anything changes, and written after everything has arrived and was looked at again. While an upload is
+under way, INCOMPLETE names the objects that are its own; nothing else below the URL is ever deleted.
+
+Credentials, region and endpoint come from the standard AWS environment and configuration files alone
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ...).
+"""
+
+import io
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from datamodules.storage.download import download_folder, fetch_marker
+from datamodules.storage.errors import StorageError, StorageUnavailableError
+from datamodules.storage.marker import MARKER
+from datamodules.storage.object_store import ObjectStore, StoredObject, TransferOptions, is_remote, join_url, split_url
+from datamodules.storage.upload import UploadReport, folder_files, upload_folder
+
+__all__ = [
+    "MARKER",
+    "StorageError",
+    "StorageUnavailableError",
+    "TransferOptions",
+    "UploadReport",
+    "download_folder",
+    "fetch_marker",
+    "folder_files",
+    "is_remote",
+    "join_url",
+    "list_files",
+    "open_file",
+    "remote_state",
+    "split_url",
+    "upload_folder",
+]
+
+BUFFER_BYTES = 8 << 20
+
+
+def remote_state(url: str, *, options: TransferOptions | None = None) -> Literal["complete", "incomplete", "absent"]:
+    """Whether a whole folder is below `url`, a part of one, or nothing; two small requests.
+
+    Raises:
+        StorageError: the server refuses or is out of reach.
+    """
+    bucket, prefix = split_url(url)
+    base = f"{prefix}/" if prefix else ""
+    with ObjectStore(bucket, options) as store:
+        if base + MARKER in store.listing(base + MARKER, limit=1):
+            return "complete"
+        return "incomplete" if store.listing(base, limit=1) else "absent"
+
+
+def list_files(path: str, *, options: TransferOptions | None = None) -> list[str]:
+    """Names of the files directly in a local folder or below an s3:// URL, sorted.
+
+    Raises:
+        StorageError: the server refuses or is out of reach.
+    """
+    if not is_remote(path):
+        return sorted(entry.name for entry in Path(path).iterdir() if entry.is_file())
+    bucket, prefix = split_url(path)
+    base = f"{prefix}/" if prefix else ""
+    with ObjectStore(bucket, options) as store:
+        names = [key.removeprefix(base) for key in store.listing(base)]
+    return sorted(name for name in names if name and "/" not in name)
+
+
+def open_file(path: str, *, options: TransferOptions | None = None) -> BinaryIO:
+    """A local file or an s3:// object, open for reading bytes, lines, or any part of it (as pyarrow does).
+
+    An object is read in ranges of eight MiB, each retried; one that is replaced meanwhile is an error, not a mixture.
+    Read it in the process that opened it.
+
+    Raises:
+        StorageError: there is no such object, or the server refuses or is out of reach; also while reading.
+    """
+    if not is_remote(path):
+        return Path(path).open("rb")
+    bucket, key = split_url(path)
+    store = ObjectStore(bucket, options)
+    try:
+        found = store.listing(key, limit=1).get(key)
+        if found is None:
+            raise StorageError(f"{path}: there is no such object", "NoSuchKey")
+    except BaseException:
+        store.close()
+        raise
+    return io.BufferedReader(_RemoteFile(store, key, found), BUFFER_BYTES)
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object as a file; BufferedReader asks it for whole buffers."""
+
+    def __init__(self, store: ObjectStore, key: str, found: StoredObject) -> None:
+        self._store = store
+        self._key = key
+        self._found = found
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._found.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        end = min(self._position + len(buffer), self._found.size)
+        if end <= self._position:
+            return 0
+        content = self._store.read(self._key, self._position, end, etag=self._found.etag)
+        buffer[: len(content)] = content
+        self._position = end
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._store.close()
+        super().close()

@@ -1,0 +1,1 @@
+"""Texts and tokenizers: the hub, tokens on disk, chunks, near duplicates."""

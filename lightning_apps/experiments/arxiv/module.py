@@ -1,0 +1,119 @@
+"""Experiment `arxiv`: a causal LM from scratch on windows of papers from K categories."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, SumMetric
+from transformers import PreTrainedModel
+
+from lightning_apps.training.optimizer_step import step_on_window
+from lightning_apps.training.plan import RunPlan
+from lightning_apps.training.schedules import Schedule
+from models.language.causal_lm import count_targets, target_loss, token_losses
+
+
+class ArxivModule(L.LightningModule):
+    """Trains a causal language model on random windows and evaluates it on sequential ones.
+
+    Logs `loss` (nats a target token), `perplexity` and `bits_per_byte` of the chosen categories, and where others are
+    held out `held_out_loss`, `held_out_perplexity` and `held_out_bits_per_byte`.
+
+    Args:
+        build_net: makes the network.
+        build_optimizer: makes the optimizer of a module.
+        schedule: learning-rate factor after so many optimizer steps.
+        plan: the clock of the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        build_net: Callable[[], PreTrainedModel],
+        build_optimizer: Callable[[nn.Module], Optimizer],
+        schedule: Schedule,
+        plan: RunPlan,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # step_on_window says why
+        self.net = build_net()
+        self.build_optimizer = build_optimizer
+        self.schedule = schedule
+        self.plan = plan
+        self.measured = nn.ModuleDict({"chosen": _Sums(), "held_out": _Sums()})
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer and its schedule, stepped once per window."""
+        optimizer = self.build_optimizer(self.net)
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
+
+    def loss_sum(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Loss summed over target tokens, and their number."""
+        return target_loss(self.net, batch)
+
+    def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """One optimizer step."""
+        return step_on_window(self, window, self.loss_sum, count_targets)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Loss of every target token of a batch of windows, added to the sums of its group.
+
+        Returns:
+            `losses` (n, T) float32, in nats; T = sequence_length - 1.
+        """
+        losses = token_losses(self.net, batch)
+        for name, rows in (("chosen", ~batch["held_out"]), ("held_out", batch["held_out"])):
+            if rows.any():
+                self.measured[name].update(losses[rows], batch["num_bytes"][rows])  # type: ignore[operator]
+        return {"losses": losses}
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each group's loss, perplexity and bits per byte."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        prefix = "test" if self.trainer.testing else "val"
+        evaluated = data.evaluation_set("test" if self.trainer.testing else data.evaluation_split)
+        groups = ["chosen"] + (["held_out"] if len(evaluated.ranges.categories) > evaluated.num_chosen else [])
+        for name in groups:
+            before = "" if name == "chosen" else "held_out_"
+            values = self.measured[name].compute()  # type: ignore[operator]
+            self.log_dict({f"{prefix}/{before}{key}": value for key, value in values.items()}, batch_size=1)
+            self.measured[name].reset()  # type: ignore[operator]
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+class _Sums(nn.Module):
+    """Mean loss over target tokens and the bytes behind them, over all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.targets = SumMetric()
+        self.num_bytes = SumMetric()
+
+    def update(self, losses: Tensor, num_bytes: Tensor) -> None:
+        """Add windows: losses (n, T), bytes of text (n,)."""
+        self.loss.update(losses.mean(), weight=losses.numel())
+        self.targets.update(losses.numel())
+        self.num_bytes.update(num_bytes.sum())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Nats a token, their exponential, and bits a byte of text, so that tokenizers compare."""
+        loss = self.loss.compute()
+        bits = loss / math.log(2)
+        return {
+            "loss": loss,
+            "perplexity": loss.exp(),
+            "bits_per_byte": bits * self.targets.compute() / self.num_bytes.compute(),
+        }
+
+    def reset(self) -> None:
+        """Start over."""
+        for metric in (self.loss, self.targets, self.num_bytes):
+            metric.reset()

@@ -1,0 +1,258 @@
+"""Evaluation of classifiers: metrics over whole splits, baselines beside them, predictions.jsonl."""
+
+import json
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.storage.cache import fingerprint, prepared_folder
+from lightning_apps.experiments.baselines import BASELINES_VERSION, linear_probabilities, majority_probabilities
+from lightning_apps.experiments.classification_metrics import (
+    PREDICTED,
+    classification_metrics,
+    predicted_labels,
+    probabilities_of,
+)
+from lightning_apps.process.console import say
+from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory
+
+SHOWN_CHARACTERS = 500
+"""Of each text, in predictions.jsonl; `index` finds the whole one."""
+HEADLINES = ("accuracy", "f1_macro", "weighted_score", "kappa")
+"""Metrics with intervals, as far as they are measured."""
+
+
+class ClassificationEvaluation(L.Callback):
+    """Collects the logits of each evaluation, logs metrics, and writes what the model said.
+
+    The data module gives `labels(split)`, `texts(split)`, `rows`, `label_names`, `multi_label`, `evaluation_split`,
+    `folder` and `cache_root`, and where there are such `ordered` and `ids(split)`; the module's evaluation step returns
+    `logits` and `sample_ids`.
+
+    Args:
+        run_directory: whose predictions.jsonl and baselines.json are written.
+        baselines: whether the majority class and a linear model are measured on the same splits.
+        num_examples: answers to print, the most confident wrong ones.
+        score_weights: see classification_metrics.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_directory: RunDirectory,
+        baselines: bool,
+        num_examples: int,
+        score_weights: list[float] | None = None,
+    ) -> None:
+        self.score_weights = score_weights
+        self.run_directory = run_directory
+        self.baselines = baselines
+        self.num_examples = num_examples
+        self.references: dict[str, dict[str, dict[str, float]]] = {}
+        self._outputs: list[tuple[Tensor, Tensor]] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with nothing; before the first evaluation, measure what it will be compared with."""
+        self._outputs = []
+        self._measure_baselines(trainer, self._split(trainer))
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Likewise."""
+        self._outputs = []
+        self._measure_baselines(trainer, "test")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the logits of a batch."""
+        self._outputs.append((outputs["sample_ids"].cpu(), outputs["logits"].float().cpu()))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the split that the data module names, `validation` while training."""
+        self._evaluate(trainer, pl_module, self._split(trainer), "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the test split."""
+        self._evaluate(trainer, pl_module, "test", "test")
+
+    def _split(self, trainer: L.Trainer) -> str:
+        return trainer.datamodule.evaluation_split  # type: ignore[attr-defined]
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, prefix: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        targets = torch.from_numpy(np.ascontiguousarray(data.labels(split)))
+        logits = gather_by_id(self._outputs, len(targets), trainer.world_size)
+        self._outputs = []
+        if not torch.isfinite(logits).all():
+            # the loss says so too, and guards look at the weights; metrics of such logits would be inventions
+            bad = int((~torch.isfinite(logits)).any(1).sum())
+            say(f"warning: {prefix}: {bad} of {len(logits)} samples have logits that are NaN or Inf")
+            logits = torch.nan_to_num(logits)
+        probabilities = probabilities_of(logits, multi_label=data.multi_label)
+        metrics = classification_metrics(probabilities, targets, data.label_names, **self._options(data))
+        # every rank knows all logits, so each logs the same values without a reduction
+        pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        if trainer.is_global_zero:
+            rows = prediction_rows(data.texts(split), probabilities, targets, data.label_names, data.multi_label)
+            if hasattr(data, "ids"):
+                rows = [
+                    {"index": row["index"], "id": name, **row} for row, name in zip(rows, data.ids(split), strict=True)
+                ]
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text_atomically(self.run_directory.predictions, lines.encode("utf-8", "replace").decode())
+            self._report(trainer, split, prefix, metrics, rows)
+
+    def _options(self, data: Any) -> dict[str, Any]:
+        """What classification_metrics must know beside the answers."""
+        return {
+            "multi_label": data.multi_label,
+            "ordered": getattr(data, "ordered", False),
+            "score_weights": self.score_weights,
+        }
+
+    def _report(
+        self, trainer: L.Trainer, split: str, prefix: str, metrics: Mapping[str, float], rows: list[dict[str, Any]]
+    ) -> None:
+        step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
+        loss = trainer.callback_metrics.get(f"{prefix}/loss")
+        beside = "".join(f"; {name} {found['accuracy']:.3f}" for name, found in self.references.get(split, {}).items())
+        say(
+            f"{step}{prefix}: loss {float('nan') if loss is None else float(loss):.4f}, "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {metrics[name]:.3f} (95 % {metrics[f'{name}_low']:.3f} to "
+                f"{metrics[f'{name}_high']:.3f})"
+                for name in HEADLINES
+                if name in metrics
+            )
+            + beside
+        )
+        answers = {json.dumps(row["output"]) for row in rows}
+        if len(answers) == 1 and len(rows) > 1 and trainer.global_step > 0:
+            say(
+                f"    every answer is {answers.pop()}: the model tells no classes apart (yet); if this stays, lower "
+                "optimizer.lr or train longer"
+            )
+        wrong = sorted((row for row in rows if row["output"] != row["target"]), key=lambda row: -row["confidence"])
+        for row in wrong[: self.num_examples]:
+            text = " ".join(row["input"].split())
+            said = f"{row['output']} ({row['confidence']:.0%}), truth {row['target']}"
+            say(f"    {text[:70]}{'…' if len(text) > 70 else ''}   {said}")
+
+    def _measure_baselines(self, trainer: L.Trainer, split: str) -> None:
+        if not self.baselines or split in ("train", *self.references) or not trainer.is_global_zero:
+            return  # on the texts that it was fitted to, a linear model says nothing
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.references[split] = baseline_metrics(data, split, self._options(data))
+        for name, found in self.references[split].items():
+            say(
+                f"baseline on {split}: {name}: "
+                + ", ".join(
+                    f"{key.replace('_', ' ')} {found[key]:.3f} (95 % {found[f'{key}_low']:.3f} to "
+                    f"{found[f'{key}_high']:.3f})"
+                    for key in HEADLINES
+                    if key in found
+                )
+            )
+        write_json_atomically(self.run_directory.baselines, self.references)
+
+
+def gather_by_id(outputs: list[tuple[Tensor, Tensor]], total: int, world_size: int) -> Tensor:
+    """All ranks' logits (total, classes), in the order of sample ids."""
+    if world_size > 1:
+        shares: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(world_size)]
+        torch.distributed.all_gather_object(shares, outputs)
+        outputs = [pair for share in shares for pair in share]
+    ids = torch.cat([ids for ids, _ in outputs])
+    assert torch.equal(ids.sort().values, torch.arange(total)), "an evaluation visits every sample once"
+    logits = torch.cat([logits for _, logits in outputs])
+    in_order = torch.empty_like(logits)
+    in_order[ids] = logits
+    return in_order
+
+
+def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Metrics of `majority class` and `TF-IDF + LR`, both fitted on the training split; kept in the cache.
+
+    `options` go to classification_metrics.
+    """
+    train_labels, targets = data.labels("train"), data.labels(split)
+    num_classes = len(data.label_names)
+    majority = majority_probabilities(train_labels, len(targets), num_classes)
+    settings = {
+        "version": BASELINES_VERSION,
+        "data": Path(data.folder).name,
+        "rows": {name: fingerprint({"rows": rows.tolist()}) for name, rows in data.rows.items()},
+    }
+
+    def write(folder: Path) -> dict[str, Any]:
+        texts = {name: data.texts(name) for name in data.rows}  # one fit, the long part, answers for all splits
+        found = linear_probabilities(texts["train"], train_labels, list(chain(*texts.values())), num_classes)
+        ends = np.cumsum([len(entries) for entries in texts.values()])[:-1]
+        for name, probabilities in zip(texts, np.split(found, ends), strict=True):
+            np.save(folder / f"{name}.npy", probabilities)
+        return {}
+
+    linear = np.load(prepared_folder(data.cache_root, "baselines", settings, write) / f"{split}.npy")
+
+    def measured(probabilities: NDArray[np.float64]) -> dict[str, float]:
+        return classification_metrics(
+            torch.from_numpy(probabilities),
+            torch.from_numpy(np.ascontiguousarray(targets)),
+            data.label_names,
+            **options,
+        )
+
+    return {"majority class": measured(majority), "TF-IDF + LR": measured(linear)}
+
+
+def prediction_rows(
+    texts: list[str], probabilities: Tensor, targets: Tensor, label_names: list[str], multi_label: bool
+) -> list[dict[str, Any]]:
+    """What predictions.jsonl says of each sample.
+
+    `target` and `output` are names, lists of names where a sample bears several labels. `score` is the probability
+    that the model gave to the truth (with several labels: the mean over labels), `confidence` the one that it gave to
+    its own answer.
+    """
+    rows = []
+    for index, text in enumerate(texts):
+        row = probabilities[index]
+        if multi_label:
+            answer = row >= PREDICTED
+            true = targets[index] == 1
+            confidence = float(torch.where(answer, row, 1 - row).mean())
+            score = float(torch.where(true, row, 1 - row).mean())
+            output: Any = [name for name, said in zip(label_names, answer.tolist(), strict=True) if said]
+            target: Any = [name for name, said in zip(label_names, true.tolist(), strict=True) if said]
+        else:
+            said = int(predicted_labels(row))
+            confidence, score = float(row[said]), float(row[targets[index]])
+            output, target = label_names[said], label_names[int(targets[index])]
+        rows.append(
+            {
+                "index": index,
+                "input": text[:SHOWN_CHARACTERS],
+                "target": target,
+                "output": output,
+                "score": round(score, 6),
+                "confidence": round(confidence, 6),
+                "probabilities": [round(value, 6) for value in row.tolist()],
+            }
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""An instruct model learns to reason in steps."""

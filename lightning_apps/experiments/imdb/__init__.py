@@ -1,0 +1,1 @@
+"""A pretrained encoder learns to classify texts."""

@@ -1,0 +1,1 @@
+"""City id -> coordinates, learned from scratch."""

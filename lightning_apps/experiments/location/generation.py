@@ -1,0 +1,129 @@
+"""Generation evaluation of `location`: ask for every held-out city, measure how far the answers are."""
+
+import json
+from typing import Any
+
+import lightning as L
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.location import LocationDataModule, Split
+from lightning_apps.callbacks.gather import gather_in_order
+from lightning_apps.experiments.location.great_circle import (
+    answer_distances_km,
+    chance_km,
+    hint_limits_km,
+    location_metrics,
+    parse_answer,
+)
+from lightning_apps.experiments.repeated_answers import is_collapsed
+from lightning_apps.process.console import say
+from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory
+from models.decoding.generation import generate_greedy
+
+
+class LocationGeneration(L.Callback):
+    """Decodes greedily after each evaluation and logs `haversine_km_*`, `valid_ratio` and `collapsed_ratio`.
+
+    Args:
+        run_directory: whose predictions.jsonl takes every question, answer and distance.
+        num_samples: held-out cities asked; None asks all.
+        batch_size: cities decoded together.
+        num_examples: answers to print.
+    """
+
+    def __init__(
+        self, *, run_directory: RunDirectory, num_samples: int | None, batch_size: int, num_examples: int
+    ) -> None:
+        self.run_directory = run_directory
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.num_examples = num_examples
+        self.references: dict[str, float] = {}
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the split that the data module names, `validation` while training."""
+        data: LocationDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._evaluate(trainer, pl_module, data.evaluation_split, "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the test split."""
+        self._evaluate(trainer, pl_module, "test", "test")
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = list(data.prompts(split)[: self.num_samples])
+        x, y = (column[: self.num_samples] for column in data.coordinates(split))
+        with trainer.precision_plugin.val_step_context():
+            answers = generate_greedy(
+                pl_module.net,  # type: ignore[arg-type]
+                prompts[trainer.global_rank :: trainer.world_size],
+                max_new_tokens=len("xxxx,yyyy") + 1,
+                batch_size=self.batch_size,
+                pad_token_id=data.tokenizer.pad_token_id,
+                eos_token_id=data.tokenizer.eos_token_id,
+            )
+        texts = gather_in_order(data.tokenizer.batch_decode(answers), len(prompts), trainer.world_size)
+        distances = answer_distances_km(texts, x, y)
+        repeats = gather_in_order([is_collapsed(answer) for answer in answers], len(prompts), trainer.world_size)
+        metrics = {**location_metrics(distances), "collapsed_ratio": sum(repeats) / len(repeats)}
+        # every rank knows all answers, so each logs the same values without a reduction
+        pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        if not self.references:
+            self.references = location_references(data, split)
+        if trainer.is_global_zero:
+            rows = prediction_rows(data, split, texts, distances)
+            self._report(trainer, prefix, metrics, rows)
+
+    def _report(self, trainer: L.Trainer, prefix: str, metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
+        write_text_atomically(self.run_directory.predictions, "".join(json.dumps(row) + "\n" for row in rows))
+        step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
+        loss = trainer.callback_metrics.get(f"{prefix}/loss")
+        say(
+            f"{step}{prefix}: loss {float('nan') if loss is None else float(loss):.4f}, "
+            f"median {metrics['haversine_km_median_penalized']:,.0f} km "
+            f"(95 % {metrics['haversine_km_median_low']:,.0f} to {metrics['haversine_km_median_high']:,.0f}), "
+            f"mean {metrics['haversine_km_mean_penalized']:,.0f} km, valid {metrics['valid_ratio']:.1%}; "
+            + ", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in self.references.items())
+        )
+        for row in rows[: self.num_examples]:
+            distance = "no place" if row["distance_km"] is None else f"{row['distance_km']:,.0f} km"
+            place = f"{row['name']}, {row['country']}"
+            say(f"    {row['input']}{row['output']}   truth {row['target']} ({place}): {distance}")
+
+
+def location_references(data: LocationDataModule, split: Split) -> dict[str, float]:
+    """Median distances in km that need no model: `chance`, and with spatial ids what the hint allows."""
+    x, y = data.coordinates(split)
+    train_x, train_y = data.coordinates("train")
+    references = {"chance": chance_km(x, y, train_x, train_y)}
+    if data.settings["id_scheme"] == "spatial":
+        references |= hint_limits_km(x, y, train_x, train_y)
+    return references
+
+
+def prediction_rows(
+    data: LocationDataModule, split: Split, answers: list[str], distances_km: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """What predictions.jsonl says of each answer; `score` is the distance in km, null where there is no place."""
+    x, y = data.coordinates(split)
+    rows = data.rows[split]
+    prompts = data.tokenizer.batch_decode(data.prompts(split)[: len(answers)])
+    table = []
+    for number, (answer, distance) in enumerate(zip(answers, distances_km.tolist(), strict=True)):
+        parsed = parse_answer(answer)
+        row = rows[number]
+        table.append(
+            {
+                "input": prompts[number],
+                "target": f"{x[number]:04d},{y[number]:04d}",
+                "output": answer,
+                "score": None if parsed is None else distance,
+                "distance_km": None if parsed is None else distance,
+                "name": str(data.cities["name"][row]),
+                "country": str(data.cities["country"][row]),
+                "geoname_id": int(data.cities["geoname_id"][row]),
+            }
+        )
+    return table

@@ -1,0 +1,7 @@
+"""Experiment `location`: a small causal LM learns city id -> coordinates from scratch."""
+
+from lightning_apps.experiments.causal_lm import TargetTokenModule
+
+
+class LocationModule(TargetTokenModule):
+    """Trains a causal language model on city sentences."""

@@ -1,0 +1,1 @@
+"""A hierarchical classifier learns to rate long documents."""

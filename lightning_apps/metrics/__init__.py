@@ -1,1 +1,0 @@
-"""Metrics with a known definition, as pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""The process of a command: what it says, what stops it, its parent, its memory."""

@@ -1,0 +1,1 @@
+"""Pages that read a run directory and nothing else."""

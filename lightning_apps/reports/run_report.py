@@ -1,0 +1,77 @@
+"""The report of one run: `<run>/report.html`."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.process.console import human_time
+from lightning_apps.reports.html_page import details, facts, figure, page, section, table
+from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.run_files.directory import open_run, read_summary
+
+
+def write_run_report(place: str) -> list[Path]:
+    """Put a run's summary, pictures, metrics and configuration on one page; returns the file.
+
+    Raises:
+        ConfigError: no run is there, or it has no summary yet.
+    """
+    directory, _ = open_run(place)
+    summary = read_summary(directory)
+    if summary is None:
+        raise ConfigError(
+            f"run={place}: it has no summary.json yet; it is still running, or was killed before it wrote one"
+        )
+    pictures = sorted({*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")})
+    parts = [facts(overview(summary))]
+    if pictures:
+        parts.append(
+            section("Pictures", *(figure(path, f"Picture {path.stem} of this run.", path.name) for path in pictures))
+        )
+    parts.append(section("Metrics", *metrics_tables(summary)))
+    parts.append(
+        section("Configuration", details("config.yaml", directory.config.read_text(encoding="utf-8", errors="replace")))
+    )
+    path = directory.path / "report.html"
+    write_text_atomically(path, page(f"Run {summary['experiment']}/{summary['name']}", parts))
+    return [path]
+
+
+def overview(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What happened, in a few lines."""
+    rate = summary["tokens_per_s"]
+    return [
+        ("status", f"{summary['status']}: {summary['reason']}"),
+        ("seed", str(summary["seed"])),
+        ("parameters", f"{summary['parameters']['total']:,}, {summary['parameters']['trainable']:,} trainable"),
+        ("length", f"{summary['optimizer_steps']:,} of {summary['planned_steps']:,} optimizer steps"),
+        ("tokens", f"{summary['tokens_seen']:,}, {summary['target_tokens_seen']:,} of them targets"),
+        ("time", human_time(summary["wall_s"]) + (f", {rate:,.0f} tokens/s" if rate else "")),
+        ("code", str(summary["git_commit"] or "unknown")),
+        ("command", summary["command"]),
+    ]
+
+
+def metrics_tables(summary: dict[str, Any]) -> list[str]:
+    """Final metrics, those of validation beside those of the best checkpoint; a metric's interval stands behind it."""
+    best = summary["best"] or {"metrics": {}, "step": "none", "metric": "none"}
+    final, chosen = summary["metrics"], best["metrics"]
+    names = sorted({*final, *chosen})
+    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
+    rows = [[name, _number(final, name), _number(chosen, name)] for name in names if name not in ends]
+    compared = [row for row in rows if row[0] in chosen]
+    alone = [row[:2] for row in rows if row[0] not in chosen]
+    tables = []
+    if compared:
+        caption = f"At the end, and at the best checkpoint by {best['metric']}"
+        tables.append(table(caption, ["metric", "final", f"best, step {best['step']}"], compared, text=(0,)))
+    if alone:
+        tables.append(table("Measured once, at the end", ["metric", "final"], alone, text=(0,)))
+    return tables
+
+
+def _number(metrics: dict[str, float | None], name: str) -> str:
+    value, low, high = (metrics.get(name + end) for end in ("", "_low", "_high"))
+    if value is None:
+        return "–"
+    return f"{value:,.6g}" + ("" if low is None or high is None else f" ({low:,.4g} to {high:,.4g})")

@@ -1,0 +1,286 @@
+"""The run directory: where a run's files are, who may start in it, and what overwriting may delete."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from datamodules.storage.folders import StorageError, download_folder, fetch_marker, is_remote, join_url
+from lightning_apps.errors import ConfigError
+
+WRITTEN_BY_A_RUN = (
+    "config.yaml",
+    "summary.json",
+    "metrics.csv",
+    "summary.png",
+    "predictions.jsonl",
+    "baselines.json",
+    "training_history.json",
+    "train.log",
+    "report.html",
+    "checkpoints",
+    "model",
+    "evaluations",
+    "explanations",
+    "ledger.bin",
+    "capsules",
+    "in_context",
+    "tensorboard",
+    "wandb",
+    ".upload",
+)
+"""Everything that overwriting may delete; a user's own files in the folder stay."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration; enough to run again."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """Outcome of the run."""
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per logged step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def picture(self) -> Path:
+        """The picture of the run."""
+        return self.path / "summary.png"
+
+    @property
+    def predictions(self) -> Path:
+        """What the model said in the last evaluation."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def baselines(self) -> Path:
+        """What simple models reach on the same splits."""
+        return self.path / "baselines.json"
+
+    @property
+    def history(self) -> Path:
+        """Every evaluation, for programs that read JSON."""
+        return self.path / "training_history.json"
+
+    @property
+    def log(self) -> Path:
+        """What was said to the user, and tracebacks."""
+        return self.path / "train.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The best weights in Hugging Face layout, with the tokenizer."""
+        return self.path / "model"
+
+    @property
+    def evaluations(self) -> Path:
+        """Results of the evaluate command."""
+        return self.path / "evaluations"
+
+    @property
+    def explanations(self) -> Path:
+        """Results of the explain command."""
+        return self.path / "explanations"
+
+    @property
+    def ledger(self) -> Path:
+        """Which samples fed each step."""
+        return self.path / "ledger.bin"
+
+    @property
+    def capsules(self) -> Path:
+        """What the guards left behind."""
+        return self.path / "capsules"
+
+    @property
+    def in_context(self) -> Path:
+        """Loss by position and by category."""
+        return self.path / "in_context"
+
+    @property
+    def upload_snapshot(self) -> Path:
+        """What a background upload reads; there while it is under way."""
+        return self.path / ".upload"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run has started here."""
+        return self.config.exists() or self.checkpoints.exists()
+
+    def checkpoint(self, name: str) -> Path:
+        """A checkpoint by `best`, `last`, its step (`120`), file name, or path.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if name.isdecimal():
+            name = f"step={int(name):08d}"
+        for candidate in (self.checkpoints / f"{name}.ckpt", self.checkpoints / name, Path(name)):
+            if candidate.is_file():
+                return candidate
+        there = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
+        raise ConfigError(f"checkpoint={name}: not in {self.checkpoints}; there are: {', '.join(there) or 'none'}")
+
+
+def locate_run(run: dict[str, Any], experiment: str) -> RunDirectory:
+    """The directory that the settings name; nothing is made.
+
+    Raises:
+        ConfigError: it would lie outside the output root.
+    """
+    root = Path(run["output_root"])
+    directory = RunDirectory(root / experiment / run["name"])
+    if not directory.path.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"run.name={run['name']!r} leads out of run.output_root={run['output_root']} (a symlink?)")
+    return directory
+
+
+def check_start(directory: RunDirectory, run: dict[str, Any]) -> None:
+    """Whether a run may start here; nothing is changed.
+
+    Raises:
+        ConfigError: another run is here and neither run.resume nor run.overwrite was given, or overwriting is unsafe.
+    """
+    if run["resume"] is not None and run["overwrite"]:
+        raise ConfigError("run.resume and run.overwrite=true exclude each other: continue the run, or delete it")
+    if directory.path.exists() and not directory.path.is_dir():
+        raise ConfigError(f"{directory.path} is a file; choose another run.name")
+    if run["overwrite"]:
+        check_overwrite(directory, Path(run["output_root"]))
+    elif run["resume"] is None and directory.holds_a_run():
+        raise ConfigError(
+            f"{directory.path} holds another run: continue it with run.resume=auto, replace it with "
+            "run.overwrite=true, or choose another run.name"
+        )
+
+
+def check_overwrite(directory: RunDirectory, output_root: Path) -> None:
+    """Whether this folder may be cleared: inside the output root, not a symlink, and a run's.
+
+    Raises:
+        ConfigError: otherwise, saying which rule it breaks.
+    """
+    root, path = output_root.resolve(), directory.path.resolve()
+    if root == Path(root.anchor) or root == Path.home().resolve():
+        raise ConfigError(f"run.overwrite=true refuses run.output_root={output_root}: it is the root or home folder")
+    if directory.path.is_symlink() or directory.path.parent.is_symlink():
+        raise ConfigError(f"run.overwrite=true refuses {directory.path}: a symlink is in the way")
+    if path == root or not path.is_relative_to(root):
+        raise ConfigError(
+            f"run.overwrite=true refuses {directory.path}: it is not inside run.output_root={output_root}"
+        )
+    if not directory.path.exists() or not any(directory.path.iterdir()):
+        return
+    try:
+        config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+        is_run = isinstance(config, dict) and {"experiment", "run", "trainer"} <= config.keys()
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        is_run = False
+    if not is_run:
+        raise ConfigError(
+            f"run.overwrite=true refuses {directory.path}: it has no config.yaml of a run; "
+            "delete it by hand if it is yours to delete"
+        )
+
+
+def clear(directory: RunDirectory, output_root: Path) -> None:
+    """Delete what an earlier run wrote here; anything else stays.
+
+    Raises:
+        ConfigError: check_overwrite forbids it.
+    """
+    check_overwrite(directory, output_root)
+    # config.yaml goes last: until then a killed clean-up can be repeated
+    for name in sorted(WRITTEN_BY_A_RUN, key=lambda entry: entry == "config.yaml"):
+        entry = directory.path / name
+        if entry.is_symlink() or entry.is_file():
+            entry.unlink()
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+
+
+def open_run(path: str, cache_root: str = ".cache") -> tuple[RunDirectory, dict[str, Any]]:
+    """An existing run and its resolved configuration.
+
+    Args:
+        path: its directory, or the s3:// URL that it was uploaded to.
+        cache_root: below it, in `runs`, goes the copy of a run from an object store. It is fetched once, and looked
+            at again at each opening: what is there now decides. Results are written to the copy.
+
+    Raises:
+        ConfigError: there is no run at this path, or it cannot be fetched.
+    """
+    directory = RunDirectory(fetched_run(path, Path(cache_root)) if is_remote(path) else Path(path))
+    if not directory.config.is_file():
+        near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
+        raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
+    config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    if is_remote(path):
+        use_cache_here(config, cache_root)
+    return directory, config
+
+
+def fetched_run(url: str, cache_root: Path) -> Path:
+    """The local copy of a run in an object store, whole and as it is there now.
+
+    Raises:
+        ConfigError: it cannot be fetched, in words.
+    """
+    is_main = "LOCAL_RANK" not in os.environ  # the processes of a run wait for the first that fetches
+
+    def report(text: str) -> None:
+        if is_main:
+            print(text, file=sys.stderr)
+
+    try:
+        url = join_url(url)
+        # another upload to the same URL is another copy: results that were written to this one stay beside it
+        state = hashlib.sha256(url.encode() + b"\0" + fetch_marker(url)).hexdigest()
+        copy = cache_root / "runs" / f"{re.sub('[^A-Za-z0-9._=,+-]+', '_', url.rpartition('/')[2])}-{state[:16]}"
+        progress = partial(tqdm, leave=False) if is_main and sys.stderr.isatty() else None
+        download_folder(url, copy, progress=progress, report=report)
+    except StorageError as error:
+        raise ConfigError(f"run: {error}") from error
+    report(f"run={url}: its copy in {copy} is used; what is written stays there")
+    return copy
+
+
+def use_cache_here(config: dict[str, Any], cache_root: str) -> None:
+    """Prepared data of a run that was made elsewhere go below `cache_root` where its own folder is not here."""
+    made_with = config["run"]["cache_root"]
+    if not Path(made_with).is_dir():
+        config["run"]["cache_root"] = cache_root
+        if config["data"].get("cache_root") == made_with:
+            config["data"]["cache_root"] = cache_root
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none."""
+    if not directory.summary.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    return summary

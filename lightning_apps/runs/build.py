@@ -1,0 +1,299 @@
+"""From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
+
+import hashlib
+import inspect
+import os
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+
+from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
+from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
+from lightning_apps.callbacks.guards import Guards
+from lightning_apps.callbacks.progress import RunProgress
+from lightning_apps.callbacks.sample_log import SampleLedger
+from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
+from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
+from lightning_apps.callbacks.step_clock import RunClock
+from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.config.checks import RUNTIME_ARGUMENTS, bind, bind_callback
+from lightning_apps.config.optimizer_checks import is_schedule_free
+from lightning_apps.errors import ConfigError
+from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics_csv import MetricsCSV
+from lightning_apps.training.parameter_groups import freeze_parameters, unfreezing_steps
+from lightning_apps.training.plan import RunPlan, plan_run
+from models.language.causal_lm import recompute_activations
+
+Config = Mapping[str, Any]
+
+
+def quiet_libraries() -> None:
+    """Silence notices that no user of these commands can act on."""
+    import logging
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork; fast tokenizers would warn each time
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are built in memory; workers would slow them down
+        ".*GPU available but not used.*",  # hardware=cpu asked for that
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*You are using `torch.load` with `weights_only=False`.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*LeafSpec.*",
+        ".*Found .* module\\(s\\) in eval mode.*",
+        ".*sync_dist=True.*",  # values are reduced before they are logged
+        ".*pin_memory.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def build_datamodule(config: Config) -> Any:
+    """The experiment's data module, prepared and set up.
+
+    Raises:
+        ConfigError: the data contradict the configuration.
+    """
+    datamodule = bind("data", config["data"])()
+    try:
+        datamodule.prepare_data()
+        datamodule.setup()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return datamodule
+
+
+def build_plan(config: Config, datamodule: Any) -> RunPlan:
+    """The clock of the run."""
+    return plan_run(
+        num_train_samples=datamodule.num_train_samples,
+        tokens_per_sample=datamodule.tokens_per_sample,
+        global_batch_size=config["data"]["global_batch_size"],
+        trainer=config["trainer"],
+        warmup=config["scheduler"]["warmup_steps"],
+    )
+
+
+def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningModule:
+    """The experiment's LightningModule with freshly drawn weights."""
+    scheduler = {**config["scheduler"], "warmup_steps": plan.warmup_steps}
+    torch.manual_seed(config["seed"])
+    # a fused optimizer unscales float16 gradients inside its step, too late for clipping by norm
+    fused = config["precision"]["name"] != "fp16_mixed"
+    build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
+    runtime = {
+        "build_net": bind_net(config, datamodule.net_arguments),
+        "build_optimizer": build_optimizer,
+        "schedule": bind("scheduler", scheduler)(total_steps=plan.total_steps),
+        "plan": plan,
+        "class_counts": getattr(datamodule, "class_counts", None),
+    }
+    module: L.LightningModule = _call(bind("module", config["module"]), runtime)
+    net: Any = module.net
+    if config["hardware"]["gradient_checkpointing"]:
+        try:
+            recompute_activations(net)
+        except ValueError as error:
+            raise ConfigError(f"hardware.gradient_checkpointing=true: {error}; set it to false") from error
+    freeze_parameters(net, freeze=config["optimizer"].get("freeze", []))
+    # wrong patterns are found now, before anything is written
+    unfreezing_steps(net, unfreeze=config["optimizer"].get("unfreeze", []), total_steps=plan.total_steps)
+    build_optimizer(net)
+    if config["hardware"]["compile"]:
+        # in place, so that no name gains _orig_mod (Lightning#17415), and the inner net only: a compiled
+        # LightningModule breaks on self.log (Lightning#21836)
+        net.base_model.compile()
+    return module
+
+
+def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
+    """The function that makes the network, with what it must know of the data.
+
+    Raises:
+        ConfigError: the network is one for another task.
+    """
+    make = bind("model", config["model"])
+    parameters = inspect.signature(make.func).parameters
+    needed = {name for name in parameters if name in RUNTIME_ARGUMENTS["model"] and name not in make.keywords}
+    if not needed <= set(net_arguments):
+        raise ConfigError(
+            f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
+            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
+        )
+    return partial(_build_net, make, net_arguments)
+
+
+def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
+    """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
+    wanted = inspect.signature(build.func).parameters  # data may know more than the network needs
+    try:
+        return build(**{name: value for name, value in arguments.items() if name in wanted})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
+    """Callbacks in the order in which they run: clock, log, guards, the configured ones, stopping, checkpoints."""
+    settings = config["callbacks"]
+    clock, step_log, guards, *others = build_step_callbacks(config, plan, capsules=directory.capsules)
+    assert isinstance(step_log, StepLog)
+    callbacks = [clock, step_log, guards, SampleLedger(directory.ledger), RunProgress(step_log)]
+    callbacks += build_extra_callbacks(config, directory, plan)
+    # the average goes behind the evaluations: it puts the raw weights back when it is its turn at their end
+    callbacks += others
+    checkpoints = settings["checkpoints"]
+    monitored = {"monitor": checkpoints["monitor"], "mode": checkpoints["mode"]}
+    if (plateau := bind_callback(config, "reduce_on_plateau")) is not None:
+        # ahead of the checkpoint of the same step, which holds the lowered rates
+        callbacks.append(plateau(**monitored))
+    if (stopping := bind_callback(config, "early_stopping")) is not None:
+        callbacks.append(stopping(**monitored, check_on_train_epoch_end=False))
+    if point := os.environ.get(KILL_VARIABLE):
+        callbacks.append(SelfKill(point))
+    callbacks.append(RunCheckpoints(plan=plan, folder=directory.checkpoints, stop=stop, **checkpoints))
+    return callbacks
+
+
+def build_step_callbacks(config: Config, plan: RunPlan, *, capsules: Path | None) -> list[L.Callback]:
+    """The callbacks that take part in a step: clock, log (it clips), guards, micro-batches, unfreezing, averages.
+
+    Replaying a step needs these and no others; none of them writes, but for the capsules.
+    """
+    settings, trainer = config["callbacks"], config["trainer"]
+    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
+    guards = Guards(plan=plan, step_log=step_log, capsules=capsules, config=config, **settings["guards"])
+    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, guards]
+    if config["hardware"]["find_device_batch_size"]:
+        callbacks.append(FindDeviceBatchSize())
+    if unfreeze := config["optimizer"].get("unfreeze"):
+        callbacks.append(GradualUnfreezing(plan=plan, unfreeze=unfreeze))
+    if is_schedule_free(config):
+        callbacks.append(ScheduleFreeEvaluation())
+    if (average := bind_callback(config, "weight_average")) is not None:
+        callbacks.append(average())
+    return callbacks
+
+
+def build_extra_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
+    """The callbacks of `callbacks.extra`; null switches one off."""
+    runtime = {"run_directory": directory, "plan": plan}
+    return [
+        _call(bind(f"callbacks.extra.{name}", node), runtime)
+        for name, node in config["callbacks"]["extra"].items()
+        if node is not None
+    ]
+
+
+def _call(call: partial, runtime: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call with those of the runtime's arguments that the target has."""
+    wanted = inspect.signature(call.func).parameters
+    return call(*arguments, **{name: value for name, value in runtime.items() if name in wanted})
+
+
+def build_loggers(config: Config, directory: RunDirectory) -> list[Logger]:
+    """metrics.csv, and what the `logger` group adds."""
+    loggers: list[Logger] = [MetricsCSV(directory.metrics)]
+    for name, node in config["logger"].items():
+        if name == "wandb":
+            loggers.append(_wandb_logger(node, config, directory))
+        else:
+            loggers.append(bind(f"logger.{name}", node)(save_dir=directory.path))
+    return loggers
+
+
+def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirectory) -> Logger:
+    offline = node.get("offline", False) or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    netrc = Path.home() / ".netrc"
+    known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+    if not offline and not known:
+        raise ConfigError(
+            "logger=wandb needs an account: run `wandb login`, set WANDB_API_KEY, or use logger.wandb.offline=true"
+        )
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logger: Logger = bind("logger.wandb", node)(
+        save_dir=directory.path,
+        name=f"{config['experiment']}/{config['run']['name']}",
+        id=wandb_run_id(config["experiment"], config["run"]["name"]),  # a resumed run goes on in the same W&B run
+        resume="allow",
+    )
+    return logger
+
+
+def wandb_run_id(experiment: str, name: str) -> str:
+    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    whole = f"{experiment}-{name}"
+    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+
+
+def build_trainer(
+    config: Config,
+    plan: RunPlan,
+    *,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    evaluation_only: bool = False,
+) -> L.Trainer:
+    """Lightning's Trainer over one Lightning epoch of `plan.total_steps` windows.
+
+    Raises:
+        ConfigError: the hardware or precision that was asked for is not here.
+    """
+    hardware = config["hardware"]
+    if hardware["num_threads"] is not None:
+        torch.set_num_threads(hardware["num_threads"])
+    accelerator = available_accelerator(hardware["accelerator"])
+    if accelerator == "cpu" and config["precision"]["name"] == "fp16_mixed":
+        raise ConfigError("precision=fp16_mixed needs a GPU, and none is here; choose precision=fp32 or bf16_mixed")
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=hardware["devices"],
+        strategy=hardware["strategy"],
+        precision=config["precision"]["lightning"],
+        deterministic=hardware["deterministic"],
+        max_epochs=1,
+        max_steps=plan.total_steps,
+        val_check_interval=plan.total_steps,  # RunClock sets the steps
+        limit_val_batches=None if plan.evaluation_steps or evaluation_only else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,  # WindowSampler gives each rank its share
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(callback, RunProgress) for callback in callbacks),
+    )
+
+
+def available_accelerator(wanted: str) -> str:
+    """`auto` becomes gpu, mps or cpu, whatever is here.
+
+    Raises:
+        ConfigError: the wanted accelerator is not here.
+    """
+    here = {
+        "gpu": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in here.items() if there)
+    if wanted not in here:
+        raise ConfigError(f"hardware.accelerator={wanted!r}: allowed are auto, {', '.join(here)}")
+    if not here[wanted]:
+        raise ConfigError(f"hardware={wanted}: no such device here; choose hardware=auto or hardware=cpu")
+    return wanted

@@ -1,0 +1,233 @@
+"""One run of one experiment: claim the directory, build, fit, evaluate the best again, export, sum up."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.run_upload import RunUpload
+from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
+from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
+from lightning_apps.errors import ConfigError
+from lightning_apps.process.console import open_console, say
+from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
+from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_summary
+from lightning_apps.run_files.settings import different_settings
+from lightning_apps.runs.banner import result_lines, start_banner
+from lightning_apps.runs.build import (
+    available_accelerator,
+    build_callbacks,
+    build_datamodule,
+    build_loggers,
+    build_module,
+    build_plan,
+    build_trainer,
+    quiet_libraries,
+)
+from lightning_apps.runs.preflight import check_before_start
+from lightning_apps.runs.summary import Outcome, write_summary
+from lightning_apps.training.plan import RunPlan
+from models.adapters import has_adapters, merged_copy, save_adapters
+
+Config = Mapping[str, Any]
+
+
+def run_experiment(config: Config) -> dict[str, Any]:
+    """Train as the configuration says and return what summary.json holds.
+
+    Raises:
+        ConfigError: the configuration or data is wrong, or the run directory is taken; nothing has been written then.
+    """
+    upload = build_upload(config)
+    try:
+        return _run_experiment(config, upload)
+    finally:
+        if upload is not None:
+            upload.finish()
+
+
+def build_upload(config: Config) -> RunUpload | None:
+    """What takes the run to an object store, where run.upload asks for it."""
+    run, experiment = config["run"], config["experiment"]
+    if run["upload"] is None:
+        return None
+    return RunUpload(directory=locate_run(run, experiment), to=run["upload"], experiment=experiment, name=run["name"])
+
+
+def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
+    quiet_libraries()
+    available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
+    started = time.perf_counter()
+    directory = locate_run(config["run"], config["experiment"])
+    if "LOCAL_RANK" not in os.environ:  # further processes of a run find the directory claimed by their first one
+        check_start(directory, config["run"])
+    checkpoint = resume_point(directory, config)
+    if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
+        open_console()
+        if upload is not None and "LOCAL_RANK" not in os.environ:
+            upload.begin(plan=None)
+        say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
+        return earlier
+
+    stop = SafeStop(max_time_seconds(config["trainer"]["max_time"]))
+    stop.install()
+    summary: dict[str, Any] = {}
+    try:
+        datamodule = build_datamodule(config)
+        plan = build_plan(config, datamodule)
+        module = build_module(config, datamodule, plan)
+        notices = check_before_start(config, plan, module, datamodule, directory)
+        callbacks = build_callbacks(config, directory, plan, stop)
+        if upload is not None:
+            callbacks.append(upload)
+        trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
+        loggers = build_loggers(config, directory)
+        claim(directory, config, is_main=trainer.is_global_zero)
+        open_console(directory.log, main_process=trainer.is_global_zero)
+        trainer.loggers = loggers
+        # a data module may describe its data
+        data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
+        say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
+        for notice in notices:
+            say(f"notice: {notice}")
+        if upload is not None and trainer.is_global_zero:
+            upload.begin(plan)
+
+        outcome = Outcome("failed", "")
+        try:
+            trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+            outcome = Outcome("completed", reason_to_end(trainer, plan))
+            finish(trainer, module, datamodule, callbacks, directory)
+        except StopRun as stopped:
+            outcome = Outcome("stopped", stopped.reason, stopped.signum)
+        except BaseException as error:
+            outcome = Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            raise
+        finally:
+            try:
+                summary = write_summary(
+                    config, directory, plan, module, trainer, callbacks, outcome, time.perf_counter() - started
+                )
+            except OSError as error:  # a full disk has been reported already
+                say(f"summary.json could not be written: {error.strerror or error}")
+    except StopRun as stopped:  # before there was a run to save
+        sys.exit(128 + (stopped.signum or 0))
+    finally:
+        stop.restore()
+        if "wandb" in sys.modules:  # else the jobs of a sweep in one process become one W&B run (wandb#1314)
+            sys.modules["wandb"].finish()
+    if outcome.status == "stopped":
+        say(f"stopped ({outcome.reason}) after step {trainer.global_step:,}; go on with\n  {resume_command()}")
+        if outcome.signum is not None:
+            sys.exit(128 + outcome.signum)
+        return summary
+    say("\n".join(result_lines(summary)))
+    return summary
+
+
+def reason_to_end(trainer: L.Trainer, plan: RunPlan) -> str:
+    """Why training is over, in words."""
+    if trainer.global_step < plan.total_steps:
+        return f"early stopping at step {trainer.global_step}"
+    return f"reached {plan.budget}"
+
+
+def resume_command() -> str:
+    """The command of this process with run.resume=auto."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("run.resume=", "run.overwrite="))]
+    return shlex.join(["python", "-m", "lightning_apps.train", *words, "run.resume=auto"])
+
+
+def finish(
+    trainer: L.Trainer, module: L.LightningModule, datamodule: Any, callbacks: list[L.Callback], directory: RunDirectory
+) -> None:
+    """Load the best weights, evaluate them again, test and export them.
+
+    A best checkpoint whose second evaluation differs from its first is said loudly: then either the weights on disk
+    are not those that were measured, or the evaluation is not a function of the weights.
+    """
+    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    # those that evaluate an average in place of the module's weights stay out: best.ckpt holds that average already
+    averages = (ExponentialWeightAverage, ScheduleFreeEvaluation)
+    trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]
+    if checkpoints.best_value is not None:
+        state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        loggers, trainer.loggers = trainer.loggers, []  # this evaluation is a check, not a new row
+        (again,) = trainer.validate(module, datamodule, verbose=False)
+        trainer.loggers = loggers
+        value = float(again[checkpoints.monitor])
+        if value != checkpoints.best_value:
+            say(
+                f"WARNING: best.ckpt gives {checkpoints.monitor}={value!r} when evaluated again, "
+                f"{checkpoints.best_value!r} while training (step {checkpoints.best_step})"
+            )
+        else:
+            say(f"best.ckpt of step {checkpoints.best_step:,} evaluated again: {checkpoints.monitor} is the same")
+    if datamodule.has_test_split:
+        trainer.test(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        export_model(module, datamodule, directory)
+
+
+def resume_point(directory: RunDirectory, config: Config) -> Path | None:
+    """Checkpoint to continue from; None starts afresh.
+
+    Raises:
+        ConfigError: run.resume names no checkpoint, or the run was made with other settings.
+    """
+    wanted = config["run"]["resume"]
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        path = directory.checkpoint(wanted)
+        if (reason := damage(path)) is not None:
+            raise ConfigError(f"run.resume={wanted}: {path} is damaged ({reason}); run.resume=auto finds a whole one")
+        return path
+    if directory.config.is_file():
+        refuse_other_settings(directory, config)
+    return newest_whole_checkpoint(directory.checkpoints, lambda text: print(text, file=sys.stderr))
+
+
+def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
+    """Continuing under other settings would be another experiment; where it runs and what it logs may change.
+
+    Raises:
+        ConfigError: naming the first settings that differ.
+    """
+    before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    different = different_settings(before, config)
+    if different:
+        raise ConfigError(
+            f"run.resume=auto: {directory.path} was started with other settings ({'; '.join(different[:3])}); "
+            "restore them, or choose another run.name"
+        )
+
+
+def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
+    """Make the run directory, cleared where overwriting was asked for, and write config.yaml."""
+    if not is_main:
+        return
+    if config["run"]["overwrite"]:
+        clear(directory, Path(config["run"]["output_root"]))
+    directory.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirectory) -> None:
+    """Write weights and tokenizer in Hugging Face layout; adapters are merged, and kept as they are in `adapter`."""
+    net: Any = module.net
+    if has_adapters(net):
+        save_adapters(net, directory.model / "adapter", base=net.config._name_or_path)
+        net = merged_copy(net)
+    net.save_pretrained(directory.model)
+    datamodule.tokenizer.save_pretrained(directory.model)

@@ -1,0 +1,256 @@
+"""What can be known to go wrong before the first step: errors where the run cannot work, notices where it may.
+
+Errors (ConfigError, exit code 2, nothing written): sequences beyond the model's positions, a head of another size than
+the classes, a micro-batch that needs more memory than the machine has, a disk too small for the planned checkpoints.
+Notices (said once, the run goes on): an implausible learning rate, a CPU in use while a GPU idles, bf16 without units
+for it, the limits of MPS, memory that will be short, and what the data module has to say.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.runs.banner import human_bytes
+from lightning_apps.runs.build import available_accelerator
+from lightning_apps.runs.memory_estimate import available_memory_bytes, step_memory
+from lightning_apps.training.parameter_groups import layer_depths
+from lightning_apps.training.plan import RunPlan
+
+Config = Mapping[str, Any]
+
+USUAL_RATES = {"all weights": (1e-6, 3e-4), "adapters": (1e-5, 3e-3)}
+"""Learning rates of AdamW for pretrained weights outside of which fine-tuning rarely works."""
+
+
+def check_before_start(
+    config: Config, plan: RunPlan, module: L.LightningModule, datamodule: Any, directory: RunDirectory
+) -> list[str]:
+    """Look ahead; nothing is written.
+
+    Returns:
+        Notices, one line each.
+
+    Raises:
+        ConfigError: the run cannot work.
+    """
+    net: Any = module.net
+    check_positions(net, datamodule)
+    check_head_size(net, datamodule)
+    check_score_weights(config, datamodule)
+    check_disk(config, plan, module, directory)
+    notices = list(getattr(datamodule, "notices", []))
+    notices += check_learning_rate(config, net)
+    notices += check_accelerator(config)
+    notices += check_memory(config, module, datamodule)
+    return notices
+
+
+def usable_positions(net: nn.Module) -> int | None:
+    """Longest sequence that learned absolute positions allow; None where there are none.
+
+    RoBERTa counts positions from behind its padding index: of 514 rows, 512 are usable.
+    """
+    for name, part in net.named_modules():
+        if isinstance(part, nn.Embedding) and "position" in name.rpartition(".")[2]:
+            skipped = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - skipped
+    return None
+
+
+def check_positions(net: nn.Module, datamodule: Any) -> None:
+    """Refuse sequences longer than the model has positions.
+
+    Raises:
+        ConfigError: one is.
+    """
+    positions, longest = usable_positions(net), getattr(datamodule, "longest_sequence", None)
+    if positions is not None and longest is not None and longest > positions:
+        key = getattr(datamodule, "length_key", "data.max_length")
+        raise ConfigError(
+            f"the longest sequence has {longest:,} tokens, the model positions for {positions:,}; cut texts with "
+            f"{key}={positions}, or choose another model"
+        )
+
+
+def check_head_size(net: Any, datamodule: Any) -> None:
+    """Refuse a head of another size than there are classes.
+
+    Raises:
+        ConfigError: it is.
+    """
+    names, size = getattr(datamodule, "label_names", None), getattr(getattr(net, "config", None), "num_labels", None)
+    if names is not None and size is not None and size != len(names):
+        raise ConfigError(
+            f"the head of the model has {size} outputs, the data {len(names)} classes ({', '.join(names[:8])}); make "
+            "the model with the data's label_names"
+        )
+
+
+def check_score_weights(config: Config, datamodule: Any) -> None:
+    """Refuse a score that does not weigh the classes of the data.
+
+    Raises:
+        ConfigError: there are more or fewer weights than classes, or a weight is negative.
+    """
+    names = getattr(datamodule, "label_names", None)
+    for name, node in config["callbacks"]["extra"].items():
+        weights = (node or {}).get("score_weights")
+        if not weights or names is None:
+            continue
+        if len(weights) != len(names) or min(weights) < 0 or not any(weights):
+            raise ConfigError(
+                f"callbacks.extra.{name}.score_weights={weights}: give {len(names)} weights, one for each of "
+                f"{', '.join(names[:8])}, none negative and not all 0; null leaves val/weighted_score out"
+            )
+
+
+def checkpoint_plan_bytes(config: Config, plan: RunPlan, module: nn.Module) -> tuple[int, int]:
+    """Size of one checkpoint, and of all that are kept at once: weights, and two moments of Adam, in float32."""
+    parameters = list(module.parameters())
+    one = sum(4 * entry.numel() + (8 * entry.numel() if entry.requires_grad else 0) for entry in parameters)
+    keep = config["callbacks"]["checkpoints"]["keep"]
+    periodic = len(plan.save_steps) if keep is None else min(keep, len(plan.save_steps))
+    return one, one * (2 + periodic)
+
+
+def check_disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunDirectory) -> None:
+    """Refuse a plan of checkpoints that does not fit on the disk.
+
+    A checkpoint is written aside before it replaces another, so one more than are kept must fit, beside the exported
+    weights.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if "://" in str(directory.path):
+        return
+    folder = directory.path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    one, kept = checkpoint_plan_bytes(config, plan, module)
+    there = sum(path.stat().st_size for path in _files_in(directory))
+    free = shutil.disk_usage(folder).free + there
+    needed = kept + one + sum(4 * parameter.numel() for parameter in module.parameters())
+    if needed > free:
+        raise ConfigError(
+            f"the planned checkpoints need {human_bytes(needed)} ({human_bytes(one)} each), {human_bytes(free)} are "
+            f"free in {folder}; keep fewer (callbacks.checkpoints.keep=1, trainer.save_every=never), or write to "
+            "another disk with run.output_root=..."
+        )
+
+
+def _files_in(directory: RunDirectory) -> list[Path]:
+    """Checkpoints and exported weights of an earlier start, each once however many names it has."""
+    paths = [*directory.checkpoints.glob("*.ckpt"), *directory.model.glob("*.safetensors")]
+    return list({path.stat().st_ino: path for path in paths}.values())
+
+
+def check_learning_rate(config: Config, net: nn.Module) -> list[str]:
+    """Whether the rate of pretrained weights is one that fine-tuning works with."""
+    if config["model"].get("pretrained") is None or not config["optimizer"]["_target_"].endswith("adamw"):
+        return []
+    depths, num_layers = layer_depths(net)
+    if num_layers and not any(entry.requires_grad and depth < num_layers for entry, depth in depths.items()):
+        return []  # only the head learns
+    what = "adapters" if (config["model"].get("lora") or {}).get("rank") else "all weights"
+    lowest, highest = USUAL_RATES[what]
+    rate = config["optimizer"]["lr"]
+    if rate > highest:
+        return [
+            f"optimizer.lr={rate:g} is high for fine-tuning ({what}: {lowest:g} to {highest:g}): what was learned in "
+            "pretraining may be lost in the first steps; try optimizer.lr=5e-5"
+        ]
+    if rate < lowest:
+        return [
+            f"optimizer.lr={rate:g} is low for fine-tuning ({what}: {lowest:g} to {highest:g}): the run may end before "
+            "anything is learned; try optimizer.lr=5e-5"
+        ]
+    return []
+
+
+def check_accelerator(config: Config) -> list[str]:
+    """What the chosen hardware cannot do, or leaves unused."""
+    hardware, precision = config["hardware"], config["precision"]["name"]
+    accelerator = available_accelerator(hardware["accelerator"])
+    notices = []
+    if accelerator == "cpu" and torch.cuda.is_available():
+        notices.append(f"{torch.cuda.get_device_name()} idles while the CPU trains; hardware=gpu uses it")
+    elif accelerator == "cpu" and torch.backends.mps.is_available():
+        notices.append("Apple's GPU idles while the CPU trains; hardware=mps uses it")
+    if accelerator == "cpu" and precision.startswith("bf16") and not cpu_has_bf16_units():
+        notices.append(
+            f"precision={precision}: this CPU has no units for bf16 and emulates it, up to a hundred times slower; "
+            "precision=fp32 is faster here"
+        )
+    if accelerator == "mps":
+        if "PYTORCH_ENABLE_MPS_FALLBACK" not in os.environ:
+            notices.append(
+                "hardware=mps: an operation that MPS lacks ends the run; PYTORCH_ENABLE_MPS_FALLBACK=1 in the "
+                "environment computes it on the CPU instead"
+            )
+        if hardware["num_workers"] > 0 and hardware["pin_memory"]:
+            notices.append("hardware=mps: pin_memory has no effect there; set hardware.pin_memory=false")
+    return notices
+
+
+def cpu_has_bf16_units() -> bool:
+    """Whether this CPU multiplies bf16 matrices natively (AVX-512 BF16, AMX, or ARM's BF16)."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile") or found.get("bf16"))
+
+
+def check_memory(config: Config, module: L.LightningModule, datamodule: Any) -> list[str]:
+    """Compare what a step needs, measured on the longest samples, with what the machine has.
+
+    Data modules take part by `longest_train_samples(count)`, modules by `loss_sum(batch)`.
+
+    Raises:
+        ConfigError: it needs more than there is.
+    """
+    longest = getattr(datamodule, "longest_train_samples", None)
+    if config["hardware"]["find_device_batch_size"] or longest is None or not hasattr(module, "loss_sum"):
+        return []
+    available = available_memory_bytes(available_accelerator(config["hardware"]["accelerator"]))
+    if available is None:
+        return []
+    devices = config["hardware"]["devices"]
+    size = datamodule.device_batch_size or -(-datamodule.global_batch_size // devices)
+    try:
+        if hasattr(datamodule, "memory_probe"):
+            one, two, units = datamodule.memory_probe()
+        else:
+            rows, units = np.resize(longest(2), 2), 1
+            one, two = (datamodule.training_batch(np.zeros(n, dtype=np.int64), rows[:n]) for n in (1, 2))
+        fixed, each = step_memory(module, one, two, units)
+    except (IndexError, RuntimeError, ValueError):  # a sample is bad: the guards name it when its step comes
+        return []
+    processes = devices if available.shared else 1  # those on CPUs share the machine's memory
+    needed = processes * (fixed + each * size)
+    if needed <= 0.9 * available.now:
+        return []
+    room = int((0.9 * available.now / processes - fixed) // max(each, 1))
+    remedy = (
+        f"data.device_batch_size={room} needs {human_bytes(processes * (fixed + each * room))} and trains the same"
+        if room >= 1
+        else "choose a smaller model or shorter sequences (data.max_length)"
+    )
+    if not config["hardware"]["gradient_checkpointing"]:
+        remedy += "; hardware.gradient_checkpointing=true needs less memory for more time"
+    message = (
+        f"a step needs about {human_bytes(needed)} (measured on the longest samples: {human_bytes(each)} for each of "
+        f"{size} in a micro-batch, {human_bytes(fixed)} for weights, gradients and optimizer"
+        + (f"; {processes} processes" if processes > 1 else "")
+        + f"), {human_bytes(available.now)} of {human_bytes(available.total)} are free: {remedy}"
+    )
+    if needed > available.total:
+        raise ConfigError(message)
+    return [message]

@@ -1,0 +1,246 @@
+"""An optimizer step done again: from the newest checkpoint before it, without touching the run directory.
+
+Every step begins in a random state that depends on the seed and its number alone, and its samples are a pure function
+of the same two, so training forward from any earlier checkpoint gives the same digits on the same machine.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from lightning_apps.callbacks.checkpoints import damage
+from lightning_apps.callbacks.sample_log import planned_ids, window_sampler
+from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.diagnostics.crash_dump import Capsule
+from lightning_apps.diagnostics.first_non_finite import trace_window
+from lightning_apps.diagnostics.sample_log import LedgerError, ledger_row
+from lightning_apps.errors import ConfigError, GuardError
+from lightning_apps.process.console import say
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
+from lightning_apps.training.optimizer_step import seed_step
+
+Config = Mapping[str, Any]
+COMPARED = ("train/loss", "train/grad_norm")
+
+
+class ReplayMismatchError(RuntimeError):
+    """What was recorded and what came out are not the same."""
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """One step, done again.
+
+    Attributes:
+        step: its number, 1 is the first.
+        start: checkpoint that training went on from; None for freshly drawn weights.
+        start_step: optimizer steps that `start` had behind it.
+        window: what fed the step, on the CPU.
+        planned: sample ids (n,) that the order gives to the step, over all ranks.
+        values: `train/loss` and `train/grad_norm`, empty where a guard stopped the step.
+        failure: the guard that stopped it.
+    """
+
+    step: int
+    start: Path | None
+    start_step: int
+    window: dict[str, Any]
+    planned: list[int]
+    values: dict[str, float]
+    failure: GuardError | None
+
+
+class _LastWindow(L.Callback):
+    """Keeps the window of the last step, and which samples the order gives to it."""
+
+    def __init__(self) -> None:
+        self.window: dict[str, Any] = {}
+        self.planned: list[int] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.window = batch
+        if trainer.global_step + 1 == trainer.max_steps:
+            self.planned = planned_ids(window_sampler(trainer), trainer.max_steps).tolist()
+
+
+def checkpoint_before(directory: RunDirectory, step: int) -> tuple[Path | None, int]:
+    """The newest checkpoint that has at most `step` optimizer steps behind it, and how many; (None, 0) without one."""
+    candidates = []
+    for path in directory.checkpoints.glob("*.ckpt"):
+        try:
+            completed = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        except Exception as error:  # whatever half a file makes of torch.load
+            say(f"{path.name} cannot be read and is left out: {error}".splitlines()[0])
+            continue
+        if 0 < completed <= step:
+            candidates.append((completed, path))
+    for completed, path in sorted(candidates, reverse=True):
+        if (problem := damage(path)) is None:
+            return path, completed
+        say(f"{path.name} is damaged and left out: {problem}")
+    return None, 0
+
+
+def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: int) -> ReplayedStep:
+    """Train from the newest checkpoint before `step` up to it; only files of the run are read.
+
+    Raises:
+        ConfigError: the run has no such step.
+    """
+    plan = build_plan(config, datamodule)
+    if not 1 <= step <= plan.total_steps:
+        raise ConfigError(f"step={step}: the run has the steps 1 to {plan.total_steps}")
+    start, start_step = checkpoint_before(directory, step - 1)
+    module = build_module(config, datamodule, plan)  # its schedule knows the whole run
+    # evaluations change nothing in training: every step has its own random state
+    short = replace(plan, total_steps=step, evaluation_steps=frozenset(), save_steps=frozenset())
+    last = _LastWindow()
+    callbacks = [last, *build_step_callbacks(config, short, capsules=None)]
+    trainer = build_trainer(config, short, callbacks=callbacks, loggers=[])
+    failure = None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # those that write
+            trainer.fit(module, datamodule, ckpt_path=start, weights_only=True)
+    except GuardError as error:
+        failure = error
+    log = next(callback for callback in callbacks if isinstance(callback, StepLog))
+    reached = trainer.global_step == step
+    values = {"train/loss": float(log.last_loss), "train/grad_norm": float(log.grad_norm)} if reached else {}
+    window = move_data_to_device(last.window, torch.device("cpu"))
+    return ReplayedStep(step, start, start_step, window, last.planned, values, failure)
+
+
+def replay_recorded_step(config: Config, directory: RunDirectory, step: int, *, num_texts: int) -> ReplayedStep:
+    """Do a step again and compare its samples with the ledger, its loss and gradient norm with metrics.csv.
+
+    Raises:
+        ConfigError: the run has no such step.
+        ReplayMismatchError: something differs, or the ledger was changed.
+    """
+    datamodule = build_datamodule(config)
+    replayed = replay_step(config, directory, datamodule, step)
+    say(f"step {step} of {directory.path}, {_origin(replayed)}")
+    say("\n".join(_batch_lines(replayed.window, datamodule, num_texts)))
+    problems = [*_compare_samples(replayed, directory), *_compare_values(replayed, directory)]
+    if problems:
+        raise ReplayMismatchError(f"step {step} differs from its record: {'; '.join(problems)}")
+    return replayed
+
+
+def _origin(replayed: ReplayedStep) -> str:
+    if replayed.start is None:
+        return f"trained from freshly drawn weights, {replayed.step - replayed.start_step} step(s)"
+    return f"trained from {replayed.start.name}, {replayed.step - replayed.start_step} step(s)"
+
+
+def _batch_lines(window: Mapping[str, Any], datamodule: Any, num_texts: int) -> Iterator[str]:
+    ids = window["sample_ids"].tolist()
+    yield f"samples   {' '.join(map(str, ids))}"
+    for batch in window["micro_batches"]:
+        for tokens in batch.get("input_ids", [])[:num_texts]:
+            yield f"    {datamodule.tokenizer.decode(tokens)}"
+            num_texts -= 1
+
+
+def _compare_samples(replayed: ReplayedStep, directory: RunDirectory) -> Iterator[str]:
+    if replayed.failure is not None:
+        return  # the ledger holds completed steps
+    if not directory.ledger.is_file():
+        say("ledger    this run has none")
+        return
+    try:
+        recorded = ledger_row(directory.ledger, replayed.step)
+    except LedgerError as error:
+        say(f"ledger    {error}")
+        yield str(error)
+        return
+    if recorded is None:
+        say("ledger    did not record this step")
+    elif recorded.tolist() == replayed.planned:
+        say(f"ledger    the same {len(recorded)} samples in the same order")
+    else:
+        say(f"ledger    {' '.join(map(str, recorded.tolist()))}")
+        yield "the ledger names other samples"
+
+
+def _compare_values(replayed: ReplayedStep, directory: RunDirectory) -> Iterator[str]:
+    rows = read_metrics(directory.metrics) if directory.metrics.is_file() else []
+    logged = next((row for row in rows if row["step"] == replayed.step), {})
+    if replayed.failure is not None:
+        say(f"guard     {replayed.failure}")
+        if "train/loss" in logged:
+            yield f"the run completed the step, the replay was stopped ({replayed.failure})"
+        return
+    for name in COMPARED:
+        value = replayed.values[name]
+        if name not in logged:
+            say(f"{name}  replayed {value!r}; metrics.csv has no value for this step (trainer.log_every)")
+            continue
+        equal = value == logged[name] or (value != value and logged[name] != logged[name])
+        verdict = "equal" if equal else "DIFFERENT"
+        say(f"{name}  logged {logged[name]!r}, replayed {value!r}, difference {value - logged[name]:.3g}: {verdict}")
+        if not equal:
+            yield f"{name} was logged as {logged[name]!r} and came out as {value!r}"
+
+
+def replay_capsule(config: Config, capsule: Capsule, window: dict[str, Any] | None, *, num_texts: int) -> list[str]:
+    """Look for the first non-finite value of a capsule's batch: under the last good weights, then under those before.
+
+    First with the weights of the newest checkpoint as they are, then after training forward to the failed step.
+
+    Returns:
+        What each of the two looks found.
+    """
+    datamodule = build_datamodule(config)
+    say(f"{capsule.guard} in step {capsule.step} of {capsule.run}: {capsule.message}")
+    found = []
+    if window is not None:
+        say("\n".join(_batch_lines(window, datamodule, num_texts)))
+        found.append(
+            f"batch under {capsule.checkpoint or 'fresh weights'}: " + _look(config, datamodule, capsule, window)
+        )
+        say(found[-1])
+    replayed = replay_step(config, RunDirectory(Path(capsule.run)), datamodule, capsule.step)
+    outcome = (
+        f"{replayed.failure}" if replayed.failure else f"no guard stops it, loss {replayed.values['train/loss']!r}"
+    )
+    found.append(f"step {capsule.step} again, {_origin(replayed)}: {outcome}")
+    say(found[-1])
+    if window is not None and capsule.rank == 0:
+        same = replayed.step == capsule.step and _same_tokens(replayed.window, window)
+        say("the data give the capsule's batch again" if same else "the data now give another batch than the capsule's")
+    return found
+
+
+def _look(config: Config, datamodule: Any, capsule: Capsule, window: dict[str, Any]) -> str:
+    plan = build_plan(config, datamodule)
+    module: Any = build_module(config, datamodule, plan)
+    if capsule.checkpoint is not None and Path(capsule.checkpoint).is_file():
+        checkpoint = torch.load(capsule.checkpoint, map_location="cpu", weights_only=True)
+        # with a weight average, state_dict holds the average and the weights in training stand beside it
+        module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+    trainer = build_trainer(config, plan, callbacks=[], loggers=[], evaluation_only=True)
+    device = trainer.strategy.root_device
+    module = trainer.precision_plugin.convert_module(module).to(device).train()
+    seed_step(config["seed"], capsule.step - 1, capsule.rank)
+    with trainer.precision_plugin.forward_context():
+        finding, loss = trace_window(module, module.loss_sum, move_data_to_device(window, device))
+    return f"{finding}" if finding else f"every value is finite, loss {loss!r}"
+
+
+def _same_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    pairs = zip(one["micro_batches"], other["micro_batches"], strict=False)
+    return bool(one["sample_ids"].equal(other["sample_ids"])) and all(
+        a[name].equal(b[name]) for a, b in pairs for name in ("input_ids", "labels") if name in a and name in b
+    )

@@ -1,0 +1,1 @@
+"""Intervals and paired comparisons that scipy does not have."""

@@ -1,0 +1,193 @@
+"""The ledger of a sweep: `<run.output_root>/sweeps/<name>/sweep.json`, and the locks beside it.
+
+The ledger is a record for people and for the report. Whether a job is done is read from the job's own summary.json, so
+that a lost ledger costs nothing.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_files.atomic_files import json_safe, write_json_atomically
+from lightning_apps.run_files.settings import different_settings
+
+Status = Literal["pending", "running", "done", "failed"]
+
+
+@dataclass
+class JobRecord:
+    """What the ledger knows of one job.
+
+    Attributes:
+        name: of the job; its run is called `<sweep>-<name>`.
+        values: full key of the grid -> value.
+        overrides: of its command, those for all jobs included.
+        run_directory: where its run writes.
+        status: `pending` also means interrupted: it is resumed by the next start.
+        reason: why it failed or was interrupted, in one line.
+        attempts: processes started for it.
+        exit_code: of the last one; negative for a signal that killed it.
+        started_at: of the last one, UTC.
+        ended_at: likewise.
+        wall_s: seconds of the run over all its processes, from its summary.
+        devices: what CUDA_VISIBLE_DEVICES was.
+    """
+
+    name: str
+    values: dict[str, Any]
+    overrides: list[str]
+    run_directory: str
+    status: Status = "pending"
+    reason: str = ""
+    attempts: int = 0
+    exit_code: int | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    wall_s: float | None = None
+    devices: str | None = None
+
+
+@dataclass
+class Ledger:
+    """What sweep.json holds.
+
+    Attributes:
+        name: of the sweep.
+        experiment: of all its jobs.
+        command: of the last start.
+        grid: full key -> values, of the last start.
+        settings: resolved configuration that the jobs share, without the grid's keys.
+        jobs: of all starts; those that left the grid stay.
+    """
+
+    name: str
+    experiment: str
+    command: str
+    grid: dict[str, list[Any]]
+    settings: dict[str, Any]
+    jobs: list[JobRecord] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write sweep.json, whole or not at all."""
+        write_json_atomically(folder / "sweep.json", asdict(self))
+
+    def job(self, name: str) -> JobRecord:
+        """The record of a job."""
+        return next(record for record in self.jobs if record.name == name)
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """The ledger in a sweep's folder, or None where there is none.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = folder / "sweep.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        jobs = [JobRecord(**record) for record in content.pop("jobs")]
+        return Ledger(**content, jobs=jobs)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no ledger of a sweep ({str(error).splitlines()[0]}); delete it: what is done is found again "
+            "from the runs"
+        ) from error
+
+
+def continue_ledger(before: Ledger | None, now: Ledger, folder: Path) -> Ledger:
+    """The ledger of a new start: what is known of its jobs is kept, as are jobs that have left the grid.
+
+    Args:
+        before: of the earlier starts.
+        now: of this start, every job pending.
+        folder: of the sweep, for messages.
+
+    Raises:
+        ConfigError: this start contradicts the earlier ones.
+    """
+    if before is None:
+        return now
+    other_name = "; choose another sweep.name"
+    if before.experiment != now.experiment:
+        raise ConfigError(f"{folder} is a sweep of experiment={before.experiment}, not {now.experiment}{other_name}")
+    if before.grid.keys() != now.grid.keys():
+        raise ConfigError(
+            f"{folder} has the grid keys {', '.join(sorted(before.grid))}, now they are {', '.join(sorted(now.grid))}; "
+            f"values may be added, keys may not{other_name}"
+        )
+    if different := different_settings(before.settings, json_safe(now.settings)):
+        raise ConfigError(
+            f"{folder} was started with other settings ({'; '.join(different[:3])}); restore them, or choose another "
+            "sweep.name"
+        )
+    known = {record.name: record for record in before.jobs}
+    jobs = []
+    for record in now.jobs:
+        earlier = known.pop(record.name, record)
+        jobs.append(
+            JobRecord(**{**asdict(earlier), "overrides": record.overrides, "run_directory": record.run_directory})
+        )
+    return Ledger(**{**vars(now), "jobs": [*jobs, *known.values()]})
+
+
+def try_lock(path: Path) -> int | None:
+    """An open descriptor that holds the lock, or None where another process does.
+
+    The kernel gives the lock up when the last process that inherited the descriptor ends, however it ends: there is
+    no stale lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def lock_soon(path: Path, patience_s: float = 0.5) -> int | None:
+    """try_lock, tried again for a while: somebody may just be looking whether it is taken."""
+    end = time.monotonic() + patience_s
+    while (lock := try_lock(path)) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; looking needs no right to write."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def sign_lock(descriptor: int, owner: Mapping[str, Any]) -> None:
+    """Write into a lock file who holds it, for the one who finds it taken."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(dict(owner)).encode(), 0)
+
+
+def lock_owner(path: Path) -> dict[str, Any]:
+    """What sign_lock wrote; empty where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(owner, dict):
+            return owner
+    return {}

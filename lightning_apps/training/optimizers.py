@@ -1,0 +1,115 @@
+"""Optimizers, each a function of a module and plain settings."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.training.muon import MuonWithAdamW
+from lightning_apps.training.parameter_groups import GroupRule, hidden_matrices, parameter_groups
+from lightning_apps.training.schedule_free import ScheduleFreeAdamW
+
+
+def adamw(
+    module: nn.Module,
+    *,
+    lr: float,
+    betas: list[float],
+    eps: float,
+    weight_decay: float,
+    groups: list[GroupRule],
+    layer_decay: float | None,
+    fused: bool,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) over parameter_groups.
+
+    Args:
+        module: whose trainable parameters are optimized.
+        lr: peak learning rate.
+        betas: decay rates of the first and second moment.
+        eps: added to the denominator.
+        weight_decay: decoupled, on matrices only.
+        groups: rules with a learning rate or weight decay of their own.
+        layer_decay: factor of the learning rate from one layer to the one before it; None for none.
+        fused: one kernel for all parameters; not with a gradient scaler, whose unscaled gradients clipping needs.
+    """
+    first, second = betas
+    made = parameter_groups(module, lr=lr, weight_decay=weight_decay, groups=groups, layer_decay=layer_decay)
+    return torch.optim.AdamW(made, lr=lr, betas=(first, second), eps=eps, fused=fused)
+
+
+def muon(
+    module: nn.Module,
+    *,
+    lr: float,
+    betas: list[float],
+    eps: float,
+    weight_decay: float,
+    groups: list[GroupRule],
+    layer_decay: float | None,
+    fused: bool,
+) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for the matrices inside the layers; AdamW for embeddings, heads, norms and biases.
+
+    Args:
+        module: whose trainable parameters are optimized.
+        lr: peak learning rate of both; what suits AdamW suits Muon.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: as for adamw.
+        groups: as for adamw.
+        layer_decay: as for adamw.
+        fused: as for adamw.
+
+    Raises:
+        ConfigError: no trainable matrix lies in a numbered layer.
+    """
+    first, second = betas
+    matrices = hidden_matrices(module)
+    hidden: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for group in parameter_groups(module, lr=lr, weight_decay=weight_decay, groups=groups, layer_decay=layer_decay):
+        for side, part, is_hidden in ((hidden, "muon", True), (others, "adamw", False)):
+            chosen = [parameter for parameter in group["params"] if (parameter in matrices) is is_hidden]
+            if chosen:
+                side.append({**group, "params": chosen, "name": f"{part}/{group['name']}"})
+    if not hidden:
+        raise ConfigError(
+            "optimizer=muon: no trainable matrix lies in a numbered layer (layers.3., layer.3., h.3., block.3.), "
+            "and Muon is for those; choose optimizer=adamw"
+        )
+    return MuonWithAdamW(hidden, others, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=fused)
+
+
+def schedule_free_adamw(
+    module: nn.Module,
+    *,
+    lr: float,
+    betas: list[float],
+    eps: float,
+    weight_decay: float,
+    groups: list[GroupRule],
+    layer_decay: float | None,
+) -> torch.optim.Optimizer:
+    """Schedule-free AdamW (Defazio et al. 2024); goes with the schedule `constant`, whose warmup it needs.
+
+    Args:
+        module: whose trainable parameters are optimized.
+        lr: learning rate; one to ten times that of AdamW.
+        betas: share of the average in the point where gradients are taken; decay rate of the second moment.
+        eps: added to the denominator.
+        weight_decay: as for adamw.
+        groups: as for adamw.
+        layer_decay: as for adamw.
+    """
+    first, second = betas
+    made = parameter_groups(module, lr=lr, weight_decay=weight_decay, groups=groups, layer_decay=layer_decay)
+    return ScheduleFreeAdamW(made, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay)
+
+
+def global_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm of all tensors together, a () tensor."""
+    norms = torch._foreach_norm(list(tensors))
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -1,0 +1,237 @@
+"""Continuous batching: a finished answer makes room for the next prompt at once, and nothing is padded.
+
+Every row of the batch is a slot of a key-value cache allocated once. A plain loop decodes a batch until its longest
+answer ends, pads prompts, copies the whole cache for each new token and repeats keys for every query head; here rows
+are refilled, prompts are prefilled end to end (see packed_attention), a token's keys are written in place, and query
+heads that share a key head share its keys.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from models.kernels.packed_attention import Documents, attend_by_document, no_mask
+from models.kernels.packed_linear import packed_linears
+
+SelectToken = Callable[[Tensor, list[int]], Tensor]
+"""(logits (n, vocabulary), requests (n,)) -> next tokens (n,) on the CPU."""
+CAPACITY_STEP = 64  # the cache grows by so many tokens at a time
+
+
+class SlotCache:
+    """Keys and values of every layer: (slots, key heads, capacity, d), each slot filled from its start."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.lengths = [0] * num_slots
+        self.prefix_length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
+        self._slots: list[int] = []  # those that are being filled; empty while decoding
+        self._is_prefix = False
+        self._mask: Tensor | None = None
+
+    # ------------------------------------------------------------------ between forward passes
+
+    def begin_prefix(self) -> None:
+        """The next pass computes what all prompts share."""
+        self._is_prefix = True
+
+    def begin_prompts(self, slots: list[int], lengths: list[int]) -> None:
+        """The next pass computes the rest of these slots' prompts, end to end."""
+        self._is_prefix, self._slots = False, slots
+        for slot, length in zip(slots, lengths, strict=True):
+            self.lengths[slot] = self.prefix_length + length
+
+    def begin_tokens(self, active: int, device: torch.device) -> Tensor:
+        """The next passes compute one token for each of the first `active` slots; returns its positions (active, 1)."""
+        self._is_prefix, self._slots = False, []
+        positions = torch.tensor(self.lengths[:active], device=device)
+        longest = max(self.lengths[:active]) + 1
+        self._mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None]
+        self._positions, self._longest, self._active = positions, longest, active
+        for slot in range(active):
+            self.lengths[slot] += 1
+        return positions[:, None]
+
+    def move(self, source: int, target: int) -> None:
+        """Let one slot take another's place."""
+        length = self.lengths[source]
+        for keys, values in self._layers.values():
+            for kept in (keys, values):
+                kept[target, :, :length] = kept[source, :, :length]
+        self.lengths[target] = length
+
+    # ------------------------------------------------------------------ inside a forward pass
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, scaling: float | None
+    ) -> Tensor:
+        """Store a layer's new keys and values, and attend to all that the slots hold; returns (n, T, heads, d)."""
+        if documents is None:
+            return self._attend_token(layer, query, key, value, scaling)
+        if self._is_prefix:
+            self._prefix[layer] = (key, value)
+            self.prefix_length = key.shape[2]
+            return attend_by_document(query, key, value, documents, scaling=scaling)
+        self._store(layer, key, value, documents.lengths)
+        if self.prefix_length:
+            kept_keys, kept_values = self._prefix[layer]
+            key, value = torch.cat([kept_keys, key], dim=2), torch.cat([kept_values, value], dim=2)
+        return attend_by_document(query, key, value, documents, scaling=scaling)
+
+    def _store(self, layer: int, key: Tensor, value: Tensor, lengths: Sequence[int]) -> None:
+        prefix = self.prefix_length
+        keys, values = self._room(layer, key, prefix + max(lengths))
+        parts = zip(self._slots, key.split(list(lengths), dim=2), value.split(list(lengths), dim=2), strict=True)
+        for slot, own_keys, own_values in parts:
+            if prefix:
+                keys[slot, :, :prefix], values[slot, :, :prefix] = (part[0] for part in self._prefix[layer])
+            end = prefix + own_keys.shape[2]
+            keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
+
+    def _attend_token(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        keys, values = self._room(layer, key, self._longest)
+        rows = torch.arange(self._active, device=key.device)
+        keys[rows, :, self._positions], values[rows, :, self._positions] = key[:, :, 0], value[:, :, 0]
+        heads, key_heads = query.shape[1], key.shape[1]
+        grouped = query.reshape(self._active, key_heads, heads // key_heads, query.shape[3])
+        answer = nn.functional.scaled_dot_product_attention(
+            grouped,
+            keys[: self._active, :, : self._longest],
+            values[: self._active, :, : self._longest],
+            attn_mask=self._mask,
+            scale=scaling,
+        )
+        return answer.reshape(self._active, 1, heads, query.shape[3])
+
+    def _room(self, layer: int, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The layer's cache, grown to hold `length` tokens in every slot."""
+        have = self._layers[layer][0].shape[2] if layer in self._layers else 0
+        if have < length:
+            # grows by a share of itself too, so that copying stays rare
+            capacity = -(-max(length, have + have // 4) // CAPACITY_STEP) * CAPACITY_STEP
+            shape = (self.num_slots, like.shape[1], capacity, like.shape[3])
+            new = like.new_zeros(shape), like.new_zeros(shape)
+            if have:
+                for target, source in zip(new, self._layers[layer], strict=True):
+                    target[:, :, :have] = source
+            self._layers[layer] = new
+        return self._layers[layer]
+
+
+@dataclass
+class _Running:
+    request: int
+    tokens: list[int] = field(default_factory=list)
+
+
+def decode_in_slots(
+    net: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    num_slots: int,
+    stop_token_ids: Sequence[int],
+    select: SelectToken,
+) -> list[list[int]]:
+    """Answers to prompts, in their order, each with the stop token that ended it, if one did.
+
+    Args:
+        net: a causal language model in eval mode that attends by `documents`.
+        prompts: tensors (length_i,) int64.
+        max_new_tokens: longest answer, stop token included.
+        num_slots: answers in progress at once.
+        stop_token_ids: tokens that end an answer.
+        select: chooses the next tokens.
+    """
+    with packed_linears(net, rows=min(num_slots, len(prompts))):
+        return _decode(net, prompts, max_new_tokens, num_slots, set(stop_token_ids), select)
+
+
+def _decode(
+    net: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    num_slots: int,
+    stops: set[int],
+    select: SelectToken,
+) -> list[list[int]]:
+    device = net.device
+    answers: list[list[int]] = [[] for _ in prompts]
+    # the longest first: what starts last should be short
+    waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
+    cache = SlotCache(min(num_slots, len(prompts)))
+    prefix = _shared_length(prompts)
+    if prefix:
+        cache.begin_prefix()
+        ids = prompts[0][:prefix].to(device)[None]
+        _forward(net, ids, torch.arange(prefix, device=device)[None], cache, Documents(0, True, [prefix]))
+    running: list[_Running] = []
+
+    def accept(slots: list[int], chosen: Tensor) -> None:
+        for slot, token in zip(slots, chosen.tolist(), strict=True):
+            running[slot].tokens.append(token)
+
+    while waiting or running:
+        if waiting and len(running) < cache.num_slots:
+            new = [waiting.popleft() for _ in range(min(cache.num_slots - len(running), len(waiting)))]
+            slots = list(range(len(running), len(running) + len(new)))
+            running += [_Running(request) for request in new]
+            rests = [prompts[request][prefix:] for request in new]
+            lengths = [len(rest) for rest in rests]
+            cache.begin_prompts(slots, lengths)
+            positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths])
+            states = _forward(
+                net, torch.cat(rests).to(device)[None], positions.to(device)[None], cache,
+                Documents(prefix, False, lengths),
+            )  # fmt: skip
+            ends = torch.tensor(lengths).cumsum(0) - 1
+            accept(slots, select(_logits(net, states[0, ends.to(device)]), new))
+        else:
+            tokens = torch.tensor([[entry.tokens[-1]] for entry in running], device=device)
+            states = _forward(net, tokens, cache.begin_tokens(len(running), device), cache, None)
+            accept(list(range(len(running))), select(_logits(net, states[:, 0]), [entry.request for entry in running]))
+        for slot in reversed(range(len(running))):
+            entry = running[slot]
+            if entry.tokens[-1] in stops or len(entry.tokens) >= max_new_tokens:
+                answers[entry.request] = entry.tokens
+                last = running.pop()
+                if slot < len(running):
+                    cache.move(len(running), slot)
+                    running[slot] = last
+    return answers
+
+
+def _forward(
+    net: PreTrainedModel, ids: Tensor, positions: Tensor, cache: SlotCache, documents: Documents | None
+) -> Tensor:
+    states: Tensor = net.base_model(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=no_mask(ids),
+        use_cache=False,
+        slots=cache,
+        documents=documents,
+    ).last_hidden_state
+    return states
+
+
+def _logits(net: PreTrainedModel, states: Tensor) -> Tensor:
+    logits: Tensor = net.get_output_embeddings()(states)
+    return logits.float()
+
+
+def _shared_length(prompts: Sequence[Tensor]) -> int:
+    """Leading tokens that all prompts share; at least one of each prompt is left."""
+    shared = min(len(prompt) for prompt in prompts) - 1
+    first = prompts[0]
+    for prompt in prompts:
+        differs = (prompt[:shared] != first[:shared]).nonzero()
+        if len(differs):
+            shared = int(differs[0, 0])
+    return shared if len(prompts) > 1 else 0

@@ -1,0 +1,204 @@
+"""Hierarchical classifiers as `model=...` makes them: over a pretrained encoder, or a small one with random weights."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
+
+from models.encoders.classifier import cannot_load, check_vocabulary, quiet_report, set_dropouts
+from models.encoders.document_pooling import DocumentPooling
+from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalConfig
+
+ChunkPooling = Literal["first", "mean"]
+Recompute = Literal["layers", "chunks"]
+
+
+def pretrained_hierarchical(
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    label_names: list[str],
+    pretrained: str,
+    revision: str | None,
+    chunk_pooling: ChunkPooling,
+    document_pooling: DocumentPooling,
+    attention_size: int,
+    attention_heads: int,
+    head_size: int | None,
+    hidden_dropout: float | None,
+    attention_dropout: float | None,
+    head_dropout: float,
+    freeze_embeddings: bool,
+    freeze_layers: int,
+    micro_chunks: int,
+    recompute: Recompute,
+) -> HierarchicalClassifier:
+    """A pretrained encoder in float32 with new parts above it.
+
+    Args:
+        vocab_size: of the tokenizer; the encoder's embedding must have as many rows.
+        pad_token_id: of the tokenizer.
+        label_names: the classes in order; kept in the model's configuration.
+        pretrained: name on the hub, or a folder; of a classifier, such as the model/ of a run of `imdb` or `rating`,
+            the encoder is taken.
+        revision: of the weights on the hub; None for the newest.
+        chunk_pooling: see HierarchicalConfig, as the next four.
+        document_pooling: likewise.
+        attention_size: likewise.
+        attention_heads: likewise.
+        head_size: likewise.
+        hidden_dropout: on hidden states of the encoder in training; None keeps its own, as for the next.
+        attention_dropout: on attention weights of the encoder.
+        head_dropout: inside the head.
+        freeze_embeddings: exclude the embeddings from training.
+        freeze_layers: exclude so many layers from training, from the bottom.
+        micro_chunks: see HierarchicalConfig, as the next.
+        recompute: likewise.
+
+    Raises:
+        ValueError: the weights cannot be loaded, or do not fit tokenizer or settings.
+    """
+    try:
+        config = AutoConfig.from_pretrained(pretrained, revision=revision)
+    except (OSError, ValueError) as error:
+        raise cannot_load(pretrained, error) from error
+    inner: Any = config.encoder if isinstance(config, HierarchicalConfig) else config
+    check_vocabulary(pretrained, inner, vocab_size)
+    set_dropouts(inner, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout)
+    if inner.pad_token_id is None:
+        inner.pad_token_id = pad_token_id
+    try:
+        with quiet_report():
+            weights = encoder_weights(pretrained, config, revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise cannot_load(pretrained, error) from error
+    net = HierarchicalClassifier(
+        HierarchicalConfig(
+            encoder=inner,
+            chunk_pooling=chunk_pooling,
+            document_pooling=document_pooling,
+            attention_size=attention_size,
+            attention_heads=attention_heads,
+            head_size=head_size,
+            head_dropout=head_dropout,
+            micro_chunks=micro_chunks,
+            recompute=recompute,
+            **_common_settings(label_names, pad_token_id),
+        )
+    )
+    net.encoder.load_state_dict(weights)
+    net.freeze(embeddings=freeze_embeddings, layers=freeze_layers)
+    return net
+
+
+def encoder_weights(pretrained: str, config: PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:
+    """Weights of a checkpoint's encoder in float32 without its pooler, whatever head the checkpoint has.
+
+    Raises:
+        ValueError: some are not there.
+    """
+    # transformers 5 would keep weights in the type in which they were saved; and never unpickle
+    options: dict[str, Any] = {
+        "config": config, "revision": revision, "dtype": torch.float32, "use_safetensors": True,
+        "output_loading_info": True,
+    }  # fmt: skip
+    if isinstance(config, HierarchicalConfig):
+        whole, report = AutoModelForSequenceClassification.from_pretrained(pretrained, **options)
+        encoder: Any = whole.encoder
+    else:
+        encoder, report = AutoModel.from_pretrained(pretrained, **options)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{len(missing)} weights of the encoder are not there, such as {missing[0]}")
+    return {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
+
+
+def random_hierarchical(
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    label_names: list[str],
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    intermediate_size: int,
+    max_position_embeddings: int,
+    chunk_pooling: ChunkPooling,
+    document_pooling: DocumentPooling,
+    attention_size: int,
+    attention_heads: int,
+    head_size: int | None,
+    hidden_dropout: float,
+    attention_dropout: float,
+    head_dropout: float,
+    freeze_embeddings: bool,
+    freeze_layers: int,
+    micro_chunks: int,
+    recompute: Recompute,
+) -> HierarchicalClassifier:
+    """A BERT encoder with random float32 weights under the same parts.
+
+    Args:
+        vocab_size: rows of the embedding.
+        pad_token_id: of the tokenizer.
+        label_names: the classes in order.
+        hidden_size: width, a multiple of `num_attention_heads`.
+        num_hidden_layers: encoder blocks.
+        num_attention_heads: attention heads of the encoder.
+        intermediate_size: width of the MLP.
+        max_position_embeddings: longest chunk.
+        chunk_pooling: see HierarchicalConfig, as the next four.
+        document_pooling: likewise.
+        attention_size: likewise.
+        attention_heads: likewise.
+        head_size: likewise.
+        hidden_dropout: on hidden states of the encoder in training.
+        attention_dropout: on attention weights of the encoder.
+        head_dropout: inside the head.
+        freeze_embeddings: see pretrained_hierarchical, as the next three.
+        freeze_layers: likewise.
+        micro_chunks: likewise.
+        recompute: likewise.
+
+    Raises:
+        ValueError: sizes do not fit each other.
+    """
+    encoder = BertConfig(
+        vocab_size=vocab_size,
+        pad_token_id=pad_token_id,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=max_position_embeddings,
+        hidden_dropout_prob=hidden_dropout,
+        attention_probs_dropout_prob=attention_dropout,
+        dtype=torch.float32,
+    )
+    net = HierarchicalClassifier(
+        HierarchicalConfig(
+            encoder=encoder,
+            chunk_pooling=chunk_pooling,
+            document_pooling=document_pooling,
+            attention_size=attention_size,
+            attention_heads=attention_heads,
+            head_size=head_size,
+            head_dropout=head_dropout,
+            micro_chunks=micro_chunks,
+            recompute=recompute,
+            **_common_settings(label_names, pad_token_id),
+        )
+    )
+    net.freeze(embeddings=freeze_embeddings, layers=freeze_layers)
+    return net
+
+
+def _common_settings(label_names: list[str], pad_token_id: int) -> dict[str, Any]:
+    return {
+        "pad_token_id": pad_token_id,
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+        "problem_type": "single_label_classification",
+        "dtype": torch.float32,
+    }

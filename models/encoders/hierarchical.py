@@ -1,0 +1,316 @@
+"""Classifier of long documents: an encoder reads chunks, attention pools the chunks of a document, a head classifies.
+
+All chunks of a batch are one flat batch, whichever documents they belong to, so that nothing is computed for chunks
+that are not there. They are sorted by length and encoded a few at a time. An encoder of which nothing is trained reads
+each chunk alone, so that the chunk's vector never changes and can be looked up the next time.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from models.encoders.chunk_vectors import ChunkVectors
+from models.encoders.document_pooling import MultiHeadPooling, document_pooling
+from models.kernels.attention import first_position_only, use_fast_attention
+
+
+class HierarchicalConfig(PreTrainedConfig):
+    """Settings of a HierarchicalClassifier.
+
+    Attributes:
+        encoder: configuration of the encoder, of any architecture that AutoModel knows.
+        chunk_pooling: the vector of a chunk: its `first` token's, or the `mean` over its tokens.
+        document_pooling: see document_pooling.
+        attention_size: width of additive attention over chunks.
+        attention_heads: of multi-head attention over chunks.
+        head_size: width inside the head; None for that of the encoder.
+        head_dropout: inside the head.
+        micro_chunks: chunks encoded at once; what is kept for the backward pass does not depend on it.
+        recompute: what gradient checkpointing keeps: the inputs of each of the encoder's `layers`, or of `chunks` only
+            the token ids, so that memory is that of one forward pass of `micro_chunks` chunks however many there are.
+    """
+
+    model_type = "hierarchical"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "encoder": SubConfigSpec(config_class=AutoConfig, model_type="roberta")
+    }
+
+    encoder: PreTrainedConfig | dict[str, Any] | None = None
+    chunk_pooling: str = "first"
+    document_pooling: str = "additive"
+    attention_size: int = 256
+    attention_heads: int = 4
+    head_size: int | None = None
+    head_dropout: float = 0.1
+    micro_chunks: int = 8
+    recompute: str = "layers"
+
+
+@dataclass
+class HierarchicalOutput(ModelOutput):
+    """What the classifier says.
+
+    Attributes:
+        loss: () mean cross-entropy, where labels were given.
+        logits: (documents, classes).
+        chunk_weights: (chunks,) what each chunk weighed in its document; they sum to one over a document.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    chunk_weights: Tensor | None = None
+
+
+class HierarchicalClassifier(PreTrainedModel):
+    """See the head of this file; new ones have random weights."""
+
+    config_class = HierarchicalConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: HierarchicalConfig) -> None:
+        super().__init__(config)
+        self.encoder: Any = AutoModel.from_config(config.encoder)
+        if isinstance(getattr(self.encoder, "pooler", None), nn.Module):
+            self.encoder.pooler = None  # nothing reads it, and without a gradient it would be in nobody's group
+        width: int = self.encoder.config.hidden_size
+        self.chunk_attention = document_pooling(
+            config.document_pooling,  # type: ignore[arg-type]
+            width,
+            attention_size=config.attention_size,
+            attention_heads=config.attention_heads,
+        )
+        self.norm = nn.LayerNorm(width)
+        head_size: int = config.head_size or width
+        self.head = nn.Sequential(
+            nn.Linear(width, head_size),
+            nn.Tanh(),
+            nn.Dropout(config.head_dropout),
+            nn.Linear(head_size, config.num_labels),  # type: ignore[arg-type]
+        )
+        self.recompute_chunks = False
+        self.chunk_vectors: ChunkVectors | None = None  # of chunks that the encoder has read, while it is frozen
+        self.post_init()
+        use_fast_attention(self.encoder)
+        if config.chunk_pooling == "first":
+            first_position_only(self.encoder)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Glorot and Bengio's (2010) for the linear layers here, which stand around tanh."""
+        if isinstance(module, nn.Linear):
+            initialization.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, MultiHeadPooling):
+            module.reset_query()
+        else:
+            super()._init_weights(module)
+
+    # ------------------------------------------------------------------ computing
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Vectors of chunks, (chunks, hidden), of a flat batch.
+
+        Args:
+            input_ids: (chunks, length) int64, padded on the right.
+            attention_mask: (chunks, length), 1 for tokens and 0 for padding; None where nothing is padded.
+            inputs_embeds: (chunks, length, width) word embeddings in place of input_ids, without position or type.
+
+        Raises:
+            ValueError: not exactly one of input_ids and inputs_embeds was given.
+        """
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if attention_mask is None:
+            attention_mask = torch.ones(given.shape[:2], dtype=torch.int64, device=given.device)
+        if self.training:
+            self._rest_frozen_layers()
+        ends = (attention_mask * torch.arange(1, given.shape[1] + 1, device=given.device)).amax(dim=1)
+        if input_ids is not None and self.encoder_is_frozen:
+            return self._encode_frozen(input_ids, ends.clamp(min=1).tolist())
+        order = torch.argsort(ends, descending=True, stable=True)
+        lengths = ends[order].tolist()
+        vectors = []
+        for start in range(0, len(lengths), self.config.micro_chunks):
+            rows = order[start : start + self.config.micro_chunks]
+            length = max(1, lengths[start])
+            micro_batch = given[rows, :length], attention_mask[rows, :length]
+            if self.recompute_chunks and self.training and torch.is_grad_enabled():
+                vectors.append(checkpoint(self._encode_micro_batch, *micro_batch, use_reentrant=False))
+            else:
+                vectors.append(self._encode_micro_batch(*micro_batch))
+        return torch.cat(vectors)[torch.argsort(order)]
+
+    @torch.no_grad()
+    def _encode_frozen(self, input_ids: Tensor, lengths: list[int]) -> Tensor:
+        """Vectors of chunks, each read alone: in a batch their last digits would depend on the others in it."""
+        memory = self.chunk_vectors
+        on_cpu = input_ids if memory is None else input_ids.cpu()
+        vectors = []
+        for row, length in enumerate(lengths):
+            vector = None if memory is None else memory.find(on_cpu[row, :length])
+            if vector is None:
+                chunk = input_ids[row : row + 1, :length]
+                vector = self._encode_micro_batch(chunk, torch.ones_like(chunk))[0]
+            vectors.append(vector.to(input_ids.device))
+        return torch.stack(vectors)
+
+    def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor) -> Tensor:
+        key = "inputs_embeds" if given.is_floating_point() else "input_ids"
+        hidden: Tensor = self.encoder(attention_mask=attention_mask, **{key: given}).last_hidden_state
+        if self.config.chunk_pooling == "first":
+            return hidden[:, 0]
+        mask = attention_mask[..., None].to(hidden.dtype)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def classify(self, chunk_vectors: Tensor, chunk_counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (documents, classes) and weights of chunks (chunks,), which sum to one over each document.
+
+        Args:
+            chunk_vectors: (chunks, hidden), those of a document behind one another.
+            chunk_counts: (documents,) int64 chunks of each document, at least one.
+
+        Raises:
+            ValueError: the counts do not add up to the number of vectors.
+        """
+        counts = chunk_counts.tolist()
+        if sum(counts) != len(chunk_vectors) or min(counts, default=1) < 1:
+            raise ValueError(f"{len(chunk_vectors)} chunks cannot be documents of {counts} chunks")
+        table = nn.utils.rnn.pad_sequence(list(torch.split(chunk_vectors, counts)), batch_first=True)
+        mask = torch.arange(table.shape[1], device=table.device) < chunk_counts.to(table.device)[:, None]
+        pooled, weights = self.chunk_attention(table, mask)
+        return self.head(self.norm(pooled)), weights[mask]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        chunk_counts: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> HierarchicalOutput:
+        """Classify documents.
+
+        Args:
+            input_ids: see encode, as the next and `inputs_embeds`.
+            attention_mask: likewise.
+            chunk_counts: see classify; None for one chunk each.
+            labels: (documents,) int64.
+            inputs_embeds: see encode.
+            **kwargs: of pipelines; nothing here reads them.
+        """
+        vectors = self.encode(input_ids, attention_mask, inputs_embeds=inputs_embeds)
+        if chunk_counts is None:
+            chunk_counts = torch.ones(len(vectors), dtype=torch.int64)
+        logits, weights = self.classify(vectors, chunk_counts)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return HierarchicalOutput(loss=loss, logits=logits, chunk_weights=weights)
+
+    # ------------------------------------------------------------------ parts, frozen or not
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Layers of the encoder, the first one first."""
+        return next(part for part in self.encoder.modules() if isinstance(part, nn.ModuleList))
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """All that is embedded: words, positions, types."""
+        embeddings: nn.Module = getattr(self.encoder, "embeddings", None) or self.encoder.get_input_embeddings()
+        return embeddings
+
+    def freeze(self, *, embeddings: bool, layers: int) -> None:
+        """Exclude the embeddings and the bottom `layers` layers from training.
+
+        Raises:
+            ValueError: the encoder has not so many layers.
+        """
+        if not 0 <= layers <= len(self.layers):
+            raise ValueError(f"model.freeze_layers={layers}: the encoder has {len(self.layers)} layers")
+        for part in [self.embeddings] * embeddings + list(self.layers[:layers]):
+            part.requires_grad_(requires_grad=False)
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether nothing of the encoder is trained."""
+        return not _learns(self.encoder)
+
+    def _rest_frozen_layers(self) -> None:
+        """No dropout in layers that are frozen with all below them; they then compute the same thing every time.
+
+        Autograd keeps nothing of them, as nothing there asks for a gradient, so they cost a forward pass only. Dropout
+        on frozen embeddings goes on where the first layer learns: there it regularizes that layer's input.
+        """
+        resting = not _learns(self.embeddings)
+        first = resting and not _learns(self.layers[0])
+        self.embeddings.train(not first)
+        for layer in self.layers:
+            resting = resting and not _learns(layer)
+            layer.train(not resting)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Any = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """Keep less for the backward pass and compute it again (Chen et al. 2016); see HierarchicalConfig.recompute.
+
+        Unlike transformers' own this asks for no gradient of the embeddings: with these and the bottom layers frozen,
+        the backward pass would run through them for nothing.
+        """
+        if self.config.recompute == "chunks":
+            self.recompute_chunks = True
+            return
+        function = partial(checkpoint, **(activation_checkpointing_kwargs or {"use_reentrant": False}))
+        self._set_gradient_checkpointing(gradient_checkpointing_func=function, every_n_layers=every_n_layers)
+
+    def parameter_counts(self) -> dict[str, tuple[int, int]]:
+        """Parameters of each part, and how many of them are trained: embeddings, layers, and what stands behind."""
+        embeddings = set(self.embeddings.parameters())
+        parts = {
+            "embeddings": embeddings,
+            "layers": set(self.encoder.parameters()) - embeddings,
+            **{name: set(part.parameters()) for name, part in self.named_children() if part is not self.encoder},
+        }
+        return {
+            name: (
+                sum(parameter.numel() for parameter in part),
+                sum(parameter.numel() for parameter in part if parameter.requires_grad),
+            )
+            for name, part in parts.items()
+            if part
+        }
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+AutoConfig.register(HierarchicalConfig.model_type, HierarchicalConfig)
+AutoModelForSequenceClassification.register(HierarchicalConfig, HierarchicalClassifier)

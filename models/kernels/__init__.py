@@ -1,0 +1,1 @@
+"""Attention, projections and losses that skip work nobody needs."""

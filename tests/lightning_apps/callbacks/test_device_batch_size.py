@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from lightning_apps.callbacks.device_batch_size import largest_that_fits
+from lightning_apps.errors import ConfigError
+from lightning_apps.experiments.location.module import LocationModule
+from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.runs.experiment_run import run_experiment
+from tests.conftest import TINY
+from tests.lightning_apps.runs.test_resume import directory_of
+
+
+@pytest.mark.parametrize(("limit", "found"), [(64, 64), (63, 32), (10, 8), (1, 1)])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_halves_until_it_fits(limit, found, error):
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > limit:
+            raise error
+
+    assert largest_that_fits(attempt, 64) == found
+    assert tried == [64 >> number for number in range(len(tried))]
+
+
+def test_nothing_fits_and_other_errors():
+    def too_big(size):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+
+    def broken(size):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(ConfigError, match="not even one sample fits"):
+        largest_that_fits(too_big, 8)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        largest_that_fits(broken, 8)
+
+
+def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
+    """Batches above three samples "do not fit": the losses stay those of the whole batch."""
+    run = [*TINY, "trainer.max_steps=3", "callbacks.extra.picture=null"]
+    whole = composed(*run, name="whole")
+    run_experiment(whole)
+    loss_sum = LocationModule.loss_sum
+
+    def small_memory(self, batch, **options):
+        if self.training and len(batch["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_sum(self, batch, **options)
+
+    monkeypatch.setattr(LocationModule, "loss_sum", small_memory)
+    searched = composed(*run, "hardware.find_device_batch_size=true", name="searched")
+    run_experiment(searched)
+    assert "device_batch_size 2: 4 micro-batch(es)" in capsys.readouterr().out
+    losses = [[row["train/loss"] for row in read_metrics(directory_of(config).metrics)] for config in (whole, searched)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)

@@ -1,0 +1,182 @@
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lightning_apps import train
+from lightning_apps.config.checks import CONF, bind, check_config, options, plain, run_name
+from lightning_apps.errors import ConfigError
+
+EXPERIMENTS, PRECISIONS, HARDWARE = options("experiment"), options("precision"), options("hardware")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_every_combination_composes_binds_and_type_checks(experiment, precision, hardware, composed):
+    config = composed(f"experiment={experiment}", f"precision={precision}", f"hardware={hardware}")
+    assert config["experiment"] == experiment
+    assert config["precision"]["name"] == precision  # the experiment does not win over the command line
+    assert config["hardware"]["name"] == hardware
+    if (precision, hardware) in {("fp16_mixed", "cpu"), ("fp16_mixed", "cpu_ddp"), ("bf16_true", "mps")}:
+        with pytest.raises(ConfigError, match=f"precision={precision}"):
+            check_config(config)
+    else:
+        check_config(config)
+    assert isinstance(bind("model", config["model"]), partial)
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "scheduler", "logger", "data", "trainer", "callbacks"])
+def test_every_option_of_every_group_checks(group, composed):
+    for option in options(group):
+        # the experiment keeps a moving average of the weights, schedule-free training one of its own
+        needed = ["callbacks.weight_average=null"] if option == "schedule_free" else []
+        check_config(composed(f"{group}={option}", *needed))
+
+
+def test_experiments_are_small_deltas():
+    for name in EXPERIMENTS:
+        lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+        assert len(lines) <= 40
+        assert not any(line.startswith("  precision:") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["model.hiden_size=64"], ["model.hiden_size does not exist", "did you mean hidden_size?"]),
+        (["trainer.max_step=64"], ["trainer.max_step does not exist", "did you mean max_steps?", "max_epochs"]),
+        (["modle=64"], ["modle does not exist", "the root has: experiment, seed"]),
+        (["model=qwen2_tny"], ["model=qwen2_tny", "did you mean qwen2_tiny?", "allowed: bert_tiny, distilbert, "]),
+        (["experiment=locaton"], ["experiment=locaton", "did you mean location?"]),
+        (["seed=abc"], ["seed", "'abc'", "Integer"]),
+        (["seed=-1"], ["seed=-1", "between 0 and 2**32 - 1"]),
+        (["trainer.max_steps=2.5"], ["trainer.max_steps", "2.5"]),
+        (["model.hidden_size=abc"], ["model.hidden_size='abc'", "expected int"]),
+        (["model.hidden_size=64.0"], ["model.hidden_size=64.0", "expected int"]),
+        (["+model.widht=3"], ["model.widht does not exist", "allowed: hidden_size"]),
+        (["data.id_scheme=spacial"], ["data.id_scheme='spacial'", "'spatial' or 'random'"]),
+        (["model.hidden_size=66"], ["model.hidden_size=66", "not a multiple of model.num_attention_heads=4"]),
+        (["model.num_attention_heads=0"], ["model.num_attention_heads=0", "at least 1"]),
+        (["data.global_batch_size=0"], ["data.global_batch_size=0", "at least 1"]),
+        (["data.device_batch_size=65"], ["data.device_batch_size=65", "data.global_batch_size=64"]),
+        (["optimizer.betas=0.9"], ["optimizer.betas=0.9", "list"]),
+        (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "give two"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1", "not negative"]),
+        (["optimizer.layer_decay=1.5"], ["optimizer.layer_decay=1.5", "at most 1, or null"]),
+        (["optimizer.groups=[{pattern:norm,wieght_decay:0}]"], ["optimizer.groups[0].wieght_decay", "weight_decay?"]),
+        (["optimizer.groups=[{pattern:norm,lr:abc}]"], ["optimizer.groups=", "(at groups[0].lr)", "list[GroupRule]"]),
+        (["optimizer.groups=[{lr:1e-3}]"], ["field required (at groups[0].pattern)"]),
+        (["optimizer.groups=[{pattern:encoder}]"], ["groups[0].pattern='encoder' finds no parameter", "nearest names"]),
+        (["optimizer.freeze=embed"], ["optimizer.freeze='embed'", "valid list"]),
+        (["optimizer.freeze=['layers.(']"], ["optimizer.freeze[0]='layers.('", "no regular expression"]),
+        (["optimizer.freeze=['.']"], ["optimizer.freeze=['.'] leaves nothing to train"]),
+        (["optimizer.unfreeze=[{pattern:embed,at_step:99999}]"], ["unfreeze[0].at_step=99999", "optimizer steps"]),
+        (["optimizer.unfreeze=[{pattern:embed}]"], ["field required (at unfreeze[0].at_step)"]),
+        (
+            ["optimizer.unfreeze=[{pattern:.,at_step:5}]"],
+            ["optimizer.unfreeze leaves nothing to train in the first step"],
+        ),
+        (
+            ["optimizer.freeze=[embed]", "optimizer.unfreeze=[{pattern:embed,at_step:5}]"],
+            ["optimizer.unfreeze[0].pattern='embed'", "optimizer.freeze keeps frozen"],
+        ),
+        (["optimizer.unfreeze=[{pattern:embed,at_step:5}]", "hardware.devices=2"], ["optimizer.unfreeze", "devices=1"]),
+        (["optimizer=schedule_free"], ["callbacks.weight_average=null"]),
+        (["optimizer=schedule_free", "scheduler=cosine"], ["scheduler=cosine", "scheduler=constant"]),
+        (
+            ["optimizer=schedule_free", "callbacks.weight_average=null", "precision=bf16_true"],
+            ["precision=bf16_true", "precision=bf16_mixed"],
+        ),
+        (["callbacks.reduce_on_plateau={factor:2.0,patience:1}"], ["reduce_on_plateau.factor=2.0", "between 0 and 1"]),
+        (["callbacks.reduce_on_plateau={factor:0.5}"], ["callbacks.reduce_on_plateau.patience is missing"]),
+        (["callbacks.reduce_on_plateau={factr:0.5,patience:1}"], ["reduce_on_plateau.factr does not exist", "factor?"]),
+        (["callbacks.early_stopping=5"], ["callbacks.early_stopping=5", "or null"]),
+        (["callbacks.early_stopping={patience:abc}"], ["callbacks.early_stopping.patience='abc'", "expected int"]),
+        (["callbacks.weight_average={decay:2}"], ["callbacks.weight_average.decay=2", "between 0 and 1"]),
+        (["module.label_smoothing=1.0"], ["module.label_smoothing=1.0", "below 1"]),
+        (["callbacks.checkpoints.monitor=test/loss"], ["callbacks.checkpoints.monitor", "val/ metrics only"]),
+        (["callbacks.checkpoints.mode=lowest"], ["callbacks.checkpoints.mode='lowest'", "min, max"]),
+        (["callbacks.extra.generation._target_=lightning_apps.x.Y"], ["_target_", "cannot be imported"]),
+        (["run.name=../../x"], ["run.name='../../x'", "no slashes"]),
+        (["run.upload=outputs/x"], ["run.upload: 'outputs/x'", "s3://bucket/prefix"]),
+        (["run.upload=s3://me:pa55@bucket/x"], ["run.upload: ", "AWS_ACCESS_KEY_ID"]),
+        (["precision=fp16_mixed", "hardware=cpu"], ["precision=fp16_mixed needs a GPU", "bf16_mixed"]),
+        (["hardware.accelerator=tpu"], ["hardware.accelerator='tpu'", "auto, gpu, mps, cpu"]),
+        (["scheduler.warmup_steps=99999"], ["scheduler.warmup_steps=99999", "shorter than the run"]),
+        (["data.countries=[XX]"], ["data.countries: there is no 'XX'"]),
+        (["run.resume=auto", "run.overwrite=true"], ["run.resume", "run.overwrite", "exclude each other"]),
+        (["run.resume=nowhere"], ["checkpoint=nowhere", "there are: none"]),
+        (["a=[b"], ["override_grammar"]),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_write_nothing(arguments, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in out + err
+    assert "pa55" not in out + err
+    for part in expected:
+        assert part in err
+    # a warmup in steps and patterns can only be judged once the data are prepared; what was prepared is kept
+    assert {path.name for path in tmp_path.iterdir()} <= {".cache"}
+    if not any(word in err for word in ("warmup_steps", "finds", "leaves", "unfreeze[0].at_step=", "no regular")):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_over_several_devices_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "--multirun", "seed=1,2", "hardware=cpu_ddp"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2
+    assert "--multirun with hardware.devices=2" in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/location"))
+
+
+def test_composing_and_help_need_no_torch():
+    code = (
+        "import sys, lightning_apps.train, lightning_apps.evaluate\n"
+        "heavy = {'torch', 'transformers', 'lightning', 'pydantic', 'numpy', 's3fs', 'botocore'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+def test_help_and_cfg_job_answer(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 0
+    assert "precision: bf16_mixed, bf16_true, fp16_mixed, fp32" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["train", "--cfg", "job", "seed=7"])
+    train.main()
+    assert OmegaConf.create(capsys.readouterr().out).seed == 7
+
+
+def test_run_names_are_stable_and_distinct():
+    assert run_name([]) == "default"
+    assert run_name(["experiment=location", "run.resume=auto", "logger=wandb"]) == "default"
+    assert run_name(["seed=1", "model.hidden_size=64"]) == "model.hidden_size=64,seed=1"
+    assert run_name(["model.hidden_size=64", "seed=1"]) == run_name(["seed=1", "model.hidden_size=64"])
+    assert run_name(["data.countries=[FR,DE]"]) == "data.countries=_FR,DE_"
+    long = run_name([f"model.x{number}={number}" for number in range(30)])
+    assert len(long) < 100
+    assert long != run_name([f"model.x{number}={number}" for number in range(1, 31)])
+
+
+def test_the_saved_configuration_composes_again(composed, tmp_path):
+    config = composed("model.hidden_size=64")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
+        again = plain(compose("config"))
+    assert again == config
+    check_config(again)

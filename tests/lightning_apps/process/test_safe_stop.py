@@ -1,0 +1,241 @@
+"""Signals, time budgets, damaged checkpoints, full disks: a run ends saved and goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, damage, newest_whole_checkpoint
+from lightning_apps.errors import CheckpointWriteError, ConfigError
+from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
+from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.runs import experiment_run
+from lightning_apps.runs.experiment_run import run_experiment
+from tests.conftest import TINY
+from tests.lightning_apps.runs.test_resume import KillAt, assert_same, directory_of, final_state, killed, resumed
+
+RUN = [
+    *TINY,
+    "trainer.max_steps=12",
+    "trainer.evaluate_every=4",
+    "trainer.save_every=3",
+    "callbacks.extra.picture=null",
+]
+
+
+class SignalAt(KillAt):
+    signum = signal.SIGTERM
+
+    def _die(self, trainer, *args, **kwargs):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+def signalled(monkeypatch, config, hook, step):
+    build = experiment_run.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment_run, "build_callbacks", lambda *args: [SignalAt(hook, step), *build(*args)])
+        with pytest.raises(SystemExit) as stopped:
+            run_experiment(config)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "saved_at"),
+    [
+        ("on_train_batch_start", 4, 4),  # before step 5
+        ("on_before_optimizer_step", 4, 5),  # in step 5, gradients ready
+        ("on_train_batch_start", 5, 6),  # in step 6, which a periodic checkpoint is due after
+        ("on_train_batch_start", 7, 8),  # in step 8, which is evaluated first
+        ("on_validation_start", 4, 4),  # in an evaluation
+    ],
+)
+def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, composed, monkeypatch, capsys):
+    config = composed(*RUN, name="signalled")
+    assert signalled(monkeypatch, config, hook, step) == 128 + signal.SIGTERM
+    directory = directory_of(config)
+    summary = json.loads(directory.summary.read_text())
+    assert (summary["status"], summary["reason"], summary["optimizer_steps"]) == ("stopped", "SIGTERM", saved_at)
+    assert torch.load(directory.checkpoint("last"), weights_only=True)["global_step"] == saved_at
+    assert "run.resume=auto" in capsys.readouterr().out
+    assert run_experiment(resumed(config))["status"] == "completed"
+    whole = composed(*RUN, name="whole")
+    run_experiment(whole)
+    (state, rows, _), (expected_state, expected_rows, _) = final_state(config), final_state(whole)
+    assert repr(rows) == repr(expected_rows)
+    assert_same(state, expected_state)
+
+
+def test_handlers_are_given_back(composed):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    run_experiment(composed(*TINY, "trainer.max_steps=1", "callbacks.extra.picture=null", name="handlers"))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    stop = SafeStop(None)
+    stop.in_training = True
+    stop._handle(signal.SIGINT, None)
+    assert stop.asked
+    with pytest.raises(StopRun, match="second signal"):
+        stop._handle(signal.SIGINT, None)
+
+
+def test_outside_of_training_there_is_no_step_to_wait_for():
+    with pytest.raises(StopRun, match="SIGINT"):
+        SafeStop(None)._handle(signal.SIGINT, None)
+
+
+def test_a_signal_while_data_are_prepared_ends_at_once_with_its_code(composed, monkeypatch):
+    def interrupted(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(experiment_run, "build_datamodule", interrupted)
+    config = composed(*RUN, name="early")
+    with pytest.raises(SystemExit) as stopped:
+        run_experiment(config)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not directory_of(config).path.exists()
+
+
+def test_the_time_budget_stops_cleanly_and_the_run_goes_on_later(composed, capsys):
+    config = composed(*RUN, "trainer.max_time='00:00:00'", name="timed")
+    summary = run_experiment(config)
+    assert (summary["status"], summary["optimizer_steps"]) == ("stopped", 1)
+    assert summary["reason"].startswith("trainer.max_time")
+    config["trainer"]["max_time"] = "00:10:00"
+    assert run_experiment(resumed(config))["optimizer_steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:30:00", 1800), ("01:00:05", 3605), ("02:00:00:00", 172800), (None, None)]
+)
+def test_max_time(text, seconds):
+    assert max_time_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["30", "00:30", "1h", "00:75:00"])
+def test_bad_max_time(text):
+    with pytest.raises(ConfigError, match=r"trainer\.max_time"):
+        max_time_seconds(text)
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_damage_is_seen(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.randn(1000)}, path)
+    assert damage(path) is None
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert damage(path) is not None
+    path.write_bytes(whole)
+    flip_a_byte(path)
+    assert "checksum" in damage(path)
+    torch.load(path, weights_only=True)  # torch itself does not notice
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(composed, monkeypatch, capsys):
+    config = composed(*RUN, name="damaged")
+    killed(monkeypatch, config, "on_train_batch_end", 7)
+    directory = directory_of(config)
+    flip_a_byte(directory.checkpoint("6"))  # last.ckpt is the same file
+    reports = []
+    assert newest_whole_checkpoint(directory.checkpoints, reports.append) == directory.checkpoint("3")
+    assert len(reports) == 2
+    with pytest.raises(ConfigError, match=r"is damaged \(checksum"):
+        run_experiment({**config, "run": {**config["run"], "resume": "last"}})
+    run_experiment(resumed(config))
+    whole = composed(*RUN, name="whole")
+    run_experiment(whole)
+    assert_same(final_state(config)[0], final_state(whole)[0])
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+    """/dev/full answers every write with the real "No space left on device"."""
+    target = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, target)
+    (tmp_path / ".last.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, target)
+    assert torch.load(target, weights_only=True) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(("failing", "fails"), [(range(4, 7), False), (range(4, 99), True)])
+def test_a_disk_that_fills_up(failing, fails, composed, monkeypatch, capsys):
+    config = composed(*RUN, "callbacks.checkpoints.keep=1", name="full")
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_or_fail(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] in failing:
+            Path(path).with_name(f".{Path(path).name}.part").symlink_to("/dev/full")
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_or_fail)
+    if fails:
+        with pytest.raises(CheckpointWriteError, match=r"No space left.*run\.resume=auto"):
+            run_experiment(config)
+        assert json.loads(directory_of(config).summary.read_text())["status"] == "failed"
+        state = torch.load(directory_of(config).checkpoint("last"), weights_only=True)
+        assert state["global_step"] == 3
+    else:
+        assert run_experiment(config)["status"] == "completed"
+    assert "checkpoint of step 4 could not be written: No space left on device" in capsys.readouterr().out
+
+
+def test_best_is_evaluated_again_and_is_the_same(composed, capsys):
+    config = composed(*RUN, "callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=max", name="a")
+    assert run_experiment(config)["best"]["step"] < 12  # not simply the last weights
+    assert "evaluated again: val/loss is the same" in capsys.readouterr().out
+
+
+def test_best_that_changed_on_disk_is_said_loudly(composed, monkeypatch, capsys):
+    finish = experiment_run.finish
+
+    def tamper_then_finish(trainer, module, datamodule, callbacks, directory):
+        state = torch.load(directory.checkpoint("best"), weights_only=True)
+        for tensor in state["state_dict"].values():
+            tensor.mul_(3)
+        torch.save(state, directory.checkpoint("best"))
+        finish(trainer, module, datamodule, callbacks, directory)
+
+    monkeypatch.setattr(experiment_run, "finish", tamper_then_finish)
+    config = composed(*RUN, "callbacks.checkpoints.monitor=val/loss", name="tampered")
+    run_experiment(config)
+    rows = read_metrics(directory_of(config).metrics)
+    assert "WARNING: best.ckpt gives val/loss=" in capsys.readouterr().out
+    assert len(rows) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_real_process_stops_with_the_signals_code(signum, tmp_path, cache_root):
+    command = [
+        sys.executable, "-m", "lightning_apps.train", *TINY, "trainer.max_steps=100000", "trainer.evaluate_every=never",
+        f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=real",
+        "callbacks.weight_average=null",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "location" / "real" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 20) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, err
+    assert "Traceback" not in err
+    assert "run.resume=auto" in out
+    summary = json.loads((tmp_path / "location" / "real" / "summary.json").read_text())
+    assert summary["reason"] == signal.Signals(signum).name
+    assert read_metrics(metrics)[-1]["step"] == summary["optimizer_steps"]

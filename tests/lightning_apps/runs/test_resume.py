@@ -1,0 +1,131 @@
+"""A run that is killed and resumed ends as the run that was never killed, bit for bit."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_apps.diagnostics.run_comparison import differences
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.runs import experiment_run
+from lightning_apps.runs.experiment_run import run_experiment
+from tests.conftest import TINY
+
+# 14 windows an epoch: steps 15 and later are in the second one
+RUN = [
+    *TINY,
+    "trainer.max_steps=32",
+    "trainer.evaluate_every=8",
+    "trainer.save_every=5",
+    "data.device_batch_size=3",
+    "model.attention_dropout=0.3",
+    "callbacks.extra.picture=null",
+    "callbacks.checkpoints.monitor=val/loss",
+    "callbacks.checkpoints.mode=max",  # the first evaluation is best, so that best and last are different weights
+]
+TIMED = ("train/tokens_per_s",)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs in the dying process's callbacks."""
+
+
+class KillAt(L.Callback):
+    def __init__(self, hook, step):
+        self.step = step
+        setattr(self, hook, self._die)
+
+    def _die(self, trainer, *args, **kwargs):
+        if trainer.global_step >= self.step:
+            raise Killed
+
+
+def killed(monkeypatch, config, hook, step):
+    """Run until the hook is reached at the step, with the callback before (`*_start`) or after all others."""
+    build = experiment_run.build_callbacks
+
+    def with_killer(*args):
+        callbacks = build(*args)
+        return [KillAt(hook, step), *callbacks] if hook.endswith("start") else [*callbacks, KillAt(hook, step)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment_run, "build_callbacks", with_killer)
+        patch.setattr(experiment_run, "write_summary", lambda *args: {})
+        with pytest.raises(Killed):
+            run_experiment(config)
+
+
+def directory_of(config):
+    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
+
+
+def resumed(config):
+    return {**config, "run": {**config["run"], "resume": "auto"}}
+
+
+def final_state(config):
+    directory = directory_of(config)
+    state = torch.load(directory.checkpoint("last"), weights_only=True)
+    rows = [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(directory.metrics)]
+    return state, rows, directory.predictions.read_text()
+
+
+def assert_same(first, second):
+    """Equal structure and bits; clocks differ."""
+    assert differences(first, second) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ({"a": [torch.tensor([1.0, 2.0]), float("nan")], "wall_s": 9.0}, []),
+        ({"a": [torch.tensor([1.0, 2.1]), float("nan")], "wall_s": 1.0}, ["/a/0"]),
+        ({"a": [torch.tensor([1.0, 2.0]), 0.5], "wall_s": 1.0}, ["/a/1"]),
+        ({"a": (torch.tensor([1.0, 2.0]), float("nan")), "wall_s": 1.0}, ["/a: list and tuple"]),
+        ({"a": [torch.tensor([1.0, 2.0])], "wall_s": 1.0}, ["/a: 2 and 1 entries"]),
+        ({"b": 1}, [": other keys"]),
+    ],
+)
+def test_differences_are_found_where_they_are(other, found):
+    assert differences({"a": [torch.tensor([1.0, 2.0]), float("nan")], "wall_s": 1.0}, other) == found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_start", 3),  # before the first checkpoint: starts afresh
+        ("on_train_batch_end", 5),  # right after a periodic checkpoint
+        ("on_train_batch_end", 7),  # between checkpoints
+        ("on_validation_start", 8),  # step done, evaluation not
+        ("on_validation_end", 8),  # evaluation done and saved
+        ("on_train_batch_start", 14),  # at the epoch's end
+        ("on_before_optimizer_step", 17),  # epoch 2, gradients of a window accumulated, update not made
+        ("on_train_batch_end", 25),  # epoch 2
+        ("on_validation_end", 32),  # the last evaluation, before it is saved
+        ("on_train_end", 32),  # all is saved; best not yet evaluated again
+    ],
+)
+def test_resumed_equals_uninterrupted(hook, step, composed, monkeypatch, capsys, uninterrupted):
+    if not uninterrupted:
+        whole = composed(*RUN, name="whole")
+        run_experiment(whole)
+        uninterrupted["state"] = final_state(whole)
+    config = composed(*RUN, name="killed")
+    killed(monkeypatch, config, hook, step)
+    summary = run_experiment(resumed(config))
+    assert summary["status"] == "completed"
+    assert "WARNING" not in capsys.readouterr().out
+    state, rows, predictions = final_state(config)
+    expected_state, expected_rows, expected_predictions = uninterrupted["state"]
+    assert predictions == expected_predictions
+    for row, expected in zip(rows, expected_rows, strict=True):
+        assert repr(sorted(row.items())) == repr(sorted(expected.items()))
+    assert_same(state, expected_state)
+    assert summary["tokens_seen"] == (2 * 110 + 4 * 8) * 22  # two epochs of 110 cities and four more windows

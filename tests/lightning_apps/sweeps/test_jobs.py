@@ -1,0 +1,251 @@
+"""The runner of a sweep with processes that only pretend to train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_apps.process.console import open_console
+from lightning_apps.sweeps import jobs as sweep_jobs
+from lightning_apps.sweeps.grid import Job, SweepSettings
+from lightning_apps.sweeps.jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
+from lightning_apps.sweeps.state import JobRecord, Ledger, is_locked, read_ledger
+
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-m", "tests.fake_job"]
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sweep_jobs, "POLL_S", 0.02)
+
+
+def make(folder, behaviours, *, parallel=1, slots=None, **changes):
+    """A runner whose jobs behave as they are told; what an earlier one wrote is kept."""
+    settings = {
+        "name": "s", "grid": {}, "overrides": [], "parallel": parallel, "devices": None, "retries": 0,
+        "retry_failed": False, "on_failure": "continue", **changes,
+    }  # fmt: skip
+    jobs = [Job(name, {"seed": seed}) for seed, name in enumerate(behaviours)]
+    known = {record.name: record for record in before.jobs} if (before := read_ledger(folder)) else {}
+    records = []
+    for job in jobs:
+        directory = str(folder / "runs" / job.name)
+        record = known.get(job.name, JobRecord(job.name, dict(job.values), [], directory))
+        record.overrides = [directory, behaviours[job.name]]
+        records.append(record)
+    open_console()
+    runner = JobRunner(
+        folder=folder, ledger=Ledger("s", "x", "python -m x sweep=s", {"seed": [0]}, {}, records), jobs=jobs,
+        slots=slots or [Slot(None, None) for _ in range(parallel)], settings=SweepSettings(**settings),
+        command=COMMAND,
+    )  # fmt: skip
+    runner.look_at_runs()
+    return runner
+
+
+def statuses(folder):
+    return {job.name: job.status for job in read_ledger(folder).jobs}
+
+
+def starts(folder, name):
+    path = folder / "runs" / name / "starts"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_jobs_run_in_order_and_a_second_start_has_nothing_to_do(tmp_path, capsys):
+    assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
+    assert statuses(tmp_path) == {"a": "done", "b": "done"}
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(";")[0] for line in out] == [
+        "[1/2] started  a",
+        out[1].split(";")[0],
+        "[2/2] started  b",
+        out[3].split(";")[0],
+    ]
+    assert out[1].startswith("[1/2] done     a: val/loss 1.25, ")
+    assert "1 of 2 done, about" in out[1]
+    assert "left" not in out[3]
+    record = read_ledger(tmp_path).job("a")
+    assert (record.exit_code, record.attempts, record.wall_s, record.reason) == (0, 1, 0.5, "")
+    assert record.started_at <= record.ended_at
+    assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
+    assert len(starts(tmp_path, "a")) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_the_runs_decide_what_is_done_and_not_the_ledger(tmp_path):
+    make(tmp_path, {"a": "ok", "b": "ok"}).run()
+    (tmp_path / "sweep.json").unlink()
+    (tmp_path / "runs" / "b" / "summary.json").unlink()
+    assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
+    assert [len(starts(tmp_path, name)) for name in "ab"] == [1, 2]
+
+
+def test_a_failure_does_not_stop_the_others_and_is_named(tmp_path, capsys):
+    runner = make(tmp_path, {"a": "fail", "b": "ok", "c": "killed", "d": "no summary"})
+    assert runner.run() == 1
+    assert statuses(tmp_path) == {"a": "failed", "b": "done", "c": "failed", "d": "failed"}
+    out = capsys.readouterr().out
+    assert "FAILED   a (exit code 1): error: boom [31mred; log: " in out
+    assert "\x1b" not in out
+    closing = runner.closing_lines()
+    assert "sweep ended: 1 of 4 jobs done" in closing
+    assert "failed  a: error: boom" in closing
+    assert "failed  c: killed by SIGKILL (out of memory?)" in closing
+    assert "failed  d: ended without a summary of a completed run; goodbye" in closing
+    assert "python -m x sweep=s sweep.retry_failed=true" in closing
+
+
+def test_failed_jobs_are_left_alone_until_somebody_asks(tmp_path):
+    assert make(tmp_path, {"a": "flaky"}).run() == 1
+    assert make(tmp_path, {"a": "flaky"}).run() == 1
+    assert len(starts(tmp_path, "a")) == 1
+    assert read_ledger(tmp_path).job("a").reason.startswith("error: boom")
+    assert make(tmp_path, {"a": "flaky"}, retry_failed=True).run() == 0
+    assert statuses(tmp_path) == {"a": "done"}
+
+
+def test_retries(tmp_path, capsys):
+    assert make(tmp_path, {"a": "flaky", "b": "fail", "c": "wrong"}, retries=2).run() == 1
+    assert statuses(tmp_path) == {"a": "done", "b": "failed", "c": "failed"}
+    # a mistake in the configuration is one however often it is tried
+    assert [len(starts(tmp_path, name)) for name in "abc"] == [2, 3, 1]
+    assert "started  a, attempt 2" in capsys.readouterr().out
+
+
+def test_stop_at_the_first_failure(tmp_path):
+    runner = make(tmp_path, {"a": "fail", "b": "ok"}, on_failure="stop")
+    assert runner.run() == 1
+    assert statuses(tmp_path) == {"a": "failed", "b": "pending"}
+    assert "stopped after a failure: 0 of 2 jobs done" in runner.closing_lines()
+    assert "go on with" in runner.closing_lines()
+
+
+def test_a_time_budget_is_no_failure(tmp_path):
+    runner = make(tmp_path, {"a": "time is up", "b": "ok"})
+    assert runner.run() == 0
+    assert statuses(tmp_path) == {"a": "pending", "b": "done"}
+    assert "interrupted  a: trainer.max_time" in runner.closing_lines()
+
+
+def test_devices_and_threads_go_round(tmp_path):
+    slots = [Slot("0,1", 3), Slot("2,3", 3)]
+    assert make(tmp_path, dict.fromkeys("abcd", "ok"), slots=slots).run() == 0
+    seen = [starts(tmp_path, name)[0].split()[1:] for name in "abcd"]
+    assert {tuple(entry) for entry in seen[:2]} == {("0,1", "3"), ("2,3", "3")}
+    assert {tuple(entry) for entry in seen} == {("0,1", "3"), ("2,3", "3")}
+
+
+def when_ready(folder, names, act):
+    """Call `act` in another thread once these jobs say that they are at work."""
+
+    def wait():
+        while not all((folder / "runs" / name / "ready").exists() for name in names):
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_is_passed_on_and_the_sweep_goes_on_later(signum, tmp_path, capsys):
+    handlers = [signal.getsignal(number) for number in sweep_jobs.STOP_SIGNALS]
+    runner = make(tmp_path, {"a": "slow", "b": "slow", "c": "ok"}, parallel=2)
+    when_ready(tmp_path, "ab", lambda: os.kill(os.getpid(), signum))
+    assert runner.run() == 128 + signum
+    assert statuses(tmp_path) == {"a": "pending", "b": "pending", "c": "pending"}
+    assert starts(tmp_path, "c") == []
+    assert f"{signum.name}: 2 running jobs save after their step" in capsys.readouterr().out
+    assert f"stopped by {signum.name}: 0 of 3 jobs done" in runner.closing_lines()
+    assert [signal.getsignal(number) for number in sweep_jobs.STOP_SIGNALS] == handlers
+    assert make(tmp_path, {"a": "ok", "b": "ok", "c": "ok"}).run() == 0
+
+
+def test_the_third_signal_kills(tmp_path):
+    def thrice():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    runner = make(tmp_path, {"a": "deaf"})
+    when_ready(tmp_path, "a", thrice)
+    start = time.monotonic()
+    assert runner.run() == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 30
+    assert read_ledger(tmp_path).job("a").reason == "killed while stopping"
+    assert statuses(tmp_path) == {"a": "pending"}
+
+
+def test_a_signal_from_elsewhere_interrupts_one_job(tmp_path):
+    runner = make(tmp_path, {"a": "slow", "b": "ok"})
+
+    def kill_job():
+        os.kill(int(starts(tmp_path, "a")[0].split()[0]), signal.SIGTERM)
+
+    when_ready(tmp_path, "a", kill_job)
+    assert runner.run() == 1
+    assert statuses(tmp_path) == {"a": "pending", "b": "done"}
+    assert "interrupted  a: stopped by SIGTERM" in runner.closing_lines()
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from tests.lightning_apps.sweeps.test_jobs import make
+make(Path(sys.argv[1]), {"a": sys.argv[2], "b": "ok"}).run()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_jobs_end_with_a_runner_that_is_killed(tmp_path):
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), "slow"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "runs" / "a" / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    runner.kill()
+    runner.wait()
+    wait_for_orphans(tmp_path, ["a", "b"])
+    assert json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())["status"] == "stopped"
+    assert statuses(tmp_path) == {"a": "running", "b": "pending"}  # nobody was left to write it
+    assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
+    assert len(starts(tmp_path, "a")) == 2
+
+
+def test_a_job_that_outlived_its_runner_is_waited_for(tmp_path, capsys):
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), "deaf"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "runs" / "a" / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    runner.kill()
+    runner.wait()
+    job = int(starts(tmp_path, "a")[0].split()[0])
+    assert is_locked(lock_path(tmp_path, "a"))
+    open_console()
+    threading.Timer(0.3, lambda: os.kill(job, signal.SIGKILL)).start()
+    wait_for_orphans(tmp_path, ["a", "b"])
+    assert f"waiting for 1 jobs that an earlier start left running: a (process {job})" in capsys.readouterr().out
+    assert not is_locked(lock_path(tmp_path, "a"))
+
+
+def test_the_line_that_says_why(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"error: of an earlier attempt\n")
+    start = log.stat().st_size
+    assert last_line(log, start) == "no output"
+    with log.open("ab") as file:
+        file.write(b"training 3 %\rtraining 4 %\nerror: the cause\n\xff noise after it\n\n")
+    assert last_line(log, start) == "error: the cause"
+    with log.open("ab") as file:
+        file.write(b"x" * 100_000)
+    assert last_line(log, start) == "x" * 500
+    assert last_line(tmp_path / "nothing", 0) == "no output"

@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.sweeps.state import (
+    JobRecord,
+    Ledger,
+    continue_ledger,
+    is_locked,
+    lock_owner,
+    lock_soon,
+    read_ledger,
+    sign_lock,
+    try_lock,
+)
+
+
+def ledger_of(*seeds, **changes):
+    jobs = [JobRecord(f"seed={seed}", {"seed": seed}, [f"seed={seed}"], f"outputs/x/s-seed={seed}") for seed in seeds]
+    whole = Ledger(
+        "s", "x", "python", {"seed": list(seeds)}, {"trainer": {"max_steps": 5}, "run": {"name": None}}, jobs
+    )
+    return replace(whole, **changes)
+
+
+def test_a_ledger_is_read_back(tmp_path):
+    ledger = ledger_of(0, 1)
+    ledger.job("seed=1").status = "failed"
+    ledger.job("seed=1").wall_s = 0.1 + 0.2
+    ledger.write(tmp_path)
+    assert read_ledger(tmp_path) == ledger
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    assert read_ledger(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"jobs": [{"name": 1}]}', '{"jobs": []}'])
+def test_a_damaged_ledger_is_one_line(text, tmp_path):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"sweep\.json is no ledger.*delete it") as error:
+        read_ledger(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_grown_grid_adds_jobs_and_keeps_what_is_known(tmp_path):
+    before = ledger_of(0, 1)
+    before.job("seed=0").status, before.job("seed=0").attempts = "done", 2
+    grown = continue_ledger(before, ledger_of(2, 0), tmp_path)
+    assert [job.name for job in grown.jobs] == ["seed=2", "seed=0", "seed=1"]
+    assert [job.status for job in grown.jobs] == ["pending", "done", "pending"]
+    assert grown.job("seed=0").attempts == 2
+    assert grown.grid == {"seed": [2, 0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"experiment": "y"}, "is a sweep of experiment=x, not y; choose another sweep.name"),
+        ({"grid": {"seed": [0], "lr": [1]}}, "has the grid keys seed, now they are lr, seed"),
+        ({"settings": {"trainer": {"max_steps": 6}}}, r"other settings \(trainer\.max_steps: 5 then, 6 now\)"),
+    ],
+)
+def test_contradictions_are_refused(changes, expected, tmp_path):
+    with pytest.raises(ConfigError, match=expected):
+        continue_ledger(ledger_of(0), ledger_of(0, **changes), tmp_path)
+
+
+def test_where_and_how_a_sweep_runs_may_change(tmp_path):
+    settings = {"trainer": {"max_steps": 5}, "run": {"name": "b"}, "hardware": {"devices": 2}, "logger": {"wandb": {}}}
+    assert continue_ledger(ledger_of(0), ledger_of(0, settings=settings), tmp_path).settings == settings
+
+
+def test_settings_survive_json(tmp_path):
+    settings = {"module": {"a": (1, 2), "b": float("inf"), "c": 1e-3}}
+    first = ledger_of(0, settings=settings)
+    first.write(tmp_path)
+    assert continue_ledger(read_ledger(tmp_path), first, tmp_path).settings == settings
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from lightning_apps.sweeps.state import sign_lock, try_lock
+lock = try_lock(Path(sys.argv[1]))
+sign_lock(lock, {"pid": os.getpid()})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_by_one_and_given_up_by_the_dead(tmp_path):
+    path = tmp_path / "sweep.lock"
+    assert not is_locked(path)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    assert try_lock(path) is None
+    assert lock_soon(path, patience_s=0.1) is None
+    assert is_locked(path)
+    assert lock_owner(path) == {"pid": holder.pid}
+    holder.kill()
+    holder.wait()
+    assert not is_locked(path)
+    assert try_lock(path) is not None
+
+
+def test_a_lock_outlives_its_taker_in_the_process_that_inherited_it(tmp_path):
+    path = tmp_path / "job.lock"
+    lock = try_lock(path)
+    job = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    import os
+
+    os.close(lock)
+    assert is_locked(path)
+    job.communicate(b"\n")
+    assert not is_locked(path)
+
+
+def test_who_holds_a_lock_may_be_unknown(tmp_path):
+    path = tmp_path / "sweep.lock"
+    assert lock_owner(path) == {}
+    path.write_text("{")
+    assert lock_owner(path) == {}
+    lock = try_lock(path)
+    sign_lock(lock, {"pid": 1, "host": "a"})
+    assert json.loads(path.read_text()) == {"pid": 1, "host": "a"}

@@ -1,0 +1,370 @@
+"""The sweep command: what it composes and refuses, and whole sweeps of tiny runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from lightning_apps import train, verify
+from lightning_apps.config.checks import CONF, check_config, options, plain
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.runs.build import wandb_run_id
+from lightning_apps.sweeps import sweep
+from lightning_apps.sweeps.grid import SweepSettings, expand
+from lightning_apps.sweeps.jobs import is_running
+from lightning_apps.sweeps.state import read_ledger
+from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
+from tests.conftest import TINY
+
+RUN = [*TINY, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
+
+
+@pytest.fixture
+def in_process(tmp_path, cache_root, monkeypatch):
+    """The command in this process, with everything but training: jobs are noted, not run."""
+    monkeypatch.chdir(tmp_path)
+    noted = []
+
+    class NoRunner(sweep.JobRunner):
+        def run(self):
+            noted.extend(self.ledger.jobs)
+            return 0
+
+    def call(*arguments):
+        noted.clear()
+        given = [*arguments, *RUN, f"run.cache_root={cache_root}"]
+        monkeypatch.setattr(sys, "argv", ["train", *given])
+        train.main()
+        return list(noted)
+
+    monkeypatch.setattr(sweep, "JobRunner", NoRunner)
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
+    return call
+
+
+class InThisProcess:
+    """Checks the jobs here, where torch is imported already."""
+
+    def __init__(self, *args, **kwargs): ...
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args): ...
+
+    def submit(self, function, *args):
+        function(*args)
+        return self
+
+    def result(self): ...
+
+
+GRID = ["sweep=grid", "sweep.name=s", "+sweep.grid.seed=[0,1]"]
+
+
+def test_every_job_is_the_train_command_with_its_own_overrides(in_process, capsys):
+    jobs = in_process(*GRID, "+sweep.grid.optimizer.lr=[1e-3,1e-2]", "sweep.overrides=['trainer.clip_norm=0.5']")
+    assert [job.name for job in jobs] == ["lr=0.001,seed=0", "lr=0.01,seed=0", "lr=0.001,seed=1", "lr=0.01,seed=1"]
+    assert jobs[1].overrides[0] == "experiment=location"
+    assert jobs[1].overrides[1] == "trainer.clip_norm=0.5"
+    assert jobs[1].overrides[-4:] == ["seed=0", "optimizer.lr=0.01", "run.name='s-lr=0.01,seed=0'", "run.resume=auto"]
+    assert set(RUN) < set(jobs[1].overrides)
+    assert not any(word.startswith("sweep") for job in jobs for word in job.overrides)
+    assert jobs[1].run_directory == "outputs/location/s-lr=0.01,seed=0"
+    ledger = read_ledger(Path("outputs/sweeps/s"))
+    assert ledger.settings["trainer"]["clip_norm"] == 0.5
+    assert "seed" not in ledger.settings
+    assert "lr" not in ledger.settings["optimizer"]
+    assert "s: 4 jobs of experiment location (2 seed x 2 lr)" in capsys.readouterr().out
+
+
+def test_the_command_of_a_job_composes_to_its_place_in_the_grid(in_process):
+    job = in_process(*GRID, "+sweep.grid.optimizer=[adamw,muon]", "+sweep.grid.data.countries=[[FR,DE],null]")[1]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=job.overrides))
+    assert config["sweep"] is None
+    assert config["data"]["countries"] is None
+    assert config["optimizer"]["_target_"] == "lightning_apps.training.optimizers.adamw"
+    check_config(config)
+
+
+def test_a_sweep_chooses_its_experiment_and_the_command_line_another(tmp_path):
+    for group, name, text in (
+        ("experiment", "other", "# @package _global_\ndefaults:\n  - override /data: location\nexperiment: other\n"),
+        ("sweep", "mine", "defaults:\n  - grid\n  - override /experiment@_global_.experiment: other\nname: mine\n"),
+    ):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        assert compose("config", overrides=[search, "sweep=mine"]).experiment == "other"
+        assert compose("config", overrides=[search, "sweep=mine", "experiment=location"]).experiment == "location"
+        assert compose("config", overrides=[search]).sweep is None
+
+
+def test_jobs_look_for_options_where_the_command_did(in_process, tmp_path):
+    (tmp_path / "mine" / "sweep").mkdir(parents=True)
+    text = "defaults:\n  - grid\nname: mine\ngrid:\n  seed: [3]\n"
+    (tmp_path / "mine" / "sweep" / "mine.yaml").write_text(text)
+    commands = []
+    call = sweep.train_command
+    sweep.train_command = lambda path: commands.append(path) or call(path)
+    try:
+        jobs = in_process("--config-dir", str(tmp_path / "mine"), "sweep=mine")
+    finally:
+        sweep.train_command = call
+    assert [job.name for job in jobs] == ["seed=3"]
+    assert commands == [[f"hydra.searchpath=['file://{tmp_path}/mine']"]]
+
+
+@pytest.mark.skipif("arxiv" not in options("experiment"), reason="there is no experiment arxiv yet")
+def test_arxiv_scaling_composes_and_checks():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("config", overrides=["sweep=arxiv_scaling"])
+        assert cfg.experiment == "arxiv"
+        jobs = expand(plain(cfg)["sweep"]["grid"])
+        assert len(jobs) == 45
+        check_config(plain(compose("config", overrides=["experiment=arxiv", *jobs[-1].overrides])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sweep=grd"], ["sweep=grd", "did you mean grid?", "arxiv_scaling"]),
+        (["sweep=null"], ["sweep=null", "options of sweep", "~sweep"]),
+        (["sweep=grid"], ["sweep=grid needs a name: sweep.name=<name>"]),
+        (["sweep=grid", "sweep.name=s"], ["sweep.grid is empty", "+sweep.grid.seed=[0,1,2]"]),
+        (["sweep=grid", "sweep.grid.seed=[0]"], ["sweep.grid.seed", "add it with +sweep.grid.seed=<value>"]),
+        (["sweep=grid", "sweep.grid={seed:[0]}"], ["sweep.grid", "add each with +sweep.grid.<name>=<value>"]),
+        ([*GRID, "sweep.paralel=2"], ["sweep.paralel", "did you mean parallel?"]),
+        ([*GRID, "sweep.parallel=two"], ["sweep.parallel='two'", "int"]),
+        ([*GRID, "sweep.on_failure=retry"], ["sweep.on_failure='retry'", "'continue' or 'stop'"]),
+        ([*GRID, "sweep.name=a/b"], ["sweep.name='a/b'"]),
+        ([*GRID, "seed=7"], ["seed=7: the grid sets seed"]),
+        ([*GRID, "run.name=x"], ["run.name=x", "choose another sweep.name"]),
+        ([*GRID, "sweep.overrides=['seed=7']"], ["sweep.overrides: seed=7: the grid sets seed"]),
+        ([*GRID, "sweep.devices=[0,1]"], ["sweep.devices names GPUs", "hardware=gpu"]),
+        ([*GRID, "+sweep.grid.optimizer.lrr=[1]"], ["optimizer.lrr does not exist"]),
+        ([*GRID, "+sweep.grid.optimizer.lr=[1e-3,-1]"], ["job lr=-1,seed=0: optimizer.lr=-1", "not negative"]),
+        ([*GRID, "+sweep.grid.trainer.max_tokens=[a]"], ["job max_tokens=a,seed=0: trainer.max_tokens", "'a'"]),
+    ],
+)
+def test_mistakes_get_one_line_and_write_nothing(arguments, expected, in_process, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        in_process(*arguments)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    for part in expected:
+        assert part in err
+    assert not Path("outputs").exists()
+
+
+def test_multirun_is_something_else(in_process, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        in_process("--multirun", *GRID)
+    assert stopped.value.code == 2
+    assert "sweep=... and --multirun exclude each other" in capsys.readouterr().err
+    assert not Path("outputs/sweeps/s").exists()
+
+
+def test_a_start_that_contradicts_the_sweep_is_refused(in_process, capsys):
+    in_process(*GRID)
+    before = Path("outputs/sweeps/s/sweep.json").read_text()
+    for argument, expected in (
+        ("trainer.clip_norm=0.5", "was started with other settings (trainer.clip_norm: 1.0 then, 0.5 now)"),
+        ("+sweep.grid.optimizer.lr=[1e-3]", "has the grid keys seed, now they are optimizer.lr, seed"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            in_process(*GRID, argument)
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err
+    assert Path("outputs/sweeps/s/sweep.json").read_text() == before
+    assert len(in_process(*GRID[:2], "+sweep.grid.seed=[1,2]", "hardware.num_workers=1")) == 3
+
+
+def test_a_run_that_was_made_otherwise_is_not_taken_for_a_job(in_process, capsys):
+    (job, _) = in_process(*GRID)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=job.overrides))
+    config["model"]["init_scale"] = 2.0
+    Path(job.run_directory).mkdir(parents=True)
+    Path(job.run_directory, "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit):
+        in_process(*GRID)
+    err = capsys.readouterr().err
+    assert "s-seed=0 holds a run with other settings (model.init_scale: 2.0 then, 1.0 now)" in err
+
+
+def test_two_runners_of_one_sweep_do_not_meet(tmp_path):
+    with only_runner(tmp_path), pytest.raises(ConfigError, match=rf"another command.*process {os.getpid()} on "):  # noqa: SIM117
+        with only_runner(tmp_path):
+            raise AssertionError
+    with only_runner(tmp_path):
+        assert (tmp_path / "sweep.lock").exists()
+
+
+def settings_with(**changes):
+    whole = {
+        "name": "s", "grid": {}, "overrides": [], "parallel": None, "devices": None, "retries": 0,
+        "retry_failed": False, "on_failure": "continue",
+    }  # fmt: skip
+    return SweepSettings(**{**whole, **changes})
+
+
+@pytest.mark.parametrize(
+    ("parallel", "devices", "hardware", "cores", "expected"),
+    [
+        (None, None, ("cpu", 1), 8, [(None, None)]),
+        (4, None, ("cpu", 1), 8, [(None, 2)] * 4),
+        (4, None, ("cpu", 2), 8, [(None, 1)] * 4),
+        (16, None, ("cpu", 1), 8, [(None, 1)] * 16),
+        (None, [0, 1, 2], ("gpu", 1), 12, [("0", 4), ("1", 4), ("2", 4)]),
+        (4, [0, "MIG-a"], ("gpu", 1), 8, [("0", 2), ("MIG-a", 2), ("0", 2), ("MIG-a", 2)]),
+        (None, [0, 1, 2, 3], ("gpu", 2), 8, [("0,1", 4), ("2,3", 4)]),
+    ],
+)
+def test_places_for_jobs(parallel, devices, hardware, cores, expected, monkeypatch):
+    monkeypatch.setattr(sweep, "num_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    configs = {"a": {"hardware": {"accelerator": hardware[0], "devices": hardware[1]}}}
+    slots = make_slots(settings_with(parallel=parallel, devices=devices), configs)
+    assert [(slot.devices, slot.threads) for slot in slots] == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's choice stays
+    assert make_slots(settings_with(parallel=4), configs)[0].threads is None
+    with pytest.raises(ConfigError, match=r"3 devices cannot be shared out to jobs of hardware\.devices=2"):
+        make_slots(settings_with(devices=[0, 1, 2]), {"a": {"hardware": {"accelerator": "gpu", "devices": 2}}})
+
+
+def test_settings_without_the_grid():
+    assert without({"a": {"b": 1, "c": {"d": 2, "e": 3}}, "seed": 4}, ["a.c.d", "seed", "x.y"]) == {
+        "a": {"b": 1, "c": {"e": 3}}
+    }
+
+
+def test_long_names_of_jobs_stay_apart_at_wandb():
+    ids = {wandb_run_id("arxiv", f"arxiv_scaling-{'x' * 50},seed={seed}") for seed in range(3)}
+    assert len(ids) == 3
+    assert all(len(run_id) == 64 for run_id in ids)
+    assert wandb_run_id("location", "default") == "location-default"
+
+
+def test_verify_is_for_one_experiment(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["verify", *GRID])
+    with pytest.raises(SystemExit) as stopped:
+        verify.main()
+    assert stopped.value.code == 2
+    assert "without sweep=..." in capsys.readouterr().err
+
+
+def test_a_wrong_job_is_named(composed):
+    with pytest.raises(ConfigError, match=r"job b: optimizer\.lr=-1"):
+        check_jobs({"a": composed(*TINY), "b": composed(*TINY, "optimizer.lr=-1")})
+
+
+# Whole sweeps
+
+
+def command(tmp_path, cache_root, *arguments):
+    where = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "sweep=grid", "sweep.name=s"]
+    return [sys.executable, "-m", "lightning_apps.train", *RUN, *where, *arguments]
+
+
+def run(*args):
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=1200)
+
+
+def statuses(tmp_path):
+    return {job.name: job.status for job in read_ledger(tmp_path / "sweeps" / "s").jobs}
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_failing_job(tmp_path, cache_root):
+    # a learning rate of 1e30 passes every check and makes NaN, which the guards answer with exit code 1
+    grid = ["+sweep.grid.optimizer.lr=[1e30,1e-3]"]
+    done = run(tmp_path, cache_root, *grid)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert statuses(tmp_path) == {"lr=1e+30": "failed", "lr=0.001": "done"}
+    assert "sweep ended: 1 of 2 jobs done" in done.stdout
+    assert "FAILED   lr=1e+30 (exit code 1): error: GuardError: " in done.stdout
+    assert "peak learning rate" not in done.stdout  # the jobs' own output stays in their logs
+    assert "peak learning rate" in (tmp_path / "sweeps" / "s" / "logs" / "lr=1e+30.log").read_text()
+    again = run(tmp_path, cache_root, *grid)
+    assert again.returncode == 1
+    assert "1 done, 1 failed before" in again.stdout
+    assert "started" not in again.stdout
+
+
+def wait_for_steps(tmp_path, names, number):
+    deadline = time.monotonic() + 600
+    paths = [tmp_path / "location" / f"s-{name}" / "metrics.csv" for name in names]
+    while time.monotonic() < deadline and not all(p.exists() and p.read_text().count("\n") > number for p in paths):
+        time.sleep(0.05)
+    assert all(path.exists() for path in paths)
+
+
+def losses(directory):
+    return [(row["step"], row["train/loss"]) for row in read_metrics(directory / "metrics.csv")]
+
+
+LONG = [
+    "trainer.max_steps=400",
+    "trainer.evaluate_every=never",
+    "trainer.save_every=50",
+    "callbacks.weight_average=null",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_was_stopped_or_killed_goes_on_where_it_was(signum, tmp_path, cache_root):
+    arguments = [*LONG, "+sweep.grid.seed=[0,1]", "sweep.parallel=2"]
+    first = subprocess.Popen(
+        command(tmp_path, cache_root, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(tmp_path, ["seed=0", "seed=1"], 60)
+    first.send_signal(signum)
+    out, err = first.communicate(timeout=600)
+    assert first.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), err
+    if signum == signal.SIGTERM:
+        assert "go on with\n  python -m lightning_apps.train" in out
+        assert statuses(tmp_path) == {"seed=0": "pending", "seed=1": "pending"}
+        steps = [len(losses(tmp_path / "location" / f"s-seed={seed}")) for seed in (0, 1)]
+        assert all(60 <= count < 400 for count in steps)
+    # at once: orphans of a killed runner are still saving
+    second = run(tmp_path, cache_root, *arguments)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert second.stdout.count("resumes") == 2
+    assert statuses(tmp_path) == {"seed=0": "done", "seed=1": "done"}
+    assert not any(is_running(tmp_path / "sweeps" / "s", name) for name in ("seed=0", "seed=1"))
+    ledger = read_ledger(tmp_path / "sweeps" / "s")
+    assert [job.attempts for job in ledger.jobs] == [2, 2]
+    if signum == signal.SIGKILL:
+        overrides = [word for word in ledger.job("seed=1").overrides if not word.startswith("run.")]
+        whole = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=whole"]
+        command_of_one = [sys.executable, "-m", "lightning_apps.train", *overrides, *whole]
+        threads = str(max(1, num_cores() // 2))  # as many as a job of two at once has: sums depend on it
+        environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        subprocess.run(command_of_one, check=True, capture_output=True, env=environment)
+        assert losses(tmp_path / "location" / "s-seed=1") == losses(tmp_path / "location" / "whole")
+
+
+@pytest.mark.slow
+def test_jobs_of_several_processes(tmp_path, cache_root):
+    arguments = ["+sweep.grid.seed=[0]", "hardware=cpu_ddp"]
+    done = run(tmp_path, cache_root, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses(tmp_path) == {"seed=0": "done"}
+    summary = json.loads((tmp_path / "location" / "s-seed=0" / "summary.json").read_text())
+    assert (summary["status"], summary["optimizer_steps"]) == ("completed", 6)

@@ -1,0 +1,212 @@
+"""The sample ledger, and steps done again."""
+
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from datamodules.sampling.step_batches import window_keys
+from lightning_apps import replay as replay_command
+from lightning_apps.callbacks.sample_log import check_order
+from lightning_apps.diagnostics.sample_log import LedgerError, LedgerWriter, ledger_row
+from lightning_apps.errors import GuardError
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.runs import experiment_run
+from lightning_apps.runs.build import build_datamodule
+from lightning_apps.runs.experiment_run import run_experiment
+from tests.conftest import TINY
+
+RUN = [
+    *TINY, "model.attention_dropout=0.1", "data.device_batch_size=3", "trainer.max_steps=25",
+    "trainer.evaluate_every=10", "trainer.save_every=6", "callbacks=default",
+    "callbacks.weight_average={decay: 0.98}",
+]  # fmt: skip
+"""Dropout and micro-batches, so that a replay must restore more than weights; 14 steps are an epoch."""
+
+
+def directory_of(config):
+    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
+
+
+def replay(monkeypatch, capsys, *arguments):
+    """Exit code and output of the command."""
+    monkeypatch.setattr(sys, "argv", ["replay", *map(str, arguments)])
+    code = 0
+    try:
+        replay_command.main()
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=["plain", "averaged"])
+def run(request, composed):
+    average = "callbacks.weight_average=null" if request.param == "plain" else "callbacks.weight_average.decay=0.9"
+    config = composed(*RUN, average, name=request.param)
+    run_experiment(config)
+    return directory_of(config), config
+
+
+def test_replayed_steps_equal_the_log_to_the_last_digit_and_nothing_is_written(run, monkeypatch, capsys):
+    directory, _ = run
+    before = contents(directory.path)
+    capsys.readouterr()
+    for step, start in ((5, "freshly drawn weights, 5 step"), (20, "step=00000018.ckpt, 2 step"), (25, "24.ckpt, 1")):
+        code, said = replay(monkeypatch, capsys, f"run={directory.path}", f"step={step}")
+        assert code == 0, said
+        assert start in said
+        assert "ledger    the same 8 samples in the same order" in said
+        assert said.count("difference 0: equal") == 2
+        assert "loc(c_" in said
+    assert contents(directory.path) == before
+
+
+def test_a_changed_record_is_reported(run, monkeypatch, capsys):
+    directory, _ = run
+    lines = directory.metrics.read_text().splitlines()
+    fields = lines[8].split(",")
+    loss = float(fields[1])
+    fields[1] = repr(float(np.nextafter(loss, 9.0)))
+    directory.metrics.write_text("\n".join([*lines[:8], ",".join(fields), *lines[9:]]) + "\n")
+    code, said = replay(monkeypatch, capsys, f"run={directory.path}", "step=8")
+    assert code == 1
+    assert f"train/loss was logged as {fields[1]} and came out as {loss!r}" in said
+
+    ledger = bytearray(directory.ledger.read_bytes())
+    ledger[24 + 6 * 48 + 16] ^= 1  # an id of step 7
+    directory.ledger.write_bytes(ledger)
+    code, said = replay(monkeypatch, capsys, f"run={directory.path}", "step=7")
+    assert code == 1
+    assert "the record of step 7" in said
+    assert replay(monkeypatch, capsys, f"run={directory.path}", "step=9")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give run="),
+        (["run=there/is/none", "step=1"], "no run is there"),
+        (["capsule=there/is/none"], "no capsule is there"),
+        (["run=a", "step=1", "capsule=b"], "give run="),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
+    code, said = replay(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in said
+
+
+def test_a_step_beyond_the_run_is_refused(run, monkeypatch, capsys):
+    code, said = replay(monkeypatch, capsys, f"run={run[0].path}", "step=26")
+    assert code == 2
+    assert "the run has the steps 1 to 25" in said
+
+
+# ---------------------------------------------------------------------------------------------------- the ledger
+
+
+def planned(config, step):
+    data = build_datamodule(config)
+    return window_keys(step - 1, num_samples=data.num_train_samples, global_batch_size=8, seed=config["data"]["seed"])[
+        1
+    ].tolist()
+
+
+class Crash(L.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 16:
+            raise OSError("the power failed")
+
+
+def test_the_ledger_equals_the_order_and_survives_a_resume(composed, monkeypatch):
+    whole = composed(*RUN, name="whole")
+    run_experiment(whole)
+    for step in range(1, 26):
+        assert ledger_row(directory_of(whole).ledger, step).tolist() == planned(whole, step)
+    assert {len(ledger_row(directory_of(whole).ledger, step)) for step in (13, 14)} == {8, planned_rest(whole)}
+
+    broken = composed(*RUN, name="broken")
+    with monkeypatch.context() as patch:
+        build = experiment_run.build_callbacks
+        # behind the ledger, before the checkpoints
+        patch.setattr(experiment_run, "build_callbacks", lambda *args: [*build(*args), Crash()])
+        with pytest.raises(OSError, match="power"):
+            run_experiment(broken)
+    ledger = directory_of(broken).ledger
+    assert ledger_row(ledger, 16).tolist() == planned(whole, 16)  # beyond the checkpoint of step 12
+    run_experiment({**broken, "run": {**broken["run"], "resume": "auto"}})
+    assert ledger.read_bytes() == directory_of(whole).ledger.read_bytes()
+
+
+def planned_rest(config):
+    return build_datamodule(config).num_train_samples % 8 or 8
+
+
+def write(path, steps, start=0, width=4):
+    writer = LedgerWriter(path, ids_per_step=width, num_samples=1000)
+    writer.start_after(start)
+    for step in steps:
+        writer.append(step, np.arange(step, step + min(width, step)))
+    writer.close()
+
+
+def test_resuming_cuts_the_ledger_back_and_marks_gaps(tmp_path):
+    path, other = tmp_path / "ledger.bin", tmp_path / "other.bin"
+    write(path, range(1, 10))
+    write(path, range(5, 8), start=4)
+    write(other, range(1, 8))
+    assert path.read_bytes() == other.read_bytes()
+    assert ledger_row(path, 2).tolist() == [2, 3]
+    with pytest.raises(LedgerError, match="holds the steps 1 to 7, not 8"):
+        ledger_row(path, 8)
+    write(path, [11], start=10)
+    assert ledger_row(path, 9) is None
+    assert ledger_row(path, 11).tolist() == [11, 12, 13, 14]
+    with pytest.raises(LedgerError, match="another batch size"):
+        write(path, [], width=5)
+
+
+def test_a_half_written_record_is_dropped(tmp_path):
+    path, other = tmp_path / "ledger.bin", tmp_path / "other.bin"
+    write(path, range(1, 6))
+    path.write_bytes(path.read_bytes()[:-7])
+    write(path, [5], start=4)
+    write(other, range(1, 6))
+    assert path.read_bytes() == other.read_bytes()
+
+
+def test_every_byte_of_a_record_counts(tmp_path):
+    path = tmp_path / "ledger.bin"
+    write(path, range(1, 4))
+    original = path.read_bytes()
+    for position in range(24 + 32, 24 + 64):
+        changed = bytearray(original)
+        changed[position] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(LedgerError):
+            ledger_row(path, 2)
+
+
+def test_a_loader_that_delivers_something_else_is_caught(composed, monkeypatch):
+    check_order(1, np.array([1, 2]), np.array([1, 2]))
+    with pytest.raises(GuardError, match=r"delivered \[\] at position 2, the order says \[3\]"):
+        check_order(1, np.array([1, 2]), np.array([1, 2, 3]))
+    from datamodules.sampling.step_batches import WindowCollator
+
+    collate = WindowCollator.__call__
+
+    def swap(self, keys):
+        window = collate(self, keys)
+        return {**window, "sample_ids": torch.roll(window["sample_ids"], 1)}
+
+    monkeypatch.setattr(WindowCollator, "__call__", swap)
+    with pytest.raises(GuardError, match="step 1: the loader delivered"):
+        run_experiment(composed(*RUN, name="swapped"))

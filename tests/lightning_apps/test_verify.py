@@ -1,0 +1,73 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics_csv import MetricsCSV
+from lightning_apps.verify import Proof, largest_difference, line, loss_difference
+from tests.conftest import TINY
+
+
+def run_with(tmp_path, name, **values):
+    directory = RunDirectory(tmp_path / name)
+    directory.path.mkdir()
+    log = MetricsCSV(directory.metrics)
+    for step, loss in enumerate(values["losses"], start=1):
+        log.log_metrics({"train/loss": loss, "train/tokens_per_s": hash(name) % 1000 + 0.5}, step)
+    return directory
+
+
+def test_outcomes():
+    assert Proof("c", 0.0, 0.0, "").outcome == "proved"
+    assert Proof("c", 1e-9, 0.0, "").outcome == "FAILED"
+    assert Proof("c", float("inf"), 1e9, "").outcome == "FAILED"
+    assert Proof("c", None, 0.0, "").outcome == "skipped"
+    assert line(Proof("claim", 1e-9, 0.0, "reason")).startswith("FAILED   claim")
+
+
+def test_largest_difference():
+    one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    assert largest_difference(one, {"a": torch.tensor([1.0, 2.5]), "b": torch.tensor([3.0])}) == 0.5
+    assert largest_difference(one, one) == 0.0
+    assert largest_difference(one, {"a": one["a"]}) == float("inf")
+    assert largest_difference(one, {**one, "b": torch.tensor([float("nan")])}) == float("inf")
+
+
+def test_loss_difference(tmp_path):
+    whole = run_with(tmp_path, "whole", losses=[2.0, 1.0])
+    assert loss_difference(whole, run_with(tmp_path, "same", losses=[2.0, 1.0])) == 0.0
+    assert loss_difference(whole, run_with(tmp_path, "near", losses=[2.0, 1.001])) == pytest.approx(0.001)
+    assert loss_difference(whole, run_with(tmp_path, "shorter", losses=[2.0])) == float("inf")
+
+
+@pytest.mark.slow
+def test_the_command_proves_every_claim(tmp_path, cache_root):
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_apps.verify", f"run.output_root={tmp_path}", f"run.cache_root={cache_root}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = json.loads((tmp_path / "location" / "verify.json").read_text())
+    assert len(table) == 11
+    assert {row["outcome"] for row in table} <= {"proved", "skipped"}
+    assert sum(row["outcome"] == "proved" for row in table) >= 9
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(tmp_path, cache_root):
+    """Thirteen cities on two ranks, micro-batches of three: uneven shares everywhere, and one run directory."""
+    where = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "data.num_validation=13"]
+    run = [*TINY[:-1], *where, "data.device_batch_size=3", "trainer.max_steps=15", "callbacks.extra.picture=null"]
+    for hardware in ("cpu", "cpu_ddp"):
+        command = [sys.executable, "-m", "lightning_apps.train", *run, f"hardware={hardware}", f"run.name={hardware}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = (RunDirectory(tmp_path / "location" / name) for name in ("cpu", "cpu_ddp"))
+    assert loss_difference(one, two) < 1e-5
+    assert one.predictions.read_text() == two.predictions.read_text()
+    summaries = [json.loads(run.summary.read_text()) for run in (one, two)]
+    for key in ("tokens_seen", "target_tokens_seen", "optimizer_steps"):
+        assert summaries[0][key] == summaries[1][key]

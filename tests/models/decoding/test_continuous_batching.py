@@ -1,0 +1,83 @@
+"""Decoding in slots says what a plain loop says, whatever the number of slots."""
+
+import pytest
+import torch
+
+from models.decoding.generation import Sampling, generate_answers, generate_greedy
+from models.kernels.packed_attention import use_documents
+from tests.datamodules.sampling.test_packing import ARCHITECTURES, tiny
+
+OPTIONS = {"max_new_tokens": 17, "pad_token_id": 0}
+
+
+def prompts(*, prefix=()):
+    torch.manual_seed(3)
+    drawn = [torch.randint(2, 40, (length,)) for length in (3, 11, 7, 1, 5, 9, 2, 6, 80)]
+    return [torch.cat([torch.tensor(prefix, dtype=torch.int64), prompt]) for prompt in drawn]
+
+
+def answers(net, asked, **changes):
+    options = {"batch_size": 3, "stop_token_ids": [1, 5], **OPTIONS, **changes}
+    return [(answer.tokens.tolist(), answer.finished) for answer in generate_answers(net, asked, **options)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("prefix", [(), (9, 8, 7, 6)])
+def test_refilled_slots_say_what_the_plain_loop_says(architecture, prefix):
+    net = tiny(architecture, by_documents=False)
+    asked = prompts(prefix=prefix)
+    plain = [generate_greedy(net, [prompt], batch_size=1, eos_token_id=1, **OPTIONS)[0].tolist() for prompt in asked]
+    use_documents(net)
+    for slots in (1, 3, 20):
+        assert [tokens for tokens, _ in answers(net, asked, batch_size=slots, stop_token_ids=[1])] == plain
+    assert len({tuple(tokens) for tokens in plain}) > 3
+
+
+def test_stop_tokens_end_answers_in_both_ways_of_decoding():
+    net = tiny()
+    found = answers(net, prompts())
+    net.set_attn_implementation("sdpa")
+    assert answers(net, prompts()) == found
+    assert all(not {1, 5} & set(tokens) for tokens, _ in found)
+    assert {finished for _, finished in found} == {True, False}
+    assert all(len(tokens) == 17 for tokens, finished in found if not finished)
+
+
+def test_a_first_token_may_end_the_answer():
+    net = tiny()
+    everything = list(range(40))
+    assert answers(net, prompts(), stop_token_ids=everything) == [([], True)] * 9
+    assert answers(net, [], stop_token_ids=everything) == []
+
+
+def test_draws_depend_on_the_seed_alone():
+    net = tiny()
+    asked = prompts()
+    sampling = Sampling(temperature=1.0, top_p=0.9, seeds=list(range(9)))
+    one, three, twenty = (answers(net, asked, batch_size=size, sampling=sampling) for size in (1, 3, 20))
+    assert one == three == twenty
+    assert one != answers(net, asked)
+    (alone,) = answers(net, asked[4:5], sampling=Sampling(1.0, 0.9, [4]))
+    assert alone == one[4]
+    assert answers(net, asked, sampling=Sampling(1.0, 0.9, list(range(9, 18)))) != one
+
+
+def test_cold_or_narrow_draws_are_greedy():
+    net = tiny()
+    greedy = answers(net, prompts())
+    assert answers(net, prompts(), sampling=Sampling(1e-4, 1.0, [0] * 9)) == greedy
+    assert answers(net, prompts(), sampling=Sampling(1.0, 1e-6, [0] * 9)) == greedy
+
+
+def test_sampling_without_slots_leaves_the_random_state_alone():
+    net, asked = tiny(by_documents=False), prompts()
+    state = torch.get_rng_state()
+    sampling = Sampling(1.0, 1.0, list(range(9)))
+    assert answers(net, asked, sampling=sampling) == answers(net, asked, sampling=sampling)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_modes_are_restored():
+    net = tiny().train()
+    answers(net, prompts())
+    assert net.training
