@@ -103,7 +103,7 @@ def our_run(options: argparse.Namespace) -> dict[str, Any]:
             losses.append(float(outputs["loss"]))
 
     begin = Begin()
-    callbacks = [begin, *build_step_callbacks(config, plan, capsules=None), End()]
+    callbacks = [begin, *build_step_callbacks(config, plan, crash_dumps=None), End()]
     build_trainer(config, plan, callbacks=callbacks, loggers=[]).fit(module, data)
     return result(module.net, losses, step_s, BATCH * (data.sequence_length - 1))
 

@@ -189,7 +189,7 @@ def generation(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from models.decoding.generation import generate_answers, generate_greedy
-    from models.kernels.packed_attention import use_documents
+    from models.kernels.packed_attention import use_packed_attention
 
     data = open_data(options, base)
     prompts = data.prompts("test")[: options.questions]
@@ -203,7 +203,7 @@ def generation(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     start = time.perf_counter()
     plain = generate_greedy(net, prompts, eos_token_id=stop, **shared)
     plain_s = time.perf_counter() - start
-    use_documents(net)
+    use_packed_attention(net)
     start = time.perf_counter()
     ours = generate_answers(net, prompts, stop_token_ids=[stop], **shared)
     ours_s = time.perf_counter() - start

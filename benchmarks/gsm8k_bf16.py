@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.gsm8k import SMALL, export_base, open_data
-from models.kernels.packed_attention import use_documents
+from models.kernels.packed_attention import use_packed_attention
 from models.language.causal_lm import target_loss
 
 MODES = ("fp32", "bf16_mixed", "bf16 weights")
@@ -69,7 +69,7 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
 
     data = open_data(options, base)
     net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    use_documents(net)
+    use_packed_attention(net)
     # with a hook on it the output projection is called as a module, and its product is seen here
     net.get_output_embeddings().register_forward_hook(lambda *_: None)
     if mode == "bf16 weights":

@@ -1,4 +1,4 @@
-"""What guards, ledger and logging cost a step of `location` on this machine.
+"""What guards, sample log and logging cost a step of `location` on this machine.
 
     python -m benchmarks.guard_cost                240 steps, blocks of four with and without them in turn
     python -m benchmarks.guard_cost --steps 480
@@ -21,7 +21,7 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 
 from lightning_apps.callbacks.guards import Guards
-from lightning_apps.callbacks.sample_log import SampleLedger
+from lightning_apps.callbacks.sample_log import SampleLog
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.config.checks import CONF, plain
 from lightning_apps.process.safe_stop import SafeStop
@@ -40,7 +40,7 @@ BLOCK = 4
 WARM_UP_BLOCKS = 4
 HOOKS = {
     Guards: ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end"),
-    SampleLedger: ("on_train_batch_start", "on_train_batch_end"),
+    SampleLog: ("on_train_batch_start", "on_train_batch_end"),
     StepLog: ("on_train_batch_end",),
 }
 

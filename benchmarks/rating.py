@@ -2,7 +2,7 @@
 
     python -m benchmarks.rating --data FOLDER                    all comparisons
     python -m benchmarks.rating --data FOLDER --only defaults    one of them
-    python -m benchmarks.rating --data planted --model tiny      seconds: whether it works
+    python -m benchmarks.rating --data synthetic --model tiny      seconds: whether it works
 
 The plain loop pads every document to 20 chunks of 512 tokens and encodes 4 documents, 80 chunks, at once, with
 transformers' gradient checkpointing and the dropouts as pretrained (0.1 on hidden states and attention weights). Its
@@ -52,9 +52,9 @@ def settings(options: argparse.Namespace) -> list[str]:
     model = [f"model=hierarchical_{options.model}", f"precision={options.precision}", "hardware=cpu"]
     if options.device != "cpu":
         model[-1] = f"hardware={options.device}"
-    if options.data == "planted":
+    if options.data == "synthetic":
         small = ["data.chunk_size=32", "data.stride=16", "data.max_chunks=6"] if options.model == "tiny" else []
-        return ["experiment=rating", *model, "data.dataset=planted", *small, f"run.cache_root={options.cache_root}"]
+        return ["experiment=rating", *model, "data.dataset=synthetic", *small, f"run.cache_root={options.cache_root}"]
     return ["experiment=rating", *model, f"data.path={options.data}", f"run.cache_root={options.cache_root}"]
 
 
@@ -219,7 +219,7 @@ def compare(options: argparse.Namespace, name: str) -> None:
 def main() -> None:
     """Run the comparisons, or one plain run for them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with rated documents, or planted")
+    parser.add_argument("--data", required=True, help="folder with rated documents, or synthetic")
     parser.add_argument("--model", default="minilm", help="minilm, roberta or tiny")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16_mixed"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])

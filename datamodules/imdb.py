@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.classification import LabelledDataModule
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
-from datamodules.labelled.synthetic_texts import planted_texts
+from datamodules.labelled.synthetic_texts import synthetic_texts
 from datamodules.sampling.step_batches import Batch
 from datamodules.storage.cache import prepared_folder, read_manifest
 from datamodules.text.tokenized_texts import (
@@ -97,7 +97,7 @@ class ImdbDataModule(LabelledDataModule):
             cache_root=cache_root,
         )
         columns = (text_column, label_column, label_names, multi_label, label_separator)
-        self.source = LabelledSource(path, dataset, revision, *columns, planted=planted_texts)
+        self.source = LabelledSource(path, dataset, revision, *columns, synthetic=synthetic_texts)
         self.tokenizer_name = tokenizer
         self.max_length = max_length
         self.truncation: Truncation = truncation

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from datamodules.classification import LabelledDataModule
 from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, Split, write_labelled_texts
-from datamodules.labelled.synthetic_documents import planted_documents
+from datamodules.labelled.synthetic_documents import synthetic_documents
 from datamodules.sampling.balanced_order import BalancedOrder
 from datamodules.sampling.step_batches import Batch
 from datamodules.storage.cache import prepared_folder, read_manifest
@@ -58,7 +58,7 @@ class RatingDataModule(LabelledDataModule):
 
     Args:
         path: see LabelledSource, as the next five.
-        dataset: likewise; `planted` for planted_documents.
+        dataset: likewise; `synthetic` for synthetic_documents.
         revision: likewise.
         text_column: likewise.
         label_column: likewise.
@@ -139,7 +139,7 @@ class RatingDataModule(LabelledDataModule):
             label_names=label_names,
             multi_label=False,
             label_separator="|",
-            planted=planted_documents,
+            synthetic=synthetic_documents,
             extra_columns=dict(zip(EXTRA, (id_column, group_column, evidence_spans_column), strict=True)),
         )
         self.ordered = ordered

@@ -13,19 +13,19 @@ class GuardError(RuntimeError):
 
     Attributes:
         guard: which one: `non_finite`, `loss_spike`, `token_ids`, `no_targets`, `collapsed_generator`, `sample_order`.
-        capsule: folder that holds the evidence, once it is written.
+        crash_dump: folder that holds the evidence, once it is written.
     """
 
     def __init__(self, guard: str, message: str) -> None:
         super().__init__(message)
         self.guard = guard
-        self.capsule: Path | None = None
+        self.crash_dump: Path | None = None
 
     def __str__(self) -> str:
         message = super().__str__()
-        if self.capsule is None:
+        if self.crash_dump is None:
             return message
-        return f"{message}; look again with: python -m lightning_apps.replay capsule={self.capsule}"
+        return f"{message}; look again with: python -m lightning_apps.replay crash_dump={self.crash_dump}"
 
 
 class CheckpointWriteError(RuntimeError):

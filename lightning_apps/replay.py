@@ -19,7 +19,7 @@ class ReplayConfig:
 
     run: str | None = MISSING
     step: int | None = MISSING
-    capsule: str | None = MISSING
+    crash_dump: str | None = MISSING
     num_texts: int = MISSING
     accelerator: str | None = MISSING
 
@@ -28,35 +28,35 @@ ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
 
 
 def replay(cfg: DictConfig) -> None:
-    """Do a step of a run again, or look into a capsule, and say what came out.
+    """Do a step of a run again, or look into a crash dump, and say what came out.
 
     Raises:
-        ConfigError: neither a run with a step nor a capsule is named, or there is none.
+        ConfigError: neither a run with a step nor a crash dump is named, or there is none.
         ReplayMismatchError: the step's samples or loss are not those that were recorded.
     """
     options = plain(cfg)
-    run, step, capsule = options["run"], options["step"], options["capsule"]
-    if (capsule is None) == (run is None) or (run is None) != (step is None):
-        raise ConfigError("give run=<directory> and step=<number>, or capsule=<directory>")
+    run, step, crash_dump = options["run"], options["step"], options["crash_dump"]
+    if (crash_dump is None) == (run is None) or (run is None) != (step is None):
+        raise ConfigError("give run=<directory> and step=<number>, or crash_dump=<directory>")
     if run is not None:
         directory, config = open_run(run)
 
     from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from lightning_apps.diagnostics.crash_dump import read_capsule
+    from lightning_apps.diagnostics.crash_dump import read_crash_dump
     from lightning_apps.process.console import open_console
     from lightning_apps.runs.build import quiet_libraries
-    from lightning_apps.runs.replayed_step import replay_capsule, replay_recorded_step
+    from lightning_apps.runs.replayed_step import replay_crash_dump, replay_recorded_step
 
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many
-    if capsule is not None:
-        found, config, window = read_capsule(capsule)
+    if crash_dump is not None:
+        found, config, window = read_crash_dump(crash_dump)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
-    if capsule is not None:
-        replay_capsule(config, found, window, num_texts=options["num_texts"])
+    if crash_dump is not None:
+        replay_crash_dump(config, found, window, num_texts=options["num_texts"])
     else:
         replay_recorded_step(config, directory, step, num_texts=options["num_texts"])
 

@@ -197,7 +197,7 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
 
     from lightning_apps.runs.build import build_datamodule
     from models.decoding.generation import generate_answers, generate_greedy
-    from models.kernels.packed_attention import supports_documents, use_documents
+    from models.kernels.packed_attention import supports_packed_attention, use_packed_attention
 
     claim = "batched = single generation"
     datamodule = build_datamodule(config)
@@ -209,12 +209,12 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     options = {"pad_token_id": ending if padding is None else padding, "eos_token_id": ending}
     four, one = (generate_greedy(net, prompts, max_new_tokens=10, batch_size=size, **options) for size in (4, 1))
     different = sum(not first.equal(second) for first, second in zip(four, one, strict=True))
-    if supports_documents(net):
-        use_documents(net)
+    if supports_packed_attention(net):
+        use_packed_attention(net)
         settings = {"stop_token_ids": [options["eos_token_id"]], "pad_token_id": options["pad_token_id"]}
         refilled = generate_answers(net, prompts, max_new_tokens=10, batch_size=4, **settings)
         different += sum(not first.equal(second.tokens) for first, second in zip(one, refilled, strict=True))
-    return Proof(claim, different / len(prompts), 0.0, "share of answers that differ, padded or in refilled slots")
+    return Proof(claim, different / len(prompts), 0.0, "share of answers that differ, padded or continuously batched")
 
 
 def packed(config: Mapping[str, Any], whole: RunDirectory) -> Proof:

@@ -9,7 +9,7 @@ import yaml
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.sweeps.grid import expand, flat_grid
-from lightning_apps.sweeps.state import JobRecord, Ledger
+from lightning_apps.sweeps.state import JobRecord, SweepState
 
 POSITIONS = 40
 
@@ -83,5 +83,7 @@ def write_sweep(
         write_run(
             directory, values=dict(job.values), experiment=experiment, in_context=in_context, evaluations=evaluations
         )
-    Ledger(name, experiment, f"python -m lightning_apps.train sweep={name}", flat_grid(grid), {}, records).write(folder)
+    SweepState(name, experiment, f"python -m lightning_apps.train sweep={name}", flat_grid(grid), {}, records).write(
+        folder
+    )
     return folder

@@ -90,7 +90,7 @@ class TinyNet(nn.Module):
         return torch.stack(logits), torch.cat(weights)
 
 
-def planted_net(words, word, *, seed=0):
+def synthetic_net(words, word, *, seed=0):
     """A TinyNet whose class 1 speaks of one word: the head reads a direction that only this word has."""
     net = TinyNet(seed=seed)
     with torch.no_grad():

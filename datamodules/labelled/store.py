@@ -19,7 +19,7 @@ from datamodules.text.tokenized_texts import RaggedArray, open_ragged, save_ragg
 
 Split = Literal["train", "validation", "test"]
 Leaks = Literal["drop", "warn", "error"]
-PLANTED = "planted"
+SYNTHETIC = "synthetic"
 """The data set that an experiment makes up: no files, no network."""
 
 
@@ -29,14 +29,14 @@ class LabelledSource:
 
     Attributes:
         path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
-        dataset: data set on the Hugging Face hub, or `planted` for made-up texts; None where there must be a path.
+        dataset: data set on the Hugging Face hub, or `synthetic` for made-up texts; None where there must be a path.
         revision: of the data set; None for its newest.
         text_column: field that holds the text.
         label_column: field that holds the label.
         label_names: the classes in order; None takes them from the source, sorted where it only uses them.
         multi_label: whether a sample bears any number of labels.
         label_separator: between several labels in one field of text.
-        planted: makes up the texts of `planted`.
+        synthetic: makes up the texts of `synthetic`.
         extra_columns: see labelled_text.read_file.
     """
 
@@ -48,7 +48,7 @@ class LabelledSource:
     label_names: list[str] | None
     multi_label: bool
     label_separator: str
-    planted: Callable[[], dict[str, LabelledTexts]]
+    synthetic: Callable[[], dict[str, LabelledTexts]]
     extra_columns: Mapping[str, str | None] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
@@ -57,13 +57,13 @@ class LabelledSource:
         Raises:
             ValueError: there is no such file.
         """
-        source = ("path", "dataset", "revision", "planted")
+        source = ("path", "dataset", "revision", "synthetic")
         settings = {key: value for key, value in vars(self).items() if key not in source}
         if self.path is None:
             if self.dataset is None:
                 raise ValueError(
                     "data.path is missing: name a folder with train.jsonl (or .csv, .parquet), and validation and test "
-                    "where there are such; data.dataset=planted trains on made-up texts"
+                    "where there are such; data.dataset=synthetic trains on made-up texts"
                 )
             return {**settings, "dataset": self.dataset, "revision": self.revision}
         files = find_split_files(Path(self.path))
@@ -80,8 +80,8 @@ class LabelledSource:
         }  # fmt: skip
         if self.path is not None:
             return {split: read_file(file, **columns) for split, file in find_split_files(Path(self.path)).items()}
-        if self.dataset == PLANTED:
-            return self.planted()
+        if self.dataset == SYNTHETIC:
+            return self.synthetic()
         assert self.dataset is not None  # identity has said so
         return read_hub_dataset(self.dataset, revision=self.revision, **columns)
 

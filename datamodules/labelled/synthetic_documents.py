@@ -12,7 +12,7 @@ _SHARES = (3, 2, 1)  # of the labels: unbalanced, as ratings are
 _SYLLABLES = ("ba", "do", "ki", "lu", "me", "no", "pa", "ru", "si", "to", "va", "ze")
 
 
-def planted_documents() -> dict[str, LabelledTexts]:
+def synthetic_documents() -> dict[str, LabelledTexts]:
     """Splits of 240, 42 and 36 documents of 2 to 12 sentences of five words each; always the same.
 
     Half of them General, a third Teen, a sixth Mature. One sentence holds the telling word; a Mature document may hold
@@ -22,7 +22,7 @@ def planted_documents() -> dict[str, LabelledTexts]:
     filler = [first + second for first in _SYLLABLES for second in _SYLLABLES]
     splits = {}
     for name, size in _SIZES.items():
-        split = LabelledTexts(f"planted {name}", unit="row")
+        split = LabelledTexts(f"synthetic {name}", unit="row")
         for number in range(size):
             place = number % sum(_SHARES)
             label = LABELS[0 if place < 3 else 1 if place < 5 else 2]

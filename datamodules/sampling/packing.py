@@ -1,7 +1,7 @@
 """Batches of documents of unequal lengths: packed end to end, or padded.
 
 Packing happens inside a window: its samples are dealt to rows in an order of their own, since their gradients are
-summed anyway; the order of samples over the run, its ledger and its resumption know nothing of it.
+summed anyway; the order of samples over the run, its sample log and its resumption know nothing of it.
 """
 
 from collections.abc import Callable, Sequence

@@ -103,7 +103,7 @@ class RunCheckpoints(Checkpoint):
     would write three files.
 
     Args:
-        plan: the clock of the run.
+        plan: the plan of the run.
         folder: where the checkpoints go.
         monitor: `val/` metric that decides what is best.
         mode: whether a smaller (`min`) or larger (`max`) value is better.

@@ -15,7 +15,7 @@ class GradualUnfreezing(L.Callback):
     them as they are, weight decay included (Howard and Ruder 2018 unfreeze per epoch; here it is per step).
 
     Args:
-        plan: the clock of the run.
+        plan: the plan of the run.
         unfreeze: what starts to learn when.
     """
 

@@ -1,4 +1,4 @@
-"""Guards: what must never pass unnoticed stops the run before the weights move, names the culprit, leaves a capsule."""
+"""Guards: what must never pass unnoticed stops the run before the weights move, names the culprit, leaves a dump."""
 
 import math
 from collections import deque
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from datamodules.sampling.step_batches import micro_batch_ids, token_columns
 from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.diagnostics.crash_dump import Capsule, capsule_folder, write_capsule
+from lightning_apps.diagnostics.crash_dump import CrashDump, crash_dump_folder, write_crash_dump
 from lightning_apps.diagnostics.first_non_finite import bad_gradient, bad_parameter, trace_window
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
@@ -39,10 +39,10 @@ class Guards(L.Callback):
     by momentum and decay even where the gradient is zero.
 
     Args:
-        plan: the clock of the run.
+        plan: the plan of the run.
         step_log: measures gradient and parameter norms; runs before this callback.
-        capsules: folder of the capsules; None writes none.
-        config: the run's configuration, for the capsule.
+        crash_dumps: folder of the crash dumps; None writes none.
+        config: the run's configuration, for the crash_dump.
         non_finite: `stop`, `skip` or `off`.
         token_ids: `stop` or `off`.
         loss_spike: `stop`, `skip`, `warn` or `off`.
@@ -57,7 +57,7 @@ class Guards(L.Callback):
         *,
         plan: RunPlan,
         step_log: StepLog,
-        capsules: Path | None,
+        crash_dumps: Path | None,
         config: Mapping[str, Any],
         non_finite: str,
         token_ids: str,
@@ -68,7 +68,7 @@ class Guards(L.Callback):
     ) -> None:
         self.plan = plan
         self.step_log = step_log
-        self.capsules = capsules
+        self.crash_dumps = crash_dumps
         self.config = config
         self.non_finite = non_finite
         self.token_ids = token_ids
@@ -245,30 +245,32 @@ class Guards(L.Callback):
         say(f"warning: {message}; see predictions.jsonl")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave a capsule for whatever guard stopped the run; its weights are not yet changed by the step."""
-        if not isinstance(exception, GuardError) or self.capsules is None:
+        """Leave a crash dump for whatever guard stopped the run; its weights are not yet changed by the step."""
+        if not isinstance(exception, GuardError) or self.crash_dumps is None:
             return
-        folder = capsule_folder(self.capsules, self._step)
+        folder = crash_dump_folder(self.crash_dumps, self._step)
         checkpoints = [entry.last_path for entry in trainer.callbacks if isinstance(entry, RunCheckpoints)]  # type: ignore[attr-defined]
         loss = self._window.get("loss")
-        capsule = Capsule(
+        crash_dump = CrashDump(
             guard=exception.guard,
             message=str(exception),
             step=self._step,
             rank=trainer.global_rank,
             sample_ids=self._window["sample_ids"].tolist() if self._window else [],
-            run=str(self.capsules.parent),
+            run=str(self.crash_dumps.parent),
             checkpoint=next((str(path) for path in checkpoints if path.is_file()), None),
             grad_norms=list(self.grad_norms),
             losses=[*self.losses, *([] if loss is None else [float(loss)])],
-            replay=f"python -m lightning_apps.replay capsule={folder}",
+            replay=f"python -m lightning_apps.replay crash_dump={folder}",
         )
         try:
-            write_capsule(folder, capsule, window=self._window or None, config=self.config, seed=self.config["seed"])
+            write_crash_dump(
+                folder, crash_dump, window=self._window or None, config=self.config, seed=self.config["seed"]
+            )
         except OSError as error:  # a full disk must not hide what happened
-            say(f"warning: no capsule could be written to {folder}: {error}")
+            say(f"warning: no crash dump could be written to {folder}: {error}")
             return
-        exception.capsule = folder
+        exception.crash_dump = folder
 
 
 def foreign_token(window: Mapping[str, Any], vocab_size: int) -> str:

@@ -1,4 +1,4 @@
-"""Writes the sample ledger, and checks now and then that the loader delivers what the order says."""
+"""Writes the sample log, and checks now and then that the loader delivers what the order says."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.sampling.step_batches import WindowSampler
-from lightning_apps.diagnostics.sample_log import LedgerWriter
+from lightning_apps.diagnostics.sample_log import SampleLogWriter
 from lightning_apps.errors import GuardError
 
 CHECK_EVERY = 50  # computing a window's keys costs 0.3 ms (order.py, 64 samples); one check in fifty is 7 µs a step
 
 
-class SampleLedger(L.Callback):
-    """Records the samples of every completed step in ledger.bin, those of all ranks, and compares with the order.
+class SampleLog(L.Callback):
+    """Records the samples of every completed step in sample_log.bin, those of all ranks, and compares with the order.
 
     On one process the record is what the loader delivered, compared at the first step after a start and at every
     fiftieth. On several it is what the order says for all of them, and this rank's share is compared at every step.
@@ -23,7 +23,7 @@ class SampleLedger(L.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer: LedgerWriter | None = None
+        self._writer: SampleLogWriter | None = None
         self._next_check = 0
         self._ids: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
@@ -33,7 +33,9 @@ class SampleLedger(L.Callback):
         if not trainer.is_global_zero:
             return
         sampler = window_sampler(trainer)
-        self._writer = LedgerWriter(self.path, ids_per_step=sampler.global_batch_size, num_samples=sampler.num_samples)
+        self._writer = SampleLogWriter(
+            self.path, ids_per_step=sampler.global_batch_size, num_samples=sampler.num_samples
+        )
         self._writer.start_after(trainer.global_step)
 
     def on_train_batch_start(

@@ -8,7 +8,7 @@ from lightning_apps.training.optimizer_step import seed_step
 from lightning_apps.training.plan import RunPlan
 
 
-class RunClock(L.Callback):
+class StepClock(L.Callback):
     """Seeds each optimizer step and starts an evaluation after each planned one.
 
     Lightning evaluates at multiples of one interval; a plan may name any steps (every tenth of 95, the last one

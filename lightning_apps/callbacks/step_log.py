@@ -20,7 +20,7 @@ class StepLog(L.Callback):
     Lightning logs them after its checkpoint hooks, so that a run killed in between would lose a row.
 
     Args:
-        plan: the clock of the run.
+        plan: the plan of the run.
         clip_norm: largest global gradient norm; None leaves gradients alone.
         log_every: optimizer steps between two rows.
     """

@@ -1,8 +1,8 @@
-"""Capsules: what a guard leaves behind, enough to look at the failure again.
+"""Crash dumps: what a guard leaves behind, enough to look at the failure again.
 
-A capsule is a folder with `batch.pt` (the window: token tensors and sample ids), `rng.pt` (the random states in which
-the step began), `config.yaml` and `capsule.json`, which says what happened. `torch.load(..., weights_only=True)` reads
-both .pt files; other ranks than the first add `batch.rank1.pt` and so on.
+A crash dump is a folder with `batch.pt` (what fed the step: token tensors and sample ids), `rng.pt` (the random states
+in which it began), `config.yaml` and `crash_dump.json`, which says what happened. `torch.load(..., weights_only=True)`
+reads both .pt files; other ranks than the first add `batch.rank1.pt` and so on.
 """
 
 import json
@@ -22,8 +22,8 @@ from lightning_apps.training.optimizer_step import seed_step
 
 
 @dataclass(frozen=True)
-class Capsule:
-    """What capsule.json holds.
+class CrashDump:
+    """What crash_dump.json holds.
 
     Attributes:
         guard: which guard stopped the run.
@@ -50,9 +50,9 @@ class Capsule:
     replay: str
 
 
-def capsule_folder(capsules: Path, step: int) -> Path:
-    """Where the capsule of an optimizer step goes."""
-    return capsules / f"step={step:08d}"
+def crash_dump_folder(crash_dumps: Path, step: int) -> Path:
+    """Where the crash dump of an optimizer step goes."""
+    return crash_dumps / f"step={step:08d}"
 
 
 def rng_states(seed: int, step: int, rank: int) -> dict[str, Any]:
@@ -79,20 +79,20 @@ def rng_states(seed: int, step: int, rank: int) -> dict[str, Any]:
     return states
 
 
-def write_capsule(
-    folder: Path, capsule: Capsule, *, window: Mapping[str, Any] | None, config: Mapping[str, Any], seed: int
+def write_crash_dump(
+    folder: Path, crash_dump: CrashDump, *, window: Mapping[str, Any] | None, config: Mapping[str, Any], seed: int
 ) -> None:
-    """Write this rank's files of a capsule over those of an earlier failure of the same step."""
+    """Write this rank's files of a crash dump over those of an earlier failure of the same step."""
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = f".rank{capsule.rank}" if capsule.rank else ""
+    suffix = f".rank{crash_dump.rank}" if crash_dump.rank else ""
     batch = folder / f"batch{suffix}.pt"
     batch.unlink(missing_ok=True)
     if window is not None:
         torch.save(_on_cpu({key: window[key] for key in ("micro_batches", "sample_ids")}), batch)
-    torch.save(rng_states(seed, capsule.step - 1, capsule.rank), folder / f"rng{suffix}.pt")
-    if capsule.rank == 0:
+    torch.save(rng_states(seed, crash_dump.step - 1, crash_dump.rank), folder / f"rng{suffix}.pt")
+    if crash_dump.rank == 0:
         write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-    write_json_atomically(folder / f"capsule{suffix}.json", asdict(capsule))
+    write_json_atomically(folder / f"crash_dump{suffix}.json", asdict(crash_dump))
 
 
 def _on_cpu(value: Any) -> Any:
@@ -105,16 +105,18 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def read_capsule(path: str) -> tuple[Capsule, dict[str, Any], dict[str, Any] | None]:
-    """A capsule, the configuration of its run, and its window.
+def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], dict[str, Any] | None]:
+    """A crash_dump, the configuration of its run, and its window.
 
     Raises:
-        ConfigError: there is no capsule at this path.
+        ConfigError: there is no crash dump at this path.
     """
     folder = Path(path)
-    if not (folder / "capsule.json").is_file():
-        raise ConfigError(f"capsule={path}: no capsule is there (no capsule.json); they lie in <run>/capsules/")
-    values = json.loads((folder / "capsule.json").read_text(encoding="utf-8"))
+    if not (folder / "crash_dump.json").is_file():
+        raise ConfigError(
+            f"crash_dump={path}: no crash dump is there (no crash_dump.json); they lie in <run>/crash_dumps/"
+        )
+    values = json.loads((folder / "crash_dump.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     batch = folder / "batch.pt"
-    return Capsule(**values), config, torch.load(batch, weights_only=True) if batch.is_file() else None
+    return CrashDump(**values), config, torch.load(batch, weights_only=True) if batch.is_file() else None

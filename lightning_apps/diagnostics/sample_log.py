@@ -1,4 +1,4 @@
-"""ledger.bin: which samples fed each optimizer step, in the order in which they were delivered.
+"""sample_log.bin: which samples fed each optimizer step, in the order in which they were delivered.
 
 A header of 24 bytes is followed by one record per step, all of one width, so that a step is found by one seek and a
 resumed run continues by one truncation. Each record ends its fields with a checksum over itself and the checksum of
@@ -16,17 +16,17 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-MAGIC = b"LEDGER1\n"
+MAGIC = b"SAMPLOG1"
 HEADER = struct.Struct("<8sII8x")
 FIELDS = struct.Struct("<QII")
 NOT_RECORDED = 0xFFFFFFFF  # as number of ids: a gap that a power cut or an older version left
 
 
-class LedgerError(ValueError):
-    """The ledger has no such step, or somebody changed it."""
+class SampleLogError(ValueError):
+    """The sample log has no such step, or somebody changed it."""
 
 
-class LedgerWriter:
+class SampleLogWriter:
     """Appends one record per step.
 
     Args:
@@ -47,7 +47,7 @@ class LedgerWriter:
         """Keep the records up to `step`, drop what an interrupted run wrote beyond, mark missing ones as such.
 
         Raises:
-            LedgerError: the file is of other data or another batch size.
+            SampleLogError: the file is of other data or another batch size.
         """
         self.close()
         if not self.path.exists():
@@ -55,8 +55,8 @@ class LedgerWriter:
         self._file = self.path.open("r+b", buffering=0)
         header = self._file.read(HEADER.size)
         if header != HEADER.pack(MAGIC, self.ids_per_step, self.dtype.itemsize):
-            raise LedgerError(
-                f"{self.path} was written with another batch size or is no ledger; choose another run.name"
+            raise SampleLogError(
+                f"{self.path} was written with another batch size or is no sample log; choose another run.name"
             )
         size = self._file.seek(0, 2)
         present = min(step, (size - HEADER.size) // self._width)
@@ -91,21 +91,21 @@ def _checksum(previous: int, step: int, count: int, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(struct.pack("<IQI", previous, step, count)))
 
 
-def ledger_row(path: Path, step: int) -> NDArray[np.int64] | None:
+def sample_log_row(path: Path, step: int) -> NDArray[np.int64] | None:
     """Ids (n,) that fed optimizer step `step` (1 is the first); None where the step was not recorded.
 
     Raises:
-        LedgerError: the ledger does not reach this step, or the record does not fit its checksum.
+        SampleLogError: the sample log does not reach this step, or the record does not fit its checksum.
     """
     with path.open("rb") as file:
         header = file.read(HEADER.size)
         if len(header) < HEADER.size or header[: len(MAGIC)] != MAGIC:
-            raise LedgerError(f"{path} is no ledger")
+            raise SampleLogError(f"{path} is no sample log")
         _, ids_per_step, id_bytes = HEADER.unpack(header)
         width = FIELDS.size + ids_per_step * id_bytes
         last = (file.seek(0, 2) - HEADER.size) // width
         if not 1 <= step <= last:
-            raise LedgerError(f"{path} holds the steps 1 to {last}, not {step}")
+            raise SampleLogError(f"{path} holds the steps 1 to {last}, not {step}")
         previous = 0
         if step > 1:
             file.seek(HEADER.size + (step - 2) * width)
@@ -114,7 +114,7 @@ def ledger_row(path: Path, step: int) -> NDArray[np.int64] | None:
         found_step, count, checksum = FIELDS.unpack(file.read(FIELDS.size))
         body = file.read(width - FIELDS.size)
     if found_step != step or checksum != _checksum(previous, step, count, body):
-        raise LedgerError(f"{path}: the record of step {step}, or the one before, was changed after it was written")
+        raise SampleLogError(f"{path}: the record of step {step}, or the one before, was changed after it was written")
     if count == NOT_RECORDED:
         return None
     return np.frombuffer(body, dtype=f"<u{id_bytes}", count=count).astype(np.int64)

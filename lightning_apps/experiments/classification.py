@@ -24,7 +24,7 @@ class ClassificationModule(L.LightningModule):
         build_net: makes the network.
         build_optimizer: makes the optimizer of a module.
         schedule: learning-rate factor after so many optimizer steps.
-        plan: the clock of the run.
+        plan: the plan of the run.
         label_smoothing: of the training loss.
     """
 

@@ -1,6 +1,6 @@
-"""What a hierarchical classifier's verdict rests on: chunk attention and occlusion; the reader that all methods share.
+"""What a hierarchical classifier's verdict rests on: chunk attention and occlusion; the encoder that all methods share.
 
-All methods explain the same function F of a document, a weighted sum of logits (see Goal), and mean the same by
+All methods explain the same function F of a document, a weighted sum of logits (see Target), and mean the same by
 "absent": a token is replaced by the mask token, special tokens stay. Nothing here holds more than `micro_chunks` chunks
 in the encoder at a time, however long the document is.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 REMEMBERED_CHUNKS = 4096
-"""Vectors that a Reader keeps: 12 MB at width 768."""
+"""Vectors that a CachedEncoder keeps: 12 MB at width 768."""
 
 
 @dataclass(frozen=True)
-class Goal:
+class Target:
     """What scores are towards.
 
     F is a sum of logits with weights that sum to zero: logits are only defined up to a constant, which no word should
@@ -42,17 +42,17 @@ class Goal:
 HIGHER = "higher"
 
 
-def class_goal(number: int, name: str, num_classes: int) -> Goal:
+def class_target(number: int, name: str, num_classes: int) -> Target:
     """Towards one class."""
     weights = torch.zeros(num_classes)
     weights[number] = 1.0
-    return Goal(name, weights - weights.mean(), weights)
+    return Target(name, weights - weights.mean(), weights)
 
 
-def higher_goal(num_classes: int) -> Goal:
+def higher_target(num_classes: int) -> Target:
     """Towards higher class numbers, for labels that have an order."""
     rank = torch.arange(num_classes, dtype=torch.float32) / max(num_classes - 1, 1)
-    return Goal(HIGHER, rank - rank.mean(), rank)
+    return Target(HIGHER, rank - rank.mean(), rank)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Chunks:
 
 
 @dataclass
-class Reader:
+class CachedEncoder:
     """Chunk vectors and logits of a model in evaluation mode; a chunk that was read before is not encoded again.
 
     Args:
@@ -139,7 +139,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores of one method for one document; positive ones speak for the goal.
+    """Scores of one method for one document; positive ones speak for the target.
 
     Attributes:
         words: (words,).
@@ -171,7 +171,7 @@ def mean_over_tokens(chunks: Chunks, scores: Array) -> Array:
     return totals / np.maximum(np.bincount(chunks.word[valid], minlength=chunks.num_words), 1)
 
 
-def occlusion(chunks: Chunks, reader: Reader, goal: Goal, sentence: NDArray[np.int64]) -> Attribution:
+def occlusion(chunks: Chunks, encoder: CachedEncoder, target: Target, sentence: NDArray[np.int64]) -> Attribution:
     """How much F falls when a sentence is absent, and when a whole chunk is left out.
 
     Only the chunks that hold a sentence are encoded again, the vectors of the others are reused. Leaving a chunk out
@@ -180,21 +180,21 @@ def occlusion(chunks: Chunks, reader: Reader, goal: Goal, sentence: NDArray[np.i
 
     Args:
         chunks: of the document.
-        reader: of the model.
-        goal: what F is.
+        encoder: of the model.
+        target: what F is.
         sentence: (words,) number of the sentence of each word, 0 the first.
     """
-    vectors = reader.vectors(chunks.input_ids, chunks.attention_mask)
-    goal_value = float((reader.classify([vectors])[0][0] * goal.logit_weights).sum())
+    vectors = encoder.vectors(chunks.input_ids, chunks.attention_mask)
+    goal_value = float((encoder.classify([vectors])[0][0] * target.logit_weights).sum())
 
     def falls(documents: Sequence[Tensor]) -> list[float]:
-        logits, _ = reader.classify(documents)
-        return (goal_value - logits @ goal.logit_weights).tolist()
+        logits, _ = encoder.classify(documents)
+        return (goal_value - logits @ target.logit_weights).tolist()
 
     number = len(vectors)
     if number == 1:
-        absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), reader.absent_id)
-        by_chunk = falls([reader.vectors(absent, chunks.attention_mask)])
+        absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), encoder.absent_id)
+        by_chunk = falls([encoder.vectors(absent, chunks.attention_mask)])
     else:
         by_chunk = [fall for row in range(number) for fall in falls([torch.cat([vectors[:row], vectors[row + 1 :]])])]
 
@@ -207,11 +207,11 @@ def occlusion(chunks: Chunks, reader: Reader, goal: Goal, sentence: NDArray[np.i
         here = sentence_of_token == current
         held_by = np.flatnonzero(here.any(axis=1))
         waiting.append(held_by)
-        ids.append(torch.where(torch.from_numpy(here[held_by]), reader.absent_id, chunks.input_ids[held_by]))
-        if current + 1 < num_sentences and sum(map(len, waiting)) < reader.micro_chunks:
+        ids.append(torch.where(torch.from_numpy(here[held_by]), encoder.absent_id, chunks.input_ids[held_by]))
+        if current + 1 < num_sentences and sum(map(len, waiting)) < encoder.micro_chunks:
             continue
         masks = torch.cat([chunks.attention_mask[rows] for rows in waiting])
-        changed = iter(reader.vectors(torch.cat(ids), masks).split([len(rows) for rows in waiting]))
+        changed = iter(encoder.vectors(torch.cat(ids), masks).split([len(rows) for rows in waiting]))
         documents = []
         for rows in waiting:
             variant = vectors.clone()

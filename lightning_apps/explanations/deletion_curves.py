@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_apps.explanations.attribution import Chunks, Goal, Reader
+from lightning_apps.explanations.attribution import CachedEncoder, Chunks, Target
 from lightning_apps.explanations.faithfulness import tied
 
 Array = NDArray[np.float64]
@@ -32,16 +32,16 @@ def ranked_words(words: Array, sentence: NDArray[np.int64], *, unit: str, seed: 
 
 
 def deletion_and_insertion(
-    chunks: Chunks, reader: Reader, goal: Goal, order: NDArray[np.int64], fractions: Sequence[float]
+    chunks: Chunks, encoder: CachedEncoder, target: Target, order: NDArray[np.int64], fractions: Sequence[float]
 ) -> tuple[Array, Array]:
-    """Probability of the goal as words are removed, and as they are put into the empty document, in one order.
+    """Probability of the target as words are removed, and as they are put into the empty document, in one order.
 
     Exactly `round(fraction * words)` words are absent (or present), so that a sentence may be cut at the edge.
 
     Args:
         chunks: of the document.
-        reader: of the model; variants of a chunk that were read before cost nothing.
-        goal: whose probability.
+        encoder: of the model; variants of a chunk that were read before cost nothing.
+        target: whose probability.
         order: (words,) see ranked_words.
         fractions: of the words, rising from 0 to 1.
 
@@ -54,7 +54,7 @@ def deletion_and_insertion(
         first = np.zeros(chunks.num_words, dtype=np.bool_)
         first[order[: round(fraction * chunks.num_words)]] = True
         for removed, values in ((first, deletion), (~first, insertion)):
-            vectors = reader.vectors(chunks.without(removed, reader.absent_id), chunks.attention_mask)
-            probabilities = reader.classify([vectors])[0][0].softmax(dim=-1)
-            values.append(float((probabilities * goal.probability_weights).sum()))
+            vectors = encoder.vectors(chunks.without(removed, encoder.absent_id), chunks.attention_mask)
+            probabilities = encoder.classify([vectors])[0][0].softmax(dim=-1)
+            values.append(float((probabilities * target.probability_weights).sum()))
     return np.array(deletion), np.array(insertion)

@@ -12,12 +12,12 @@ from datamodules.labelled.document_facts import Span
 from lightning_apps.explanations.attribution import (
     HIGHER,
     Attribution,
+    CachedEncoder,
     Chunks,
-    Goal,
-    Reader,
+    Target,
     chunk_attention,
-    class_goal,
-    higher_goal,
+    class_target,
+    higher_target,
     occlusion,
     random_scores,
 )
@@ -68,7 +68,7 @@ class Explanation:
         document: what was explained.
         prediction: class of the highest probability.
         probabilities: by class.
-        goal: what the scores are towards.
+        target: what the scores are towards.
         words: those that the model read.
         chunk_spans: (chunks, 2) characters.
         chunk_weights: (chunks,) of the pooling.
@@ -82,7 +82,7 @@ class Explanation:
     document: Document
     prediction: str
     probabilities: dict[str, float]
-    goal: str
+    target: str
     words: ReadWords
     chunk_spans: Spans
     chunk_weights: NDArray[np.float64]
@@ -112,7 +112,7 @@ def explain_document(
     document: Document,
     *,
     chunk_text: ChunkText,
-    reader: Reader,
+    encoder: CachedEncoder,
     label_names: Sequence[str],
     settings: ExplainSettings,
     measure_curves: bool,
@@ -122,27 +122,27 @@ def explain_document(
     Args:
         document: of any length.
         chunk_text: the run's chunking.
-        reader: of the run's model.
+        encoder: of the run's model.
         label_names: the classes in order.
         settings: methods and their settings.
         measure_curves: whether to measure deletion and insertion too, which costs the most.
     """
-    reader.forget()
+    encoder.forget()
     input_ids, attention_mask, token_spans = chunk_text(document.text)
     words, word_of_token = read_words(document.text, token_spans, max_sentences=settings.max_sentences)
     chunks = Chunks(input_ids, attention_mask, word_of_token, len(words.spans))
-    logits, weights = reader.classify([reader.vectors(chunks.input_ids, chunks.attention_mask)])
+    logits, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)])
     probabilities = logits[0].softmax(dim=-1)
     best = int(probabilities.argmax())
-    goal = goal_of(settings.target, best, label_names)
-    attributions, completeness = attribute(chunks, reader, goal, weights, words, settings)
+    target = target_of(settings.target, best, label_names)
+    attributions, completeness = attribute(chunks, encoder, target, weights, words, settings)
     control = random_scores(chunks, words.sentence, settings.seed)
     scored = {**attributions, RANDOM: control}
     curves: dict[str, dict[str, list[float]]] = {}
     if measure_curves and chunks.num_words:
         for method, found in scored.items():
             order = ranked_words(found.words, words.sentence, unit=settings.unit, seed=settings.seed)
-            both = deletion_and_insertion(chunks, reader, goal, order, settings.fractions)
+            both = deletion_and_insertion(chunks, encoder, target, order, settings.fractions)
             curves[method] = dict(zip(CURVES, (values.tolist() for values in both), strict=True))
     evidence = evidence_read = None
     if document.evidence:
@@ -154,7 +154,7 @@ def explain_document(
         document=document,
         prediction=label_names[best],
         probabilities=dict(zip(label_names, probabilities.tolist(), strict=True)),
-        goal=goal.name,
+        target=target.name,
         words=words,
         chunk_spans=chunk_spans(token_spans),
         chunk_weights=weights.double().numpy(),
@@ -166,16 +166,16 @@ def explain_document(
     )
 
 
-def goal_of(target: str, predicted: int, label_names: Sequence[str]) -> Goal:
+def target_of(target: str, predicted: int, label_names: Sequence[str]) -> Target:
     """What `target` means for a document whose predicted class is known."""
     if target == HIGHER:
-        return higher_goal(len(label_names))
+        return higher_target(len(label_names))
     number = predicted if target == PREDICTED else list(label_names).index(target)
-    return class_goal(number, label_names[number], len(label_names))
+    return class_target(number, label_names[number], len(label_names))
 
 
 def attribute(
-    chunks: Chunks, reader: Reader, goal: Goal, weights: Tensor, words: ReadWords, settings: ExplainSettings
+    chunks: Chunks, encoder: CachedEncoder, target: Target, weights: Tensor, words: ReadWords, settings: ExplainSettings
 ) -> tuple[dict[str, Attribution], Completeness | None]:
     """Scores by each of the methods."""
     found: dict[str, Attribution] = {}
@@ -184,10 +184,15 @@ def attribute(
         if method == "chunk_attention":
             found[method] = chunk_attention(chunks, weights)
         elif method == "occlusion":
-            found[method] = occlusion(chunks, reader, goal, words.sentence)
+            found[method] = occlusion(chunks, encoder, target, words.sentence)
         else:
             found[method], completeness, _ = integrated_gradients(
-                chunks, reader, goal, steps=settings.steps, tolerance=settings.tolerance, max_steps=settings.max_steps
+                chunks,
+                encoder,
+                target,
+                steps=settings.steps,
+                tolerance=settings.tolerance,
+                max_steps=settings.max_steps,
             )
     return found, completeness
 
@@ -246,7 +251,7 @@ def record(explanation: Explanation, fractions: Sequence[float]) -> dict[str, An
         "label": explanation.document.label,
         "prediction": explanation.prediction,
         "probabilities": explanation.probabilities,
-        "target": explanation.goal,
+        "target": explanation.target,
         "num_words": words.num_words,
         "num_words_read": len(words.spans),
         "chunks": [

@@ -78,7 +78,7 @@ def summarise(
     """What faithfulness.json holds: settings, curves, evidence over all documents and by label."""
     measured = [entry for entry in explanations if entry.curves]
     known = [entry for entry in explanations if entry.evidence is not None]
-    goals = {entry.goal for entry in explanations}
+    goals = {entry.target for entry in explanations}
     is_class = options["target"] != "higher"
     labels = sorted({entry.document.label for entry in known if entry.document.label is not None})
     errors = sorted(entry.completeness.error for entry in explanations if entry.completeness is not None)

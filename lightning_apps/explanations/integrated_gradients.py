@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_apps.explanations.attribution import Array, Attribution, Chunks, Goal, Reader, used_length
+from lightning_apps.explanations.attribution import Array, Attribution, CachedEncoder, Chunks, Target, used_length
 
 SMALLEST_CHANGE = 0.01
 """Of F; where F changes less on the whole path, the tolerance is relative to this: there is little to share out."""
@@ -36,7 +36,7 @@ class Completeness:
 
 
 def integrated_gradients(
-    chunks: Chunks, reader: Reader, goal: Goal, *, steps: int, tolerance: float, max_steps: int
+    chunks: Chunks, encoder: CachedEncoder, target: Target, *, steps: int, tolerance: float, max_steps: int
 ) -> tuple[Attribution, Completeness, Array]:
     """Integrated gradients (Sundararajan, Taly and Yan, 2017), exact over the whole document.
 
@@ -51,8 +51,8 @@ def integrated_gradients(
 
     Args:
         chunks: of the document.
-        reader: of the model.
-        goal: what F is.
+        encoder: of the model.
+        target: what F is.
         steps: points at first, spread evenly from end to end; an odd number from 3.
         tolerance: of the error, relative to the change of F.
         max_steps: points at most, those at first included; they are taken in any case.
@@ -60,7 +60,7 @@ def integrated_gradients(
     Returns:
         Scores of words and chunks, how well they add up, and the scores of tokens (chunks, length).
     """
-    path = _Path(chunks, reader, goal)
+    path = _Path(chunks, encoder, target)
     grid = [path.point(position) for position in np.linspace(0.0, 1.0, steps).tolist()]
     stretches = [_Stretch(*grid[place : place + 3]) for place in range(0, steps - 1, 2)]
     value, baseline = grid[-1].value, grid[0].value
@@ -115,27 +115,27 @@ class _Path:
     the gradient of the whole, in the memory of one micro-batch. A document that is one micro-batch needs one pass.
     """
 
-    def __init__(self, chunks: Chunks, reader: Reader, goal: Goal) -> None:
-        self.net, self.reader, self.chunks = reader.net, reader, chunks
-        self.absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), reader.absent_id)
-        self.weights = goal.logit_weights.to(reader.device)
-        self.count = torch.tensor([len(chunks.input_ids)], device=reader.device)
+    def __init__(self, chunks: Chunks, encoder: CachedEncoder, target: Target) -> None:
+        self.net, self.encoder, self.chunks = encoder.net, encoder, chunks
+        self.absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), encoder.absent_id)
+        self.weights = target.logit_weights.to(encoder.device)
+        self.count = torch.tensor([len(chunks.input_ids)], device=encoder.device)
         self.embedding = self.net.get_input_embeddings()
-        starts = range(0, len(chunks.input_ids), reader.micro_chunks)
-        self.parts = [slice(start, start + reader.micro_chunks) for start in starts]
+        starts = range(0, len(chunks.input_ids), encoder.micro_chunks)
+        self.parts = [slice(start, start + encoder.micro_chunks) for start in starts]
 
     def embedded(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Start and direction of the path (chunks, length, width), and the mask, of a micro-batch."""
         mask = self.chunks.attention_mask[part]
         length = used_length(mask)
-        device = self.reader.device
+        device = self.encoder.device
         base = self.embedding(self.absent[part, :length].to(device))
         here = self.embedding(self.chunks.input_ids[part, :length].to(device))
         return base, here - base, mask[:, :length].to(device)
 
     def encoded(self, point: Tensor, mask: Tensor) -> Tensor:
         """Chunk vectors of embeddings (chunks, length, width)."""
-        self.reader.num_encoded += len(point)
+        self.encoder.num_encoded += len(point)
         vectors: Tensor = self.net.encode(attention_mask=mask, inputs_embeds=point)
         return vectors
 

@@ -221,7 +221,7 @@ def reading(letter: str, entry: Explanation, method: str) -> str:
 
 def _rests_on(entry: Explanation) -> str:
     verdict = f"The verdict {shown(entry.prediction)} ({entry.confidence:.2f})"
-    return f"{verdict} rests on" if entry.goal == entry.prediction else f"{verdict}; for {shown(entry.goal)} speaks"
+    return f"{verdict} rests on" if entry.target == entry.prediction else f"{verdict}; for {shown(entry.target)} speaks"
 
 
 def _reading_of_chunks(letter: str, entry: Explanation, method: str) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from datamodules.text.chunking import Chunker, Chunking
 from lightning_apps.errors import ConfigError
-from lightning_apps.explanations.attribution import Reader
+from lightning_apps.explanations.attribution import CachedEncoder
 from lightning_apps.explanations.documents import Document, choose_rows, columns_of, read_documents
 from lightning_apps.explanations.explanation import ExplainSettings, Explanation, explain_document
 from lightning_apps.process.console import human_time, say, with_progress
@@ -119,7 +119,7 @@ def _choice(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain_documents(model: RatingModel, documents: Sequence[Document], options: dict[str, Any]) -> list[Explanation]:
     """Explain documents one by one, and say how far it is."""
-    reader = Reader(model.net, options["micro_chunks"], absent_token(model.tokenizer), model.device)
+    encoder = CachedEncoder(model.net, options["micro_chunks"], absent_token(model.tokenizer), model.device)
     settings = ExplainSettings(
         target=options["target"],
         methods=options["methods"],
@@ -140,7 +140,7 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
         explain_document(
             document,
             chunk_text=model.chunk_text,
-            reader=reader,
+            encoder=encoder,
             label_names=model.label_names,
             settings=settings,
             measure_curves=place in measured,
@@ -148,7 +148,7 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
         for place, document in enumerate(with_progress(documents, name="explaining", unit="document"))
     ]
     elapsed_s = time.perf_counter() - started
-    say(f"{reader.num_encoded:,} chunks encoded, {human_time(elapsed_s)}, {elapsed_s / len(found):.3g} s a document")
+    say(f"{encoder.num_encoded:,} chunks encoded, {human_time(elapsed_s)}, {elapsed_s / len(found):.3g} s a document")
     return found
 
 

@@ -31,8 +31,8 @@ WRITTEN_BY_A_RUN = (
     "model",
     "evaluations",
     "explanations",
-    "ledger.bin",
-    "capsules",
+    "sample_log.bin",
+    "crash_dumps",
     "in_context",
     "tensorboard",
     "wandb",
@@ -108,14 +108,14 @@ class RunDirectory:
         return self.path / "explanations"
 
     @property
-    def ledger(self) -> Path:
+    def sample_log(self) -> Path:
         """Which samples fed each step."""
-        return self.path / "ledger.bin"
+        return self.path / "sample_log.bin"
 
     @property
-    def capsules(self) -> Path:
+    def crash_dumps(self) -> Path:
         """What the guards left behind."""
-        return self.path / "capsules"
+        return self.path / "crash_dumps"
 
     @property
     def in_context(self) -> Path:

@@ -19,10 +19,10 @@ from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
 from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.progress import RunProgress
-from lightning_apps.callbacks.sample_log import SampleLedger
+from lightning_apps.callbacks.sample_log import SampleLog
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
-from lightning_apps.callbacks.step_clock import RunClock
+from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.config.checks import RUNTIME_ARGUMENTS, bind, bind_callback
 from lightning_apps.config.optimizer_checks import is_schedule_free
@@ -77,7 +77,7 @@ def build_datamodule(config: Config) -> Any:
 
 
 def build_plan(config: Config, datamodule: Any) -> RunPlan:
-    """The clock of the run."""
+    """The plan of the run."""
     return plan_run(
         num_train_samples=datamodule.num_train_samples,
         tokens_per_sample=datamodule.tokens_per_sample,
@@ -148,9 +148,9 @@ def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
     """Callbacks in the order in which they run: clock, log, guards, the configured ones, stopping, checkpoints."""
     settings = config["callbacks"]
-    clock, step_log, guards, *others = build_step_callbacks(config, plan, capsules=directory.capsules)
+    clock, step_log, guards, *others = build_step_callbacks(config, plan, crash_dumps=directory.crash_dumps)
     assert isinstance(step_log, StepLog)
-    callbacks = [clock, step_log, guards, SampleLedger(directory.ledger), RunProgress(step_log)]
+    callbacks = [clock, step_log, guards, SampleLog(directory.sample_log), RunProgress(step_log)]
     callbacks += build_extra_callbacks(config, directory, plan)
     # the average goes behind the evaluations: it puts the raw weights back when it is its turn at their end
     callbacks += others
@@ -167,15 +167,15 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
     return callbacks
 
 
-def build_step_callbacks(config: Config, plan: RunPlan, *, capsules: Path | None) -> list[L.Callback]:
+def build_step_callbacks(config: Config, plan: RunPlan, *, crash_dumps: Path | None) -> list[L.Callback]:
     """The callbacks that take part in a step: clock, log (it clips), guards, micro-batches, unfreezing, averages.
 
-    Replaying a step needs these and no others; none of them writes, but for the capsules.
+    Replaying a step needs these and no others; none of them writes, but for the crash dumps.
     """
     settings, trainer = config["callbacks"], config["trainer"]
     step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
-    guards = Guards(plan=plan, step_log=step_log, capsules=capsules, config=config, **settings["guards"])
-    callbacks: list[L.Callback] = [RunClock(plan, config["seed"]), step_log, guards]
+    guards = Guards(plan=plan, step_log=step_log, crash_dumps=crash_dumps, config=config, **settings["guards"])
+    callbacks: list[L.Callback] = [StepClock(plan, config["seed"]), step_log, guards]
     if config["hardware"]["find_device_batch_size"]:
         callbacks.append(FindDeviceBatchSize())
     if unfreeze := config["optimizer"].get("unfreeze"):
@@ -265,7 +265,7 @@ def build_trainer(
         deterministic=hardware["deterministic"],
         max_epochs=1,
         max_steps=plan.total_steps,
-        val_check_interval=plan.total_steps,  # RunClock sets the steps
+        val_check_interval=plan.total_steps,  # StepClock sets the steps
         limit_val_batches=None if plan.evaluation_steps or evaluation_only else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

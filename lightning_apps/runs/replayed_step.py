@@ -17,9 +17,9 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning_apps.callbacks.checkpoints import damage
 from lightning_apps.callbacks.sample_log import planned_ids, window_sampler
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.diagnostics.crash_dump import Capsule
+from lightning_apps.diagnostics.crash_dump import CrashDump
 from lightning_apps.diagnostics.first_non_finite import trace_window
-from lightning_apps.diagnostics.sample_log import LedgerError, ledger_row
+from lightning_apps.diagnostics.sample_log import SampleLogError, sample_log_row
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory
@@ -105,7 +105,7 @@ def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: 
     # evaluations change nothing in training: every step has its own random state
     short = replace(plan, total_steps=step, evaluation_steps=frozenset(), save_steps=frozenset())
     last = _LastWindow()
-    callbacks = [last, *build_step_callbacks(config, short, capsules=None)]
+    callbacks = [last, *build_step_callbacks(config, short, crash_dumps=None)]
     trainer = build_trainer(config, short, callbacks=callbacks, loggers=[])
     failure = None
     try:
@@ -122,11 +122,11 @@ def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: 
 
 
 def replay_recorded_step(config: Config, directory: RunDirectory, step: int, *, num_texts: int) -> ReplayedStep:
-    """Do a step again and compare its samples with the ledger, its loss and gradient norm with metrics.csv.
+    """Do a step again and compare its samples with the sample log, its loss and gradient norm with metrics.csv.
 
     Raises:
         ConfigError: the run has no such step.
-        ReplayMismatchError: something differs, or the ledger was changed.
+        ReplayMismatchError: something differs, or the sample log was changed.
     """
     datamodule = build_datamodule(config)
     replayed = replay_step(config, directory, datamodule, step)
@@ -155,23 +155,23 @@ def _batch_lines(window: Mapping[str, Any], datamodule: Any, num_texts: int) -> 
 
 def _compare_samples(replayed: ReplayedStep, directory: RunDirectory) -> Iterator[str]:
     if replayed.failure is not None:
-        return  # the ledger holds completed steps
-    if not directory.ledger.is_file():
-        say("ledger    this run has none")
+        return  # the sample log holds completed steps
+    if not directory.sample_log.is_file():
+        say("sample log this run has none")
         return
     try:
-        recorded = ledger_row(directory.ledger, replayed.step)
-    except LedgerError as error:
-        say(f"ledger    {error}")
+        recorded = sample_log_row(directory.sample_log, replayed.step)
+    except SampleLogError as error:
+        say(f"sample log {error}")
         yield str(error)
         return
     if recorded is None:
-        say("ledger    did not record this step")
+        say("sample log did not record this step")
     elif recorded.tolist() == replayed.planned:
-        say(f"ledger    the same {len(recorded)} samples in the same order")
+        say(f"sample log the same {len(recorded)} samples in the same order")
     else:
-        say(f"ledger    {' '.join(map(str, recorded.tolist()))}")
-        yield "the ledger names other samples"
+        say(f"sample log {' '.join(map(str, recorded.tolist()))}")
+        yield "the sample log names other samples"
 
 
 def _compare_values(replayed: ReplayedStep, directory: RunDirectory) -> Iterator[str]:
@@ -194,8 +194,10 @@ def _compare_values(replayed: ReplayedStep, directory: RunDirectory) -> Iterator
             yield f"{name} was logged as {logged[name]!r} and came out as {value!r}"
 
 
-def replay_capsule(config: Config, capsule: Capsule, window: dict[str, Any] | None, *, num_texts: int) -> list[str]:
-    """Look for the first non-finite value of a capsule's batch: under the last good weights, then under those before.
+def replay_crash_dump(
+    config: Config, crash_dump: CrashDump, window: dict[str, Any] | None, *, num_texts: int
+) -> list[str]:
+    """Look for the first non-finite value of a crash dump's batch under the last good weights, then under earlier ones.
 
     First with the weights of the newest checkpoint as they are, then after training forward to the failed step.
 
@@ -203,37 +205,41 @@ def replay_capsule(config: Config, capsule: Capsule, window: dict[str, Any] | No
         What each of the two looks found.
     """
     datamodule = build_datamodule(config)
-    say(f"{capsule.guard} in step {capsule.step} of {capsule.run}: {capsule.message}")
+    say(f"{crash_dump.guard} in step {crash_dump.step} of {crash_dump.run}: {crash_dump.message}")
     found = []
     if window is not None:
         say("\n".join(_batch_lines(window, datamodule, num_texts)))
         found.append(
-            f"batch under {capsule.checkpoint or 'fresh weights'}: " + _look(config, datamodule, capsule, window)
+            f"batch under {crash_dump.checkpoint or 'fresh weights'}: " + _look(config, datamodule, crash_dump, window)
         )
         say(found[-1])
-    replayed = replay_step(config, RunDirectory(Path(capsule.run)), datamodule, capsule.step)
+    replayed = replay_step(config, RunDirectory(Path(crash_dump.run)), datamodule, crash_dump.step)
     outcome = (
         f"{replayed.failure}" if replayed.failure else f"no guard stops it, loss {replayed.values['train/loss']!r}"
     )
-    found.append(f"step {capsule.step} again, {_origin(replayed)}: {outcome}")
+    found.append(f"step {crash_dump.step} again, {_origin(replayed)}: {outcome}")
     say(found[-1])
-    if window is not None and capsule.rank == 0:
-        same = replayed.step == capsule.step and _same_tokens(replayed.window, window)
-        say("the data give the capsule's batch again" if same else "the data now give another batch than the capsule's")
+    if window is not None and crash_dump.rank == 0:
+        same = replayed.step == crash_dump.step and _same_tokens(replayed.window, window)
+        say(
+            "the data give the crash dump's batch again"
+            if same
+            else "the data now give another batch than the crash dump's"
+        )
     return found
 
 
-def _look(config: Config, datamodule: Any, capsule: Capsule, window: dict[str, Any]) -> str:
+def _look(config: Config, datamodule: Any, crash_dump: CrashDump, window: dict[str, Any]) -> str:
     plan = build_plan(config, datamodule)
     module: Any = build_module(config, datamodule, plan)
-    if capsule.checkpoint is not None and Path(capsule.checkpoint).is_file():
-        checkpoint = torch.load(capsule.checkpoint, map_location="cpu", weights_only=True)
+    if crash_dump.checkpoint is not None and Path(crash_dump.checkpoint).is_file():
+        checkpoint = torch.load(crash_dump.checkpoint, map_location="cpu", weights_only=True)
         # with a weight average, state_dict holds the average and the weights in training stand beside it
         module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
     trainer = build_trainer(config, plan, callbacks=[], loggers=[], evaluation_only=True)
     device = trainer.strategy.root_device
     module = trainer.precision_plugin.convert_module(module).to(device).train()
-    seed_step(config["seed"], capsule.step - 1, capsule.rank)
+    seed_step(config["seed"], crash_dump.step - 1, crash_dump.rank)
     with trainer.precision_plugin.forward_context():
         finding, loss = trace_window(module, module.loss_sum, move_data_to_device(window, device))
     return f"{finding}" if finding else f"every value is finite, loss {loss!r}"

@@ -1,1 +1,1 @@
-"""Grids of runs, each job a process of its own, with a ledger; for `train sweep=...` and `report sweep=...`."""
+"""Grids of runs, each job a process of its own, with a sweep's state; for `train sweep=...` and `report sweep=...`."""

@@ -17,7 +17,7 @@ from lightning_apps.process.parent_death import PARENT_VARIABLE
 from lightning_apps.process.safe_stop import SIGNALS
 from lightning_apps.run_files.directory import RunDirectory, read_summary
 from lightning_apps.sweeps.grid import Job, SweepSettings, time_left
-from lightning_apps.sweeps.state import JobRecord, Ledger, Status, is_locked, lock_owner, lock_soon, sign_lock
+from lightning_apps.sweeps.state import JobRecord, Status, SweepState, is_locked, lock_owner, lock_soon, sign_lock
 
 POLL_S = 0.2
 STOP_SIGNALS = (*SIGNALS, signal.SIGHUP)
@@ -69,7 +69,7 @@ class JobRunner:
 
     Args:
         folder: of the sweep.
-        ledger: written at every start and end of a job.
+        state: written at every start and end of a job.
         jobs: of this start, in order.
         slots: how many run at once, and on what.
         settings: of the sweep.
@@ -80,14 +80,14 @@ class JobRunner:
         self,
         *,
         folder: Path,
-        ledger: Ledger,
+        state: SweepState,
         jobs: Sequence[Job],
         slots: Sequence[Slot],
         settings: SweepSettings,
         command: Sequence[str],
     ) -> None:
         self.folder = folder
-        self.ledger = ledger
+        self.state = state
         self.jobs = list(jobs)
         self.slots = list(slots)
         self.settings = settings
@@ -101,9 +101,9 @@ class JobRunner:
         self._closed = False
 
     def look_at_runs(self) -> None:
-        """Set every job's status from what its run says, and write the ledger."""
+        """Set every job's status from what its run says, and write the state."""
         for job in self.jobs:
-            record = self.ledger.job(job.name)
+            record = self.state.job(job.name)
             summary = read_summary(RunDirectory(Path(record.run_directory)))
             status = summary["status"] if summary else None
             if status == "completed":
@@ -116,7 +116,7 @@ class JobRunner:
                 record.reason = record.reason or str(summary["reason"] if summary else "")
             else:
                 record.status = "pending"
-        self.ledger.write(self.folder)
+        self.state.write(self.folder)
 
     def run(self) -> int:
         """Run what is pending.
@@ -124,7 +124,7 @@ class JobRunner:
         Returns:
             0 where all jobs are done or out of their time budget, 1 where one is not, 128 + signal when stopped.
         """
-        queue = [job for job in self.jobs if self.ledger.job(job.name).status == "pending"]
+        queue = [job for job in self.jobs if self.state.job(job.name).status == "pending"]
         with self._signals_noted():
             while True:
                 self._answer_signals()
@@ -144,7 +144,7 @@ class JobRunner:
 
     def closing_lines(self) -> str:
         """How the sweep ended, which jobs are not done and why, and what to do next."""
-        records = [self.ledger.job(job.name) for job in self.jobs]
+        records = [self.state.job(job.name) for job in self.jobs]
         done = sum(record.status == "done" for record in records)
         open_ones = [record for record in records if record.status != "done"]
         failed = [record for record in open_ones if record.status == "failed"]
@@ -155,10 +155,10 @@ class JobRunner:
         lines += [f"      failed  {record.name}: {record.reason}" for record in failed]
         lines += [f" interrupted  {record.name}: {record.reason}" for record in interrupted]
         if len(failed) < len(open_ones):
-            lines.append(f"go on with\n  {self.ledger.command}")
+            lines.append(f"go on with\n  {self.state.command}")
         elif failed:
-            retry = "" if "sweep.retry_failed=true" in self.ledger.command else " sweep.retry_failed=true"
-            lines.append(f"try again with\n  {self.ledger.command}{retry}")
+            retry = "" if "sweep.retry_failed=true" in self.state.command else " sweep.retry_failed=true"
+            lines.append(f"try again with\n  {self.state.command}{retry}")
         lines.append(f"report  python -m lightning_apps.report sweep={self.folder}")
         return "\n".join(lines)
 
@@ -168,11 +168,11 @@ class JobRunner:
         return "stopped after a failure" if self._closed else "sweep ended"
 
     def _is_well(self, job: Job) -> bool:
-        record = self.ledger.job(job.name)
+        record = self.state.job(job.name)
         return record.status == "done" or record.reason.startswith("trainer.max_time")
 
     def _start(self, job: Job, queue: Sequence[Job]) -> None:
-        record = self.ledger.job(job.name)
+        record = self.state.job(job.name)
         taken = [entry.slot for entry in self.running]
         slot = next(slot for slot in self.slots if not any(slot is other for other in taken))
         log = self.folder / "logs" / f"{job.name}.log"
@@ -184,7 +184,7 @@ class JobRunner:
         record.attempts += 1
         record.status, record.reason, record.exit_code = "running", "", None
         record.started_at, record.ended_at, record.devices = utc_now(), None, slot.devices
-        self.ledger.write(self.folder)
+        self.state.write(self.folder)
         try:
             with log.open("ab") as output:
                 log_start = output.tell()
@@ -209,7 +209,7 @@ class JobRunner:
 
     def _end(self, entry: RunningJob, queue: Sequence[Job]) -> bool:
         """Note how a process ended; True where the job is to be tried again."""
-        record = self.ledger.job(entry.job.name)
+        record = self.state.job(entry.job.name)
         code = entry.process.returncode
         if code:  # what a crashed job may have left behind: other ranks, loader workers
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -227,7 +227,7 @@ class JobRunner:
             record.status = "pending"
         elif record.status == "failed" and self.settings.on_failure == "stop":
             self._closed = True
-        self.ledger.write(self.folder)
+        self.state.write(self.folder)
         place, seconds = self._place(entry.job), time.monotonic() - entry.started
         if record.status == "done":
             if record.attempts == 1:
@@ -267,7 +267,7 @@ class JobRunner:
         return f": val/loss {loss:.4g}" if isinstance(loss, float) else ""
 
     def _outlook(self, queue: Sequence[Job]) -> str:
-        records = [(job, self.ledger.job(job.name)) for job in self.jobs]
+        records = [(job, self.state.job(job.name)) for job in self.jobs]
         finished = [
             (job.size, self._seconds.get(job.name, record.wall_s))
             for job, record in records

@@ -43,7 +43,7 @@ def write_sweep_report(folder: Path) -> tuple[list[Path], list[str]]:
     pictures = draw_pictures(results, fits, contexts, studied=studied)
     write_text_atomically(folder / "table.csv", runs_csv(results))
     write_json_atomically(folder / "results.json", as_json(results, fits if studied else [], contexts, said))
-    document = page(f"Sweep {results.ledger.name}", sections(results, fits if studied else [], said, pictures))
+    document = page(f"Sweep {results.state.name}", sections(results, fits if studied else [], said, pictures))
     write_text_atomically(folder / "report.html", document)
     files = [folder / name for name in ("report.html", "table.csv", "results.json")]
     return [*files, *(path for path, _, _ in pictures)], said
@@ -81,12 +81,12 @@ def overview(results: SweepResults) -> list[tuple[str, str]]:
     wall_s = sum(job.wall_s or 0.0 for job in results.jobs)
     tokens = sum(job.tokens or 0 for job in results.jobs)
     entries = [
-        ("experiment", results.ledger.experiment),
-        ("grid", "; ".join(f"{key}: {', '.join(map(show, values))}" for key, values in results.ledger.grid.items())),
+        ("experiment", results.state.experiment),
+        ("grid", "; ".join(f"{key}: {', '.join(map(show, values))}" for key, values in results.state.grid.items())),
         ("jobs", ", ".join(f"{count} {status}" for status, count in counts.most_common())),
         ("together", f"{tokens:,} tokens, {human_time(wall_s)} of runs"),
         ("code", ", ".join(commits) or "unknown"),
-        ("command", results.ledger.command),
+        ("command", results.state.command),
     ]
     if len(commits) > 1:
         entries.append(("mind", "the runs come from different commits"))
@@ -164,8 +164,8 @@ def fits_table(results: SweepResults, fits: Sequence[ScalingSeries]) -> str:
 
 
 def runs_table(results: SweepResults) -> str:
-    """A row for every job of the ledger."""
-    keys = list(results.ledger.grid)
+    """A row for every job of the state."""
+    keys = list(results.state.grid)
     head = [*(results.labels[key] for key in keys), "status", "steps", "tokens", "seconds", *results.metrics]
     rows = [
         [
@@ -182,7 +182,7 @@ def runs_table(results: SweepResults) -> str:
 
 def runs_csv(results: SweepResults) -> str:
     """Every job with full keys and all digits; empty where there is no value."""
-    keys, text = list(results.ledger.grid), io.StringIO()
+    keys, text = list(results.state.grid), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["job", *keys, "status", "reason", "optimizer_steps", "tokens_seen", "wall_s", *results.metrics, "directory"]
@@ -203,9 +203,9 @@ def as_json(
 ) -> dict[str, Any]:
     """Everything the page shows, for programs."""
     return {
-        "sweep": results.ledger.name,
-        "experiment": results.ledger.experiment,
-        "grid": results.ledger.grid,
+        "sweep": results.state.name,
+        "experiment": results.state.experiment,
+        "grid": results.state.grid,
         "jobs": {job.name: {"status": job.status, "reason": job.reason} for job in results.jobs},
         "groups": [
             {

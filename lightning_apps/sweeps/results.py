@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to: gathered from its ledger and the run directories, grouped over seeds."""
+"""What the runs of a sweep came to: gathered from its state and the run directories, grouped over seeds."""
 
 import zipfile
 import zlib
@@ -17,7 +17,7 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.statistics.t_interval import Estimate, mean_interval
 from lightning_apps.sweeps.grid import BUDGETS, short_keys
 from lightning_apps.sweeps.jobs import is_running
-from lightning_apps.sweeps.state import JobRecord, Ledger, read_ledger
+from lightning_apps.sweeps.state import JobRecord, SweepState, read_state
 from lightning_apps.training.plan import fraction_or_steps
 
 REPEAT = "seed"
@@ -106,14 +106,14 @@ class SweepResults:
 
     Attributes:
         folder: of the sweep.
-        ledger: as the last start left it.
-        jobs: in the ledger's order.
+        state: as the last start left it.
+        jobs: in the state's order.
         factors: grid keys other than the seed, in the grid's order.
         labels: full grid key -> short one.
     """
 
     folder: Path
-    ledger: Ledger
+    state: SweepState
     jobs: Sequence[JobResult]
     factors: Sequence[str]
     labels: Mapping[str, str]
@@ -192,19 +192,19 @@ def read_sweep(folder: Path) -> SweepResults:
     """Gather what the jobs of a sweep wrote.
 
     Raises:
-        ConfigError: there is no ledger, or a file of a run is damaged.
+        ConfigError: there is no state, or a file of a run is damaged.
     """
-    ledger = read_ledger(folder)
-    if ledger is None:
+    state = read_state(folder)
+    if state is None:
         raise ConfigError(f"{folder} holds no sweep.json")
     # relative to the sweep, so that a folder of results can be moved, and read from anywhere
     root = folder.resolve().parent.parent
     jobs = [
-        read_job(record, RunDirectory(root / ledger.experiment / Path(record.run_directory).name), folder)
-        for record in ledger.jobs
+        read_job(record, RunDirectory(root / state.experiment / Path(record.run_directory).name), folder)
+        for record in state.jobs
     ]
-    factors = [key for key in ledger.grid if key != REPEAT]
-    return SweepResults(folder, ledger, jobs, factors, short_keys(ledger.grid))
+    factors = [key for key in state.grid if key != REPEAT]
+    return SweepResults(folder, state, jobs, factors, short_keys(state.grid))
 
 
 def read_job(record: JobRecord, directory: RunDirectory, folder: Path) -> JobResult:

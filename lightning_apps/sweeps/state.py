@@ -1,7 +1,7 @@
-"""The ledger of a sweep: `<run.output_root>/sweeps/<name>/sweep.json`, and the locks beside it.
+"""The state of a sweep: `<run.output_root>/sweeps/<name>/sweep.json`, and the locks beside it.
 
-The ledger is a record for people and for the report. Whether a job is done is read from the job's own summary.json, so
-that a lost ledger costs nothing.
+The state is a record for people and for the report. Whether a job is done is read from the job's own summary.json, so
+that a lost state costs nothing.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Status = Literal["pending", "running", "done", "failed"]
 
 @dataclass
 class JobRecord:
-    """What the ledger knows of one job.
+    """What the sweep's state knows of one job.
 
     Attributes:
         name: of the job; its run is called `<sweep>-<name>`.
@@ -55,7 +55,7 @@ class JobRecord:
 
 
 @dataclass
-class Ledger:
+class SweepState:
     """What sweep.json holds.
 
     Attributes:
@@ -83,8 +83,8 @@ class Ledger:
         return next(record for record in self.jobs if record.name == name)
 
 
-def read_ledger(folder: Path) -> Ledger | None:
-    """The ledger in a sweep's folder, or None where there is none.
+def read_state(folder: Path) -> SweepState | None:
+    """The state in a sweep's folder, or None where there is none.
 
     Raises:
         ConfigError: the file is damaged.
@@ -95,16 +95,16 @@ def read_ledger(folder: Path) -> Ledger | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         jobs = [JobRecord(**record) for record in content.pop("jobs")]
-        return Ledger(**content, jobs=jobs)
+        return SweepState(**content, jobs=jobs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is no ledger of a sweep ({str(error).splitlines()[0]}); delete it: what is done is found again "
+            f"{path} is no state of a sweep ({str(error).splitlines()[0]}); delete it: what is done is found again "
             "from the runs"
         ) from error
 
 
-def continue_ledger(before: Ledger | None, now: Ledger, folder: Path) -> Ledger:
-    """The ledger of a new start: what is known of its jobs is kept, as are jobs that have left the grid.
+def continue_state(before: SweepState | None, now: SweepState, folder: Path) -> SweepState:
+    """The state of a new start: what is known of its jobs is kept, as are jobs that have left the grid.
 
     Args:
         before: of the earlier starts.
@@ -136,7 +136,7 @@ def continue_ledger(before: Ledger | None, now: Ledger, folder: Path) -> Ledger:
         jobs.append(
             JobRecord(**{**asdict(earlier), "overrides": record.overrides, "run_directory": record.run_directory})
         )
-    return Ledger(**{**vars(now), "jobs": [*jobs, *known.values()]})
+    return SweepState(**{**vars(now), "jobs": [*jobs, *known.values()]})
 
 
 def try_lock(path: Path) -> int | None:

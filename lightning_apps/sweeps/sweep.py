@@ -1,4 +1,4 @@
-"""`python -m lightning_apps.train sweep=arxiv_scaling`: one process for each job of a grid, and a ledger of them all.
+"""`python -m lightning_apps.train sweep=arxiv_scaling`: one process for each job of a grid, and the state of all.
 
 Each job is the train command with its own overrides, run directory and process, so that several devices inside a job,
 W&B runs and crashes stay apart (Lightning#11300, #18175, wandb#1314). This process imports no torch: it may wait for
@@ -42,11 +42,11 @@ from lightning_apps.sweeps.grid import (
 from lightning_apps.sweeps.jobs import JobRunner, Slot, wait_for_orphans
 from lightning_apps.sweeps.state import (
     JobRecord,
-    Ledger,
-    continue_ledger,
+    SweepState,
+    continue_state,
     lock_owner,
     lock_soon,
-    read_ledger,
+    read_state,
     sign_lock,
 )
 
@@ -77,7 +77,7 @@ def run_sweep(cfg: DictConfig) -> None:
     commands = {job.name: [*shared, *job.overrides, *own_overrides(settings.name, job)] for job in jobs}
     base, configs = compose_jobs([*search_path, *shared], {name: [*search_path, *commands[name]] for name in commands})
     slots = make_slots(settings, configs)
-    ledger = Ledger(
+    state = SweepState(
         name=settings.name,
         experiment=base["experiment"],
         command=shlex.join(["python", "-m", "lightning_apps.train", *sys.argv[1:]]),
@@ -93,10 +93,10 @@ def run_sweep(cfg: DictConfig) -> None:
             for job in jobs
         ],
     )
-    ledger = continue_ledger(read_ledger(folder), ledger, folder)
+    state = continue_state(read_state(folder), state, folder)
     unfinished = {}
     for name, config in configs.items():
-        directory = RunDirectory(Path(ledger.job(name).run_directory))
+        directory = RunDirectory(Path(state.job(name).run_directory))
         refuse_foreign_run(directory, config)
         if (summary := read_summary(directory)) is None or summary["status"] != "completed":
             unfinished[name] = config
@@ -106,11 +106,11 @@ def run_sweep(cfg: DictConfig) -> None:
         with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
             pool.submit(check_jobs, unfinished).result()
     with only_runner(folder):
-        ledger = continue_ledger(read_ledger(folder), ledger, folder)  # again: now nobody else writes it
+        state = continue_state(read_state(folder), state, folder)  # again: now nobody else writes it
         open_console(folder / "sweep.log")
         wait_for_orphans(folder, [job.name for job in jobs])
         runner = JobRunner(
-            folder=folder, ledger=ledger, jobs=jobs, slots=slots, settings=settings, command=train_command(search_path)
+            folder=folder, state=state, jobs=jobs, slots=slots, settings=settings, command=train_command(search_path)
         )
         runner.look_at_runs()
         say(banner(runner, axes, folder))
@@ -286,7 +286,7 @@ def banner(runner: JobRunner, axes: Mapping[str, Sequence[Any]], folder: Path) -
         "" if slots[0].devices is None else f" on devices {'; '.join(sorted({str(slot.devices) for slot in slots}))}"
     )
     threads = "" if slots[0].threads is None else f", {slots[0].threads} threads each"
-    records = [runner.ledger.job(job.name) for job in runner.jobs]
+    records = [runner.state.job(job.name) for job in runner.jobs]
     begun = sum(
         record.status == "pending" and read_summary(RunDirectory(Path(record.run_directory))) is not None
         for record in records
@@ -299,7 +299,7 @@ def banner(runner: JobRunner, axes: Mapping[str, Sequence[Any]], folder: Path) -
     known = "".join(f", {count} {word}" for word, count in counts.items() if count)
     return "\n".join(
         [
-            f"{'sweep':>12}  {runner.ledger.name}: {len(records)} jobs of experiment {runner.ledger.experiment} "
+            f"{'sweep':>12}  {runner.state.name}: {len(records)} jobs of experiment {runner.state.experiment} "
             f"({describe_grid(axes)}){known}",
             f"{'at once':>12}  {len(slots)}{where}{threads}",
             f"{'directory':>12}  {folder}",

@@ -13,7 +13,7 @@ Cadence = int | float | str
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The clock of a run.
+    """The plan of a run.
 
     Attributes:
         total_steps: optimizer steps of the whole run.
@@ -82,7 +82,7 @@ def plan_run(
     trainer: Mapping[str, Any],
     warmup: float,
 ) -> RunPlan:
-    """Derive the clock of a run.
+    """Derive the plan of a run.
 
     Args:
         num_train_samples: samples in one epoch.

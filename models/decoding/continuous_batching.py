@@ -130,7 +130,7 @@ class _Running:
     tokens: list[int] = field(default_factory=list)
 
 
-def decode_in_slots(
+def decode_continuously(
     net: PreTrainedModel,
     prompts: Sequence[Tensor],
     *,
@@ -142,7 +142,7 @@ def decode_in_slots(
     """Answers to prompts, in their order, each with the stop token that ended it, if one did.
 
     Args:
-        net: a causal language model in eval mode that attends by `documents`.
+        net: a causal language model in eval mode that attends with `packed` attention.
         prompts: tensors (length_i,) int64.
         max_new_tokens: longest answer, stop token included.
         num_slots: answers in progress at once.

@@ -1,4 +1,4 @@
-"""Batched decoding: in slots that are refilled where a model allows, else through transformers' generate."""
+"""Batched decoding: by continuous batching where a model allows, else through transformers' generate."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from models.decoding.continuous_batching import decode_in_slots
-from models.kernels.packed_attention import attends_by_documents
+from models.decoding.continuous_batching import decode_continuously
+from models.kernels.packed_attention import attends_packed
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sampling:
     Attributes:
         temperature: logits are divided by it; above 0.
         top_p: the most probable tokens that together reach this probability are kept; 1 keeps all.
-        seeds: one for each prompt; what is drawn depends on nothing else of the batch, where decoding is in slots.
+        seeds: one for each prompt; what is drawn depends on nothing else of the batch, where batching is continuous.
     """
 
     temperature: float
@@ -68,8 +68,8 @@ def generate_answers(
 ) -> list[Answer]:
     """Answers with a KV cache, in the order of the prompts.
 
-    Models that attend by `documents` decode in slots: a finished answer makes room for the next prompt. Others decode
-    prompts of like length together, padded on the left.
+    Models with `packed` attention are decoded by continuous batching: a finished answer makes room for the next
+    prompt. Others decode prompts of like length together, padded on the left.
 
     Args:
         net: a causal language model; put into eval mode and back.
@@ -83,8 +83,8 @@ def generate_answers(
     stops = list(stop_token_ids)
     produced: list[list[int]] = [[] for _ in prompts]
     with _evaluating(net):
-        if prompts and attends_by_documents(net):
-            produced = decode_in_slots(
+        if prompts and attends_packed(net):
+            produced = decode_continuously(
                 net, prompts, max_new_tokens=max_new_tokens, num_slots=batch_size, stop_token_ids=stops,
                 select=_Selection(sampling),
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention over packed documents, registered with transformers as the implementation `documents`.
+"""Attention over packed documents, registered with transformers as the implementation `packed`.
 
 Each document is attended to by itself, so nothing is computed and thrown away: on a GPU in half precision by torch's
 variable-length flash attention, elsewhere by one causal SDPA call for each document. Calls without documents are those
@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-DOCUMENTS = "documents"
+PACKED = "packed"
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures whose every layer is plain causal attention over rotary positions, and that the tests go through."""
 
@@ -35,21 +35,21 @@ class Documents:
     lengths: Sequence[int]
 
 
-def supports_documents(net: PreTrainedModel) -> bool:
-    """Whether `documents` attention computes what the model means."""
+def supports_packed_attention(net: PreTrainedModel) -> bool:
+    """Whether `packed` attention computes what the model means."""
     config = net.config
     slides = getattr(config, "use_sliding_window", getattr(config, "sliding_window", None))
     return config.model_type in SUPPORTED and not slides
 
 
-def use_documents(net: PreTrainedModel) -> None:
-    """Let a model attend by `documents`."""
-    net.set_attn_implementation(DOCUMENTS)
+def use_packed_attention(net: PreTrainedModel) -> None:
+    """Let a model attend with `packed` attention."""
+    net.set_attn_implementation(PACKED)
 
 
-def attends_by_documents(net: PreTrainedModel) -> bool:
-    """Whether use_documents was called."""
-    return bool(net.config._attn_implementation == DOCUMENTS)
+def attends_packed(net: PreTrainedModel) -> bool:
+    """Whether use_packed_attention was called."""
+    return bool(net.config._attn_implementation == PACKED)
 
 
 def no_mask(states: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def document_attention(
         scaling: of the scores; None for 1 / sqrt(d).
         dropout: on attention weights.
         documents: what lies in the row; n is 1 then.
-        slots: a cache that attends by itself, see slot_decoding.
+        slots: a cache that attends by itself, see continuous_batching.
         other: for `sdpa`.
 
     Returns:
@@ -190,5 +190,5 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
     return answer[None]  # (1, T, heads, d)
 
 
-AttentionInterface.register(DOCUMENTS, document_attention)
-AttentionMaskInterface.register(DOCUMENTS, sdpa_mask)
+AttentionInterface.register(PACKED, document_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

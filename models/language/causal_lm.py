@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from transformers.cache_utils import DynamicCache
 
 from models.kernels.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
-from models.kernels.packed_attention import Documents, attends_by_documents, no_mask
+from models.kernels.packed_attention import Documents, attends_packed, no_mask
 
 IGNORED = -100
 FEW_LOGITS = 1 << 22
@@ -147,7 +147,7 @@ def packed_states(
         batch: `input_ids`, `labels` and `position_ids` (1, T) int64, and `cu_seqlens` (documents + 1,) int; the first
             label of each document is -100.
         shared_prefix_length: leading tokens that all documents share; they are computed once, where the net attends by
-            `documents`. Neither they nor the next token has a label.
+            `packed`. Neither they nor the next token has a label.
 
     Returns:
         (1, T', d) states and (1, T') labels, -100 where nothing is to be learned. T' < T: the last token of each
@@ -156,7 +156,7 @@ def packed_states(
     ids, borders = batch["input_ids"], batch["cu_seqlens"].tolist()
     following = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     lengths = [stop - start for start, stop in itertools.pairwise(borders)]
-    by_documents = attends_by_documents(net)
+    by_documents = attends_packed(net)
     prefix = shared_prefix_length if by_documents and len(lengths) > 1 else 0
     fed = torch.ones(ids.shape[1], dtype=torch.bool)
     fed[torch.tensor(borders[1:]) - 1] = False

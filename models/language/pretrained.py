@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from models.adapters import Lora, add_adapters
-from models.kernels.packed_attention import supports_documents, use_documents
+from models.kernels.packed_attention import supports_packed_attention, use_packed_attention
 
-Attention = Literal["auto", "documents", "sdpa", "eager", "flash_attention_2"]
+Attention = Literal["auto", "packed", "sdpa", "eager", "flash_attention_2"]
 
 
 def pretrained_chat_lm(
@@ -34,7 +34,7 @@ def pretrained_chat_lm(
         pretrained: folder, .gguf file, or name on Hugging Face.
         package: installed package that carries a .gguf file, for where Hugging Face has nothing; the data module looks
             into it, and `gguf` says what it found.
-        attention: `auto` takes `documents` (see packed_attention) where the architecture allows, else `sdpa`.
+        attention: `auto` takes `packed` (see packed_attention) where the architecture allows, else `sdpa`.
         quantize: `4bit` keeps the frozen weights in 4 bits (QLoRA, Dettmers et al. 2023); needs bitsandbytes and a GPU.
         lora: adapters; rank 0 trains all weights.
 
@@ -79,20 +79,20 @@ def pretrained_chat_lm(
 
 
 def choose_attention(net: PreTrainedModel, attention: Attention) -> None:
-    """Set how a model attends; `auto` takes `documents` where the architecture allows, else `sdpa`.
+    """Set how a model attends; `auto` takes `packed` where the architecture allows, else `sdpa`.
 
     Raises:
         ValueError: the architecture or this machine cannot do it.
     """
     if attention == "auto":
-        attention = "documents" if supports_documents(net) else "sdpa"
-    if attention == "documents":
-        if not supports_documents(net):
+        attention = "packed" if supports_packed_attention(net) else "sdpa"
+    if attention == "packed":
+        if not supports_packed_attention(net):
             raise ValueError(
-                f"model.attention=documents does not know {net.config.model_type} models or layers with a sliding "
+                f"model.attention=packed does not know {net.config.model_type} models or layers with a sliding "
                 "window; choose model.attention=auto or sdpa"
             )
-        use_documents(net)
+        use_packed_attention(net)
         return
     try:
         net.set_attn_implementation(attention)

@@ -14,7 +14,7 @@ from tests.lightning_apps.runs.test_resume import directory_of
 
 def test_the_plain_loop_trains_as_we_do(composed, cache_root):
     options = Namespace(
-        data="planted", model="tiny", precision="fp32", device="cpu", steps=2, cache_root=str(cache_root)
+        data="synthetic", model="tiny", precision="fp32", device="cpu", steps=2, cache_root=str(cache_root)
     )
     ours, plain = rating.COMPARISONS["exact"]
     peer = rating.plain_run(options, plain, seed=0)
@@ -30,7 +30,7 @@ def test_the_plain_loop_trains_as_we_do(composed, cache_root):
 
 @pytest.mark.slow
 def test_the_command(cache_root):
-    command = [sys.executable, "-m", "benchmarks.rating", "--data", "planted", "--model", "tiny", "--steps", "1",
+    command = [sys.executable, "-m", "benchmarks.rating", "--data", "synthetic", "--model", "tiny", "--steps", "1",
                "--repeats", "1", "--cache-root", str(cache_root), "--only", "exact"]  # fmt: skip
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert "largest difference of a step's loss" in done.stdout

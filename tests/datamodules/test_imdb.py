@@ -15,7 +15,7 @@ from datamodules.text.tokenized_texts import (
     word_tokenizer,
 )
 
-TINY_DATA = ["experiment=imdb", "model=bert_tiny", "data.dataset=planted"]
+TINY_DATA = ["experiment=imdb", "model=bert_tiny", "data.dataset=synthetic"]
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_windows_hold_the_planned_samples_in_micro_batches_of_like_length(make):
     lengths = data.lengths[data.rows["train"]]
     epoch, indices = window_keys(3, num_samples=110, global_batch_size=16, seed=5)
     window = WindowCollator(data.training_batch, 6, lengths)((epoch, indices))
-    assert window["sample_ids"].tolist() == indices.tolist()  # the ledger's order
+    assert window["sample_ids"].tolist() == indices.tolist()  # the sample log's order
     ids = micro_batch_ids(window)
     assert list(map(len, ids)) == [6, 6, 4]
     rows = [row for rows in ids for row in rows]

@@ -15,7 +15,7 @@ from datamodules.sampling.balanced_order import BalancedOrder
 from datamodules.sampling.step_batches import WindowCollator, WindowSampler
 
 TINY_DATA = [
-    "experiment=rating", "model=hierarchical_tiny", "data.dataset=planted", "data.chunk_size=16", "data.stride=8",
+    "experiment=rating", "model=hierarchical_tiny", "data.dataset=synthetic", "data.chunk_size=16", "data.stride=8",
     "data.max_chunks=4", "hardware=cpu",
 ]  # fmt: skip
 GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 14)), min_size=12, max_size=80)
@@ -252,7 +252,7 @@ def test_settings_that_contradict_each_other(make):
     with pytest.raises(ValueError, match=r"data\.ordered=true needs the order of the classes, data\.label_names="):
         make("data.label_names=null")
     assert make("data.label_names=null", "data.ordered=false").label_names == ["General", "Mature", "Teen"]
-    with pytest.raises(ValueError, match=r"data\.path is missing: name a folder .*data\.dataset=planted"):
+    with pytest.raises(ValueError, match=r"data\.path is missing: name a folder .*data\.dataset=synthetic"):
         make("data.dataset=null")
 
 

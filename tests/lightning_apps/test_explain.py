@@ -14,7 +14,7 @@ from datamodules.text.chunking import Chunker, Chunking
 from datamodules.text.tokenized_texts import word_tokenizer
 from lightning_apps import explain as explain_command
 from lightning_apps.errors import ConfigError
-from lightning_apps.explanations.attribution import Chunks, Reader, class_goal
+from lightning_apps.explanations.attribution import CachedEncoder, Chunks, class_target
 from lightning_apps.explanations.documents import DEFAULT_COLUMNS, choose_rows, read_documents
 from lightning_apps.explanations.integrated_gradients import integrated_gradients
 from lightning_apps.explanations.run import pad_chunks
@@ -78,10 +78,12 @@ def test_integrated_gradients_of_real_architectures(kind, settings):
     ids, mask, spans = pad_chunks(chunked.input_ids, chunked.spans, tokenizer.pad_token_id)
     assert len({len(row) for row in chunked.input_ids}) == 2  # the last chunk is shorter
     words, word = read_words(TEXT[:140], spans, max_sentences=400)
-    reader = Reader(net, 2, tokenizer.unk_token_id)
+    encoder = CachedEncoder(net, 2, tokenizer.unk_token_id)
     chunks = Chunks(ids, mask, word, len(words.spans))
-    goal = class_goal(1, "Teen", 3)
-    errors = [integrated_gradients(chunks, reader, goal, steps=steps, tolerance=0, max_steps=1)[1] for steps in (3, 41)]
+    target = class_target(1, "Teen", 3)
+    errors = [
+        integrated_gradients(chunks, encoder, target, steps=steps, tolerance=0, max_steps=1)[1] for steps in (3, 41)
+    ]
     assert abs(errors[1].value - errors[1].baseline) > 1e-3
     assert errors[1].error < 1e-4
     assert errors[1].error < errors[0].error
@@ -148,8 +150,8 @@ def test_any_other_file_is_one_document_and_methods_can_be_left_out(run, tmp_pat
     assert row["faithfulness"] == {}
 
 
-PLANTED = [
-    "experiment=rating", "model=hierarchical_tiny", "data.dataset=planted", "data.chunk_size=32", "data.stride=16",
+SYNTHETIC = [
+    "experiment=rating", "model=hierarchical_tiny", "data.dataset=synthetic", "data.chunk_size=32", "data.stride=16",
     "data.device_batch_size=8", "data.global_batch_size=8", "hardware=cpu", "callbacks.extra.picture=null",
     "callbacks.extra.evaluation.baselines=false", "optimizer.lr=0.003", "optimizer.groups=[]", "model.hidden_dropout=0",
     "model.head_dropout=0", "trainer.max_epochs=null", "trainer.max_steps=150", "trainer.evaluate_every=50",
@@ -158,7 +160,7 @@ PLANTED = [
 
 def test_documents_of_a_split(composed, tmp_path, monkeypatch, capsys):
     """A split of the run's own data: ids, labels and evidence as the data have them; no training is needed."""
-    config = composed(*PLANTED, name="a")
+    config = composed(*SYNTHETIC, name="a")
     data = build_datamodule(config)
     small_net(len(data.tokenizer)).save_pretrained(tmp_path / "a" / "model")
     data.tokenizer.save_pretrained(tmp_path / "a" / "model")
@@ -189,7 +191,7 @@ def test_documents_of_a_split(composed, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_trained_run_is_explained_by_the_evidence(composed, monkeypatch):
-    config = composed(*PLANTED, name="a")
+    config = composed(*SYNTHETIC, name="a")
     assert run_experiment(config)["metrics"]["test/f1_macro"] > 0.9
     run = Path(config["run"]["output_root"]) / "rating" / "a"
     command(monkeypatch, f"run={run}", "max_documents=null")

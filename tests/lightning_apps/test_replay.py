@@ -1,4 +1,4 @@
-"""The sample ledger, and steps done again."""
+"""The sample log, and steps done again."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from datamodules.sampling.step_batches import window_keys
 from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.sample_log import check_order
-from lightning_apps.diagnostics.sample_log import LedgerError, LedgerWriter, ledger_row
+from lightning_apps.diagnostics.sample_log import SampleLogError, SampleLogWriter, sample_log_row
 from lightning_apps.errors import GuardError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs import experiment_run
@@ -63,7 +63,7 @@ def test_replayed_steps_equal_the_log_to_the_last_digit_and_nothing_is_written(r
         code, said = replay(monkeypatch, capsys, f"run={directory.path}", f"step={step}")
         assert code == 0, said
         assert start in said
-        assert "ledger    the same 8 samples in the same order" in said
+        assert "sample log the same 8 samples in the same order" in said
         assert said.count("difference 0: equal") == 2
         assert "loc(c_" in said
     assert contents(directory.path) == before
@@ -80,9 +80,9 @@ def test_a_changed_record_is_reported(run, monkeypatch, capsys):
     assert code == 1
     assert f"train/loss was logged as {fields[1]} and came out as {loss!r}" in said
 
-    ledger = bytearray(directory.ledger.read_bytes())
-    ledger[24 + 6 * 48 + 16] ^= 1  # an id of step 7
-    directory.ledger.write_bytes(ledger)
+    log = bytearray(directory.sample_log.read_bytes())
+    log[24 + 6 * 48 + 16] ^= 1  # an id of step 7
+    directory.sample_log.write_bytes(log)
     code, said = replay(monkeypatch, capsys, f"run={directory.path}", "step=7")
     assert code == 1
     assert "the record of step 7" in said
@@ -94,8 +94,8 @@ def test_a_changed_record_is_reported(run, monkeypatch, capsys):
     [
         ([], "give run="),
         (["run=there/is/none", "step=1"], "no run is there"),
-        (["capsule=there/is/none"], "no capsule is there"),
-        (["run=a", "step=1", "capsule=b"], "give run="),
+        (["crash_dump=there/is/none"], "no crash dump is there"),
+        (["run=a", "step=1", "crash_dump=b"], "give run="),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
@@ -110,7 +110,7 @@ def test_a_step_beyond_the_run_is_refused(run, monkeypatch, capsys):
     assert "the run has the steps 1 to 25" in said
 
 
-# ---------------------------------------------------------------------------------------------------- the ledger
+# ---------------------------------------------------------------------------------------------------- the sample log
 
 
 def planned(config, step):
@@ -126,24 +126,24 @@ class Crash(L.Callback):
             raise OSError("the power failed")
 
 
-def test_the_ledger_equals_the_order_and_survives_a_resume(composed, monkeypatch):
+def test_the_sample_log_equals_the_order_and_survives_a_resume(composed, monkeypatch):
     whole = composed(*RUN, name="whole")
     run_experiment(whole)
     for step in range(1, 26):
-        assert ledger_row(directory_of(whole).ledger, step).tolist() == planned(whole, step)
-    assert {len(ledger_row(directory_of(whole).ledger, step)) for step in (13, 14)} == {8, planned_rest(whole)}
+        assert sample_log_row(directory_of(whole).sample_log, step).tolist() == planned(whole, step)
+    assert {len(sample_log_row(directory_of(whole).sample_log, step)) for step in (13, 14)} == {8, planned_rest(whole)}
 
     broken = composed(*RUN, name="broken")
     with monkeypatch.context() as patch:
         build = experiment_run.build_callbacks
-        # behind the ledger, before the checkpoints
+        # behind the sample log, before the checkpoints
         patch.setattr(experiment_run, "build_callbacks", lambda *args: [*build(*args), Crash()])
         with pytest.raises(OSError, match="power"):
             run_experiment(broken)
-    ledger = directory_of(broken).ledger
-    assert ledger_row(ledger, 16).tolist() == planned(whole, 16)  # beyond the checkpoint of step 12
+    log = directory_of(broken).sample_log
+    assert sample_log_row(log, 16).tolist() == planned(whole, 16)  # beyond the checkpoint of step 12
     run_experiment({**broken, "run": {**broken["run"], "resume": "auto"}})
-    assert ledger.read_bytes() == directory_of(whole).ledger.read_bytes()
+    assert log.read_bytes() == directory_of(whole).sample_log.read_bytes()
 
 
 def planned_rest(config):
@@ -151,31 +151,31 @@ def planned_rest(config):
 
 
 def write(path, steps, start=0, width=4):
-    writer = LedgerWriter(path, ids_per_step=width, num_samples=1000)
+    writer = SampleLogWriter(path, ids_per_step=width, num_samples=1000)
     writer.start_after(start)
     for step in steps:
         writer.append(step, np.arange(step, step + min(width, step)))
     writer.close()
 
 
-def test_resuming_cuts_the_ledger_back_and_marks_gaps(tmp_path):
-    path, other = tmp_path / "ledger.bin", tmp_path / "other.bin"
+def test_resuming_cuts_the_sample_log_back_and_marks_gaps(tmp_path):
+    path, other = tmp_path / "sample_log.bin", tmp_path / "other.bin"
     write(path, range(1, 10))
     write(path, range(5, 8), start=4)
     write(other, range(1, 8))
     assert path.read_bytes() == other.read_bytes()
-    assert ledger_row(path, 2).tolist() == [2, 3]
-    with pytest.raises(LedgerError, match="holds the steps 1 to 7, not 8"):
-        ledger_row(path, 8)
+    assert sample_log_row(path, 2).tolist() == [2, 3]
+    with pytest.raises(SampleLogError, match="holds the steps 1 to 7, not 8"):
+        sample_log_row(path, 8)
     write(path, [11], start=10)
-    assert ledger_row(path, 9) is None
-    assert ledger_row(path, 11).tolist() == [11, 12, 13, 14]
-    with pytest.raises(LedgerError, match="another batch size"):
+    assert sample_log_row(path, 9) is None
+    assert sample_log_row(path, 11).tolist() == [11, 12, 13, 14]
+    with pytest.raises(SampleLogError, match="another batch size"):
         write(path, [], width=5)
 
 
 def test_a_half_written_record_is_dropped(tmp_path):
-    path, other = tmp_path / "ledger.bin", tmp_path / "other.bin"
+    path, other = tmp_path / "sample_log.bin", tmp_path / "other.bin"
     write(path, range(1, 6))
     path.write_bytes(path.read_bytes()[:-7])
     write(path, [5], start=4)
@@ -184,15 +184,15 @@ def test_a_half_written_record_is_dropped(tmp_path):
 
 
 def test_every_byte_of_a_record_counts(tmp_path):
-    path = tmp_path / "ledger.bin"
+    path = tmp_path / "sample_log.bin"
     write(path, range(1, 4))
     original = path.read_bytes()
     for position in range(24 + 32, 24 + 64):
         changed = bytearray(original)
         changed[position] ^= 4
         path.write_bytes(changed)
-        with pytest.raises(LedgerError):
-            ledger_row(path, 2)
+        with pytest.raises(SampleLogError):
+            sample_log_row(path, 2)
 
 
 def test_a_loader_that_delivers_something_else_is_caught(composed, monkeypatch):

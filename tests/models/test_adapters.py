@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from datamodules.sampling.packing import packed_batch
 from models.adapters import add_adapters, has_adapters, merged_copy, save_adapters
-from models.kernels.packed_attention import use_documents
+from models.kernels.packed_attention import use_packed_attention
 from models.language.causal_lm import target_loss
 from tests.datamodules.sampling.test_packing import documents, target_logits, tiny
 
@@ -69,7 +69,7 @@ def test_saved_adapters_and_merged_weights_are_read_by_peft_and_transformers(dor
     torch.testing.assert_close(target_logits(wrapped.get_base_model(), batch), expected, rtol=1e-5, atol=1e-5)
     merged_copy(net).save_pretrained(tmp_path / "merged")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    use_documents(read)
+    use_packed_attention(read)
     torch.testing.assert_close(target_logits(read, batch), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -17,11 +17,11 @@ from lightning_apps.process.console import say, with_progress
 from models.encoders.chunk_vectors import KEY_BYTES, ChunkVectors, chunk_key
 from models.encoders.hierarchical import HierarchicalClassifier
 
-CHUNK_MEMORY_VERSION = 1
+FEATURE_CACHE_VERSION = 1
 """Raise it whenever the vectors of the same chunks and weights come out otherwise."""
 
 
-class ChunkMemory(L.Callback):
+class FeatureCache(L.Callback):
     """Gives a HierarchicalClassifier the vectors of the chunks it is going to meet; only where its encoder is frozen.
 
     Training without it gives the same results to the last digit, only slower. Vectors are kept under the cache root,
@@ -47,7 +47,7 @@ class ChunkMemory(L.Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         encoder = {
-            "version": CHUNK_MEMORY_VERSION,
+            "version": FEATURE_CACHE_VERSION,
             "encoder": encoder_identity(net),
             "precision": str(trainer.precision),
             "device": pl_module.device.type,

@@ -28,7 +28,7 @@ class RatingModule(ClassificationModule):
         build_net: makes the network.
         build_optimizer: makes the optimizer of a module.
         schedule: learning-rate factor after so many optimizer steps.
-        plan: the clock of the run.
+        plan: the plan of the run.
         class_counts: documents of each class in an epoch.
         class_weights: see class_weights; None weighs all alike.
         effective_number_beta: see class_weights.

@@ -18,7 +18,7 @@ from transformers import (
 
 from datamodules.sampling.packing import Document, PackingCollator, first_fit_decreasing, packed_batch, padded_batch
 from datamodules.sampling.step_batches import micro_batch_ids
-from models.kernels.packed_attention import attend_by_document, supports_documents, use_documents
+from models.kernels.packed_attention import attend_by_document, supports_packed_attention, use_packed_attention
 from models.language.causal_lm import recompute_activations, target_loss, target_states
 
 ARCHITECTURES = {
@@ -39,7 +39,7 @@ def tiny(architecture="qwen2", *, by_documents=True, **changes):
     torch.manual_seed(0)
     net = build(configure(**{**SIZES, **options, **changes})).eval()
     if by_documents:
-        use_documents(net)
+        use_packed_attention(net)
     return net
 
 
@@ -122,11 +122,11 @@ def test_a_window_keeps_its_order_and_its_micro_batches_name_their_samples():
 # ---------------------------------------------------------------------- attention
 
 
-@pytest.mark.parametrize("implementation", ["documents", "sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["packed", "sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logits_of_a_packed_document_are_those_of_the_document_alone(architecture, implementation):
     net = tiny(architecture, by_documents=False)
-    assert supports_documents(net)
+    assert supports_packed_attention(net)
     alone = torch.cat([target_logits(net, padded_batch([entry], pad_token_id=0)) for entry in documents(9, 14, 6)])
     net.set_attn_implementation(implementation)
     for prefix in (0, PREFIX):
@@ -182,11 +182,11 @@ def test_padding_changes_nothing():
 
 
 def test_sliding_windows_and_unknown_architectures_are_left_to_others():
-    assert not supports_documents(tiny("mistral", by_documents=False, sliding_window=4))
-    assert not supports_documents(tiny("qwen2", by_documents=False, use_sliding_window=True))
+    assert not supports_packed_attention(tiny("mistral", by_documents=False, sliding_window=4))
+    assert not supports_packed_attention(tiny("qwen2", by_documents=False, use_sliding_window=True))
     net = tiny(by_documents=False)
     net.config.model_type = "novel"
-    assert not supports_documents(net)
+    assert not supports_packed_attention(net)
 
 
 @pytest.mark.gpu

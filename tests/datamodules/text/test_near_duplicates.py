@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from datamodules.labelled.synthetic_texts import planted_texts
+from datamodules.labelled.synthetic_texts import synthetic_texts
 from datamodules.text.near_duplicates import Repeat, find_repeats, jaccard, minhash, shingles
 
-TEXTS = planted_texts()["train"].texts
+TEXTS = synthetic_texts()["train"].texts
 LONG = " ".join(TEXTS[:12])
 
 

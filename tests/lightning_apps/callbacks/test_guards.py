@@ -45,9 +45,9 @@ class AtStep(L.Callback):
 def plant(monkeypatch):
     """plant(callback): the callback runs before all others of the next run."""
 
-    def add(*planted):
+    def add(*synthetic):
         build = experiment_run.build_callbacks
-        monkeypatch.setattr(experiment_run, "build_callbacks", lambda *args: [*planted, *build(*args)])
+        monkeypatch.setattr(experiment_run, "build_callbacks", lambda *args: [*synthetic, *build(*args)])
 
     return add
 
@@ -81,7 +81,7 @@ def test_a_nan_weight_is_named_by_module_and_parameter(composed, plant, layer):
     error = stopped(composed(*TWO_LAYERS, name="nan"))
     assert f"step 3: NaN in the output of {name} for samples" in str(error)
     assert f"NaN in parameter {name}.weight (1 of 256 values)" in str(error)
-    assert error.capsule.name == "step=00000003"
+    assert error.crash_dump.name == "step=00000003"
 
 
 def test_values_that_turn_bad_between_modules_are_placed_there(composed):
@@ -141,9 +141,9 @@ def test_masked_targets_are_named_by_their_samples(composed, monkeypatch):
     monkeypatch.setattr(LocationDataModule, "training_batch", mask)
     config = composed(*TWO_LAYERS, name="masked")
     error = stopped(config)
-    capsule = json.loads((error.capsule / "capsule.json").read_text())
-    assert capsule["guard"] == "no_targets"
-    assert ", ".join(map(str, capsule["sample_ids"])) in str(error)
+    crash_dump = json.loads((error.crash_dump / "crash_dump.json").read_text())
+    assert crash_dump["guard"] == "no_targets"
+    assert ", ".join(map(str, crash_dump["sample_ids"])) in str(error)
 
 
 def test_nothing_trainable_is_refused():
@@ -209,7 +209,7 @@ def test_a_loss_spike_stops_at_its_step_and_a_normal_run_has_none(composed, monk
     error = stopped(composed(*SPIKES, name="spike"))
     assert "step 33: the loss jumped to" in str(error)
     assert error.guard == "loss_spike"
-    assert len(json.loads((error.capsule / "capsule.json").read_text())["losses"]) == 33
+    assert len(json.loads((error.crash_dump / "crash_dump.json").read_text())["losses"]) == 33
 
 
 def test_spikes_are_found_after_a_resume_too(composed, monkeypatch):
@@ -251,7 +251,7 @@ def test_answers_of_one_token_repeated_are_counted():
 def collapse_guard(action):
     plan = SimpleNamespace(total_steps=100, save_steps=(), evaluation_steps=())
     return Guards(
-        plan=plan, step_log=StepLog(plan, clip_norm=None, log_every=1), capsules=None, config={}, non_finite="stop",
+        plan=plan, step_log=StepLog(plan, clip_norm=None, log_every=1), crash_dumps=None, config={}, non_finite="stop",
         token_ids="stop", loss_spike="off", loss_spike_sigmas=20.0, collapsed_generator=action, collapsed_after=0.5,
     )  # fmt: skip
 
@@ -291,22 +291,22 @@ def test_the_location_evaluation_reports_collapse_to_the_guard(composed, monkeyp
     assert read_metrics(directory_of(config).metrics)[1]["val/collapsed_ratio"] == 1.0
 
 
-# ---------------------------------------------------------------------------------------------------- capsules
+# ---------------------------------------------------------------------------------------------------- crash dumps
 
 
-def test_a_capsule_loads_without_pickle_and_its_replay_command_finds_the_same(composed, monkeypatch, capsys):
-    config = composed(*TWO_LAYERS, "optimizer.lr=1e30", name="capsule")
+def test_a_crash_dump_loads_without_pickle_and_its_replay_command_finds_the_same(composed, monkeypatch, capsys):
+    config = composed(*TWO_LAYERS, "optimizer.lr=1e30", name="dump")
     error = stopped(config)
-    batch = torch.load(error.capsule / "batch.pt", weights_only=True)
-    rng = torch.load(error.capsule / "rng.pt", weights_only=True)
-    capsule = json.loads((error.capsule / "capsule.json").read_text())
-    assert batch["sample_ids"].tolist() == capsule["sample_ids"]
+    batch = torch.load(error.crash_dump / "batch.pt", weights_only=True)
+    rng = torch.load(error.crash_dump / "rng.pt", weights_only=True)
+    crash_dump = json.loads((error.crash_dump / "crash_dump.json").read_text())
+    assert batch["sample_ids"].tolist() == crash_dump["sample_ids"]
     assert batch["micro_batches"][0]["input_ids"].shape == (8, 22)
     assert rng["torch"].dtype == torch.uint8
-    assert capsule["step"] == len(capsule["grad_norms"]) == 2
-    assert capsule["replay"] in str(error)
+    assert crash_dump["step"] == len(crash_dump["grad_norms"]) == 2
+    assert crash_dump["replay"] in str(error)
 
-    words = shlex.split(capsule["replay"])
+    words = shlex.split(crash_dump["replay"])
     assert words[:3] == ["python", "-m", "lightning_apps.replay"]
     monkeypatch.setattr(sys, "argv", words[2:])
     capsys.readouterr()
@@ -314,10 +314,10 @@ def test_a_capsule_loads_without_pickle_and_its_replay_command_finds_the_same(co
     said = capsys.readouterr().out
     assert "batch under fresh weights: every value is finite" in said
     assert said.count("NaN inside net.model.layers.0.self_attn, before net.model.layers.0.self_attn.o_proj") == 2
-    assert "the data give the capsule's batch again" in said
+    assert "the data give the crash dump's batch again" in said
 
 
-def test_a_capsule_replay_names_what_is_bad_in_the_checkpoint(composed, monkeypatch, capsys, plant):
+def test_a_crash_dump_replay_names_what_is_bad_in_the_checkpoint(composed, monkeypatch, capsys, plant):
     plant(AtStep(4, put_nan("net.model.norm.weight")))
     config = composed(*TWO_LAYERS, "callbacks.weight_average={decay: 0.5}", name="rotten")
     error = stopped(config)
@@ -325,7 +325,7 @@ def test_a_capsule_replay_names_what_is_bad_in_the_checkpoint(composed, monkeypa
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["current_model_state"]["net.model.layers.1.mlp.down_proj.weight"][0, 0] = float("inf")
     torch.save(checkpoint, path)
-    monkeypatch.setattr(sys, "argv", ["replay", f"capsule={error.capsule}"])
+    monkeypatch.setattr(sys, "argv", ["replay", f"crash_dump={error.crash_dump}"])
     replay_command.main()
     assert "in the output of net.model.layers.1.mlp.down_proj" in capsys.readouterr().out
 

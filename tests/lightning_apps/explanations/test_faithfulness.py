@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from lightning_apps.explanations.attribution import Chunks, Reader, class_goal
+from lightning_apps.explanations.attribution import CachedEncoder, Chunks, class_target
 from lightning_apps.explanations.deletion_curves import deletion_and_insertion, ranked_words
 from lightning_apps.explanations.faithfulness import (
     EVIDENCE,
@@ -67,9 +67,9 @@ class CountingNet(torch.nn.Module):
 def test_curves_by_hand():
     ids = torch.tensor([[0, 10, 7, 7, 1], [0, 10, 7, 7, 1]])
     chunks = Chunks(ids, torch.ones_like(ids), np.array([[-1, 0, 1, 2, -1], [-1, 3, 4, 5, -1]]), 6)
-    reader = Reader(CountingNet(), 8, 3)
+    encoder = CachedEncoder(CountingNet(), 8, 3)
     order = np.array([0, 3, 1, 2, 4, 5])  # the two words that matter first
-    deletion, insertion = deletion_and_insertion(chunks, reader, class_goal(1, "b", 2), order, [0, 1 / 6, 2 / 6, 1])
+    deletion, insertion = deletion_and_insertion(chunks, encoder, class_target(1, "b", 2), order, [0, 1 / 6, 2 / 6, 1])
     sigmoid = [1 / (1 + math.exp(-(number - 1))) for number in range(3)]
     np.testing.assert_allclose(deletion, [sigmoid[2], sigmoid[1], sigmoid[0], sigmoid[0]], rtol=1e-6)
     np.testing.assert_allclose(insertion, [sigmoid[0], sigmoid[1], sigmoid[2], sigmoid[2]], rtol=1e-6)

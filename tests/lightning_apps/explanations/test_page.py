@@ -54,7 +54,7 @@ def explanation(name, text, probabilities, *, label=None, evidence=None, read=sl
         document=Document(name, text, label, evidence),
         prediction=NAMES[int(np.argmax(probabilities))],
         probabilities=dict(zip(NAMES, probabilities, strict=True)),
-        goal=NAMES[int(np.argmax(probabilities))],
+        target=NAMES[int(np.argmax(probabilities))],
         words=words,
         chunk_spans=np.array([[part[0, 0], part[-1, 1]] if len(part) else [0, 0] for part in held]),
         chunk_weights=weights,
@@ -217,7 +217,7 @@ def test_in_a_browser(tmp_path, server):
     dom, console = load(path, "#sort=error", profile=tmp_path / "profile")
     assert console == []
     assert shown_documents(dom) == [2, 1, 3, 0]  # errors 0.95, 0.6, 0.6, 0.3; those that tie in the order of the data
-    assert "<title>Explanations of rating/a, test</title>" in dom  # no planted script ran
+    assert "<title>Explanations of rating/a, test</title>" in dom  # no synthetic script ran
     assert "4 of 4 documents" in dom
     dom, console = load(path, "#sort=unsure&wrong=1&label=General", profile=tmp_path / "profile")
     assert console == []

@@ -195,7 +195,7 @@ def test_nothing_trainable(composed):
 
 def test_a_network_for_another_task(composed):
     with pytest.raises(ConfigError, match=r"models\.language\.causal_lm\.qwen2 does not go with experiment=imdb"):
-        run_experiment(composed("experiment=imdb", "data.dataset=planted", "model=qwen2_tiny", "hardware=cpu"))
+        run_experiment(composed("experiment=imdb", "data.dataset=synthetic", "model=qwen2_tiny", "hardware=cpu"))
 
 
 def test_data_in_a_package(composed):

@@ -15,7 +15,7 @@ from lightning_apps.process.console import open_console
 from lightning_apps.sweeps import jobs as sweep_jobs
 from lightning_apps.sweeps.grid import Job, SweepSettings
 from lightning_apps.sweeps.jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
-from lightning_apps.sweeps.state import JobRecord, Ledger, is_locked, read_ledger
+from lightning_apps.sweeps.state import JobRecord, SweepState, is_locked, read_state
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "tests.fake_job"]
@@ -34,7 +34,7 @@ def make(folder, behaviours, *, parallel=1, slots=None, **changes):
         "retry_failed": False, "on_failure": "continue", **changes,
     }  # fmt: skip
     jobs = [Job(name, {"seed": seed}) for seed, name in enumerate(behaviours)]
-    known = {record.name: record for record in before.jobs} if (before := read_ledger(folder)) else {}
+    known = {record.name: record for record in before.jobs} if (before := read_state(folder)) else {}
     records = []
     for job in jobs:
         directory = str(folder / "runs" / job.name)
@@ -43,7 +43,7 @@ def make(folder, behaviours, *, parallel=1, slots=None, **changes):
         records.append(record)
     open_console()
     runner = JobRunner(
-        folder=folder, ledger=Ledger("s", "x", "python -m x sweep=s", {"seed": [0]}, {}, records), jobs=jobs,
+        folder=folder, state=SweepState("s", "x", "python -m x sweep=s", {"seed": [0]}, {}, records), jobs=jobs,
         slots=slots or [Slot(None, None) for _ in range(parallel)], settings=SweepSettings(**settings),
         command=COMMAND,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def make(folder, behaviours, *, parallel=1, slots=None, **changes):
 
 
 def statuses(folder):
-    return {job.name: job.status for job in read_ledger(folder).jobs}
+    return {job.name: job.status for job in read_state(folder).jobs}
 
 
 def starts(folder, name):
@@ -73,7 +73,7 @@ def test_jobs_run_in_order_and_a_second_start_has_nothing_to_do(tmp_path, capsys
     assert out[1].startswith("[1/2] done     a: val/loss 1.25, ")
     assert "1 of 2 done, about" in out[1]
     assert "left" not in out[3]
-    record = read_ledger(tmp_path).job("a")
+    record = read_state(tmp_path).job("a")
     assert (record.exit_code, record.attempts, record.wall_s, record.reason) == (0, 1, 0.5, "")
     assert record.started_at <= record.ended_at
     assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
@@ -81,7 +81,7 @@ def test_jobs_run_in_order_and_a_second_start_has_nothing_to_do(tmp_path, capsys
     assert capsys.readouterr().out == ""
 
 
-def test_the_runs_decide_what_is_done_and_not_the_ledger(tmp_path):
+def test_the_runs_decide_what_is_done_and_not_the_state(tmp_path):
     make(tmp_path, {"a": "ok", "b": "ok"}).run()
     (tmp_path / "sweep.json").unlink()
     (tmp_path / "runs" / "b" / "summary.json").unlink()
@@ -108,7 +108,7 @@ def test_failed_jobs_are_left_alone_until_somebody_asks(tmp_path):
     assert make(tmp_path, {"a": "flaky"}).run() == 1
     assert make(tmp_path, {"a": "flaky"}).run() == 1
     assert len(starts(tmp_path, "a")) == 1
-    assert read_ledger(tmp_path).job("a").reason.startswith("error: boom")
+    assert read_state(tmp_path).job("a").reason.startswith("error: boom")
     assert make(tmp_path, {"a": "flaky"}, retry_failed=True).run() == 0
     assert statuses(tmp_path) == {"a": "done"}
 
@@ -182,7 +182,7 @@ def test_the_third_signal_kills(tmp_path):
     start = time.monotonic()
     assert runner.run() == 128 + signal.SIGTERM
     assert time.monotonic() - start < 30
-    assert read_ledger(tmp_path).job("a").reason == "killed while stopping"
+    assert read_state(tmp_path).job("a").reason == "killed while stopping"
     assert statuses(tmp_path) == {"a": "pending"}
 
 

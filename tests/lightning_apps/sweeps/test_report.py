@@ -22,7 +22,7 @@ from lightning_apps.sweeps.analysis import effects, growing_groups, in_context, 
 from lightning_apps.sweeps.report import write_sweep_report
 from lightning_apps.sweeps.results import find_sweep, read_curve, read_sweep, show
 from lightning_apps.sweeps.scaling_picture import PositionLine, colours, draw_in_context, metric_unit, short_count
-from lightning_apps.sweeps.state import read_ledger, try_lock
+from lightning_apps.sweeps.state import read_state, try_lock
 from tests.synthetic_sweep import loss_of, write_sweep
 
 STUDY = {
@@ -262,12 +262,12 @@ def test_a_sweep_without_categories_or_budgets_has_no_study(tmp_path):
 def test_every_status_is_told(tmp_path):
     grid = {"seed": [0, 1, 2, 3, 4, 5]}
     folder = write_sweep(tmp_path, grid, leave_out=("seed=1", "seed=2", "seed=3", "seed=4"), in_context=False)
-    ledger = read_ledger(folder)
-    ledger.job("seed=1").status, ledger.job("seed=1").reason = "failed", "error: boom"
-    ledger.job("seed=2").status, ledger.job("seed=2").attempts = "running", 1  # its runner was killed
+    state = read_state(folder)
+    state.job("seed=1").status, state.job("seed=1").reason = "failed", "error: boom"
+    state.job("seed=2").status, state.job("seed=2").attempts = "running", 1  # its runner was killed
     stopped = tmp_path / "arxiv" / "study-seed=5" / "summary.json"
     stopped.write_text(stopped.read_text().replace('"completed"', '"stopped"').replace("reached the budget", "SIGTERM"))
-    ledger.write(folder)
+    state.write(folder)
     (folder / "locks").mkdir()
     lock = try_lock(folder / "locks" / "seed=4.lock")
     jobs = {job.name: (job.status, job.reason) for job in read_sweep(folder).jobs}
@@ -320,11 +320,11 @@ def test_npz_from_outside_is_never_unpickled(tmp_path):
 def test_everything_is_escaped(tmp_path):
     grid = {"seed": [0, 1], "data": {"path": [EVIL, "b"]}}
     folder = write_sweep(tmp_path, grid, in_context=False)
-    ledger = read_ledger(folder)
-    ledger.name, ledger.command = EVIL, f'train {EVIL} & "more"'
-    ledger.jobs[0].name, ledger.jobs[0].status, ledger.jobs[0].reason = EVIL, "failed", EVIL
-    Path(tmp_path / "arxiv" / Path(ledger.jobs[0].run_directory).name / "summary.json").unlink()
-    ledger.write(folder)
+    state = read_state(folder)
+    state.name, state.command = EVIL, f'train {EVIL} & "more"'
+    state.jobs[0].name, state.jobs[0].status, state.jobs[0].reason = EVIL, "failed", EVIL
+    Path(tmp_path / "arxiv" / Path(state.jobs[0].run_directory).name / "summary.json").unlink()
+    state.write(folder)
     write_sweep_report(folder)
     page = Page((folder / "report.html").read_text())
     assert "script" not in page.tags

@@ -20,7 +20,7 @@ from lightning_apps.runs.build import wandb_run_id
 from lightning_apps.sweeps import sweep
 from lightning_apps.sweeps.grid import SweepSettings, expand
 from lightning_apps.sweeps.jobs import is_running
-from lightning_apps.sweeps.state import read_ledger
+from lightning_apps.sweeps.state import read_state
 from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
 from tests.conftest import TINY
 
@@ -35,7 +35,7 @@ def in_process(tmp_path, cache_root, monkeypatch):
 
     class NoRunner(sweep.JobRunner):
         def run(self):
-            noted.extend(self.ledger.jobs)
+            noted.extend(self.state.jobs)
             return 0
 
     def call(*arguments):
@@ -79,10 +79,10 @@ def test_every_job_is_the_train_command_with_its_own_overrides(in_process, capsy
     assert set(RUN) < set(jobs[1].overrides)
     assert not any(word.startswith("sweep") for job in jobs for word in job.overrides)
     assert jobs[1].run_directory == "outputs/location/s-lr=0.01,seed=0"
-    ledger = read_ledger(Path("outputs/sweeps/s"))
-    assert ledger.settings["trainer"]["clip_norm"] == 0.5
-    assert "seed" not in ledger.settings
-    assert "lr" not in ledger.settings["optimizer"]
+    state = read_state(Path("outputs/sweeps/s"))
+    assert state.settings["trainer"]["clip_norm"] == 0.5
+    assert "seed" not in state.settings
+    assert "lr" not in state.settings["optimizer"]
     assert "s: 4 jobs of experiment location (2 seed x 2 lr)" in capsys.readouterr().out
 
 
@@ -285,7 +285,7 @@ def run(*args):
 
 
 def statuses(tmp_path):
-    return {job.name: job.status for job in read_ledger(tmp_path / "sweeps" / "s").jobs}
+    return {job.name: job.status for job in read_state(tmp_path / "sweeps" / "s").jobs}
 
 
 @pytest.mark.slow
@@ -348,10 +348,10 @@ def test_a_sweep_that_was_stopped_or_killed_goes_on_where_it_was(signum, tmp_pat
     assert second.stdout.count("resumes") == 2
     assert statuses(tmp_path) == {"seed=0": "done", "seed=1": "done"}
     assert not any(is_running(tmp_path / "sweeps" / "s", name) for name in ("seed=0", "seed=1"))
-    ledger = read_ledger(tmp_path / "sweeps" / "s")
-    assert [job.attempts for job in ledger.jobs] == [2, 2]
+    state = read_state(tmp_path / "sweeps" / "s")
+    assert [job.attempts for job in state.jobs] == [2, 2]
     if signum == signal.SIGKILL:
-        overrides = [word for word in ledger.job("seed=1").overrides if not word.startswith("run.")]
+        overrides = [word for word in state.job("seed=1").overrides if not word.startswith("run.")]
         whole = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=whole"]
         command_of_one = [sys.executable, "-m", "lightning_apps.train", *overrides, *whole]
         threads = str(max(1, num_cores() // 2))  # as many as a job of two at once has: sums depend on it

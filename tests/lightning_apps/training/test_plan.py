@@ -71,7 +71,7 @@ def test_a_fraction_of_one_nth_is_due_n_times(total_steps, parts):
         ("scheduler.warmup_steps=-1", lambda: plan(max_steps=5, warmup=-1)),
     ],
 )
-def test_impossible_clocks_are_refused(key, call):
+def test_impossible_plans_are_refused(key, call):
     with pytest.raises(ConfigError) as error:
         call()
     assert key in str(error.value)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.decoding.generation import Sampling, generate_answers, generate_greedy
-from models.kernels.packed_attention import use_documents
+from models.kernels.packed_attention import use_packed_attention
 from tests.datamodules.sampling.test_packing import ARCHITECTURES, tiny
 
 OPTIONS = {"max_new_tokens": 17, "pad_token_id": 0}
@@ -27,7 +27,7 @@ def test_refilled_slots_say_what_the_plain_loop_says(architecture, prefix):
     net = tiny(architecture, by_documents=False)
     asked = prompts(prefix=prefix)
     plain = [generate_greedy(net, [prompt], batch_size=1, eos_token_id=1, **OPTIONS)[0].tolist() for prompt in asked]
-    use_documents(net)
+    use_packed_attention(net)
     for slots in (1, 3, 20):
         assert [tokens for tokens, _ in answers(net, asked, batch_size=slots, stop_token_ids=[1])] == plain
     assert len({tuple(tokens) for tokens in plain}) > 3

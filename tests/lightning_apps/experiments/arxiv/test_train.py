@@ -270,4 +270,4 @@ def test_a_step_is_done_again_to_the_last_digit_and_a_nan_is_traced(finished, co
     with pytest.raises(GuardError, match="step 3") as stopped:
         run_experiment(config)
     assert "embed_in" in str(stopped.value)
-    assert stopped.value.capsule.is_dir()
+    assert stopped.value.crash_dump.is_dir()

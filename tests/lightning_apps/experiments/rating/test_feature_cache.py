@@ -108,6 +108,6 @@ def test_runs_with_and_without_a_memory_are_the_same_to_the_last_digit(composed,
     counted.clear()
     run_experiment(composed(*FROZEN, "run.name=again", "module.label_smoothing=0.1"))
     assert sum(counted) <= 8
-    run_experiment(composed(*FROZEN, "run.name=without", "callbacks.extra.chunk_memory=null"))
+    run_experiment(composed(*FROZEN, "run.name=without", "callbacks.extra.feature_cache=null"))
     assert sum(counted) > read_once / 2  # six steps meet some documents of training only
     assert losses(tmp_path / "outputs", "with") == losses(tmp_path / "outputs", "without")

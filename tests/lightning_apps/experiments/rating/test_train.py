@@ -50,7 +50,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_it_learns_what_was_planted(finished):
+def test_it_learns_what_was_made_up(finished):
     _, _, summary = finished
     assert summary["best"]["metrics"]["val/f1_macro"] > 0.9
     assert summary["metrics"]["test/kappa"] > 0.9
