@@ -87,7 +87,7 @@ def our_run(options: argparse.Namespace) -> dict[str, Any]:
 
     quiet_libraries()
     config = composed(options)
-    data = build_datamodule(config)
+    data: Any = build_datamodule(config)
     plan = build_plan(config, data)
     module = build_module(config, data, plan)
     losses: list[float] = []
@@ -115,18 +115,18 @@ def peer_run(options: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from datamodules.sampling.step_batches import window_keys
+    from datamodules.sampling.step_batches import step_key
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()
     config = composed(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = build_datamodule(config)
+    data: Any = build_datamodule(config)
     net: Any = build_module(config, data, build_plan(config, data)).net
     rows: list[dict[str, torch.Tensor]] = []
     for step in range(options.steps):
-        epoch, indices = window_keys(
+        epoch, indices = step_key(
             step, num_samples=data.windows_per_epoch, global_batch_size=BATCH, seed=config["data"]["seed"]
         )
         batch = data.training_batch(np.full_like(indices, epoch), indices)

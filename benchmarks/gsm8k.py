@@ -63,7 +63,7 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
     words = [word for word in overrides(options, base) if not word.startswith("model.pretrained=")]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=[*words, *choice, "run.name=bench"]))
-    data = build_datamodule(config)
+    data: Any = build_datamodule(config)
     module: Any = build_module(config, data, build_plan(config, data))
     module.net.save_pretrained(base)
     data.tokenizer.save_pretrained(base)
@@ -71,12 +71,12 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
 
 def training_samples(options: argparse.Namespace, data: Any) -> list[dict[str, list[int]]]:
     """Samples of all steps, in the order in which ours sees them."""
-    from datamodules.sampling.step_batches import window_keys
+    from datamodules.sampling.step_batches import step_key
 
     size = {"num_samples": data.num_train_samples, "global_batch_size": options.batch_size, "seed": options.seed}
     samples = []
     for step in range(options.steps):
-        _, indices = window_keys(step, **size)
+        _, indices = step_key(step, **size)
         for document in data.documents("train", indices):
             samples.append({"input_ids": document.ids.tolist(), "labels": document.labels.tolist()})
     return samples

@@ -65,7 +65,7 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
     """Losses of the first steps, AdamW at a constant learning rate."""
     from transformers import AutoModelForCausalLM
 
-    from datamodules.sampling.step_batches import window_keys
+    from datamodules.sampling.step_batches import step_key
 
     data = open_data(options, base)
     net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -82,7 +82,7 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
     size = {"num_samples": data.num_train_samples, "global_batch_size": options.batch_size, "seed": options.seed}
     losses = []
     for step in range(options.steps):
-        micro_batches = collate(window_keys(step, **size))["micro_batches"]
+        micro_batches = collate(step_key(step, **size))["micro_batches"]
         targets = sum(int((batch["labels"] != -100).sum()) for batch in micro_batches)
         total = 0.0
         for batch in micro_batches:

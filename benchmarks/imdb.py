@@ -69,7 +69,7 @@ def peer_run(options: argparse.Namespace, *, batch_size: int | None, seed: int) 
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=[*COMMON, f"data.path={options.path}", "run.name=bench"]))
-    data = build_datamodule(config)
+    data: Any = build_datamodule(config)
     rows = data.rows["train"]
     set_seed(seed)
     folder = in_package("model.pretrained", config["model"]["pretrained"])

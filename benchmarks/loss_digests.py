@@ -55,12 +55,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "imdb": ("experiment=imdb", *MINILM, "data.max_evaluation_samples=16"),
     "rating": (
-        "experiment=rating", *RATED, "data.global_batch_size=4", "data.chunk_size=128", "data.stride=127",
+        "experiment=rating", *RATED, "data.global_batch_size=4", "data.chunk_size=128", "data.stride=126",
         "data.max_evaluation_samples=6", "data.max_train_samples=60", "module.focal_gamma=1.0",
     ),
     "rating, frozen encoder": (
         "experiment=rating", *RATED, "data.global_batch_size=8", "data.max_train_samples=24", "data.chunk_size=64",
-        "data.stride=63", "data.max_evaluation_samples=6", "model.freeze_layers=6", "optimizer.lr=1e-3",
+        "data.stride=62", "data.max_evaluation_samples=6", "model.freeze_layers=6", "optimizer.lr=1e-3",
         "optimizer.groups=[]",
     ),
 }  # fmt: skip

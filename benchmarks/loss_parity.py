@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from datamodules.sampling.step_batches import WindowCollator
+from datamodules.sampling.step_batches import StepCollator
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.runs.build import quiet_libraries
 from lightning_apps.training.optimizers import adamw
@@ -103,7 +103,7 @@ def ours(sequences: list[Tensor]) -> list[float]:
         plan=plan,
     )
     keys: Any = [(0, np.array(window, dtype=np.int64)) for window in windows()]
-    loader = torch.utils.data.DataLoader(keys, batch_size=None, collate_fn=WindowCollator(build_batch, MICRO))
+    loader = torch.utils.data.DataLoader(keys, batch_size=None, collate_fn=StepCollator(build_batch, MICRO))
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, max_steps=STEPS, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[Record()],

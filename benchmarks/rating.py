@@ -92,7 +92,7 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     from torch import nn
     from transformers import AutoModel
 
-    from datamodules.sampling.step_batches import window_keys
+    from datamodules.sampling.step_batches import step_key
     from lightning_apps.config.checks import CONF, plain
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
@@ -101,7 +101,7 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     words.append(f"trainer.max_steps={options.steps + WARM_UP_STEPS}")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=words))
-    data = build_datamodule(config)
+    data: Any = build_datamodule(config)
     plan = build_plan(config, data)
     ours: Any = build_module(config, data, plan)
     device = torch.device("cpu" if options.device == "cpu" else "cuda")
@@ -143,19 +143,19 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     torch.manual_seed(seed)
     for step in range(options.steps + WARM_UP_STEPS):
         started = time.perf_counter()
-        _, indices = window_keys(step, num_samples=data.num_train_samples, global_batch_size=BATCH, seed=data.seed)
+        _, indices = step_key(step, num_samples=data.num_train_samples, global_batch_size=BATCH, seed=data.seed)
         batch = data.training_batch(np.zeros_like(indices), indices)
         # every document is padded to the most chunks, every chunk to the most tokens
         ids = torch.full((len(indices), longest, width), data.tokenizer.pad_token_id)
         mask = torch.zeros((len(indices), longest, width), dtype=torch.int64)
         mask[:, :, 0] = 1  # padding chunks hold one token, or attention inside them would be over nothing
         start = 0
-        for row, count in enumerate(batch["chunk_counts"].tolist()):
+        for row, count in enumerate(batch["chunk_counts"]):
             chunks = slice(start, start + count)
             ids[row, :count, : batch["input_ids"].shape[1]] = batch["input_ids"][chunks]
             mask[row, :count, : batch["input_ids"].shape[1]] = batch["attention_mask"][chunks]
             start += count
-        is_chunk = torch.arange(longest) < batch["chunk_counts"][:, None]
+        is_chunk = torch.arange(longest) < torch.tensor(batch["chunk_counts"])[:, None]
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16_mixed"):
             logits = model(ids.to(device), mask.to(device), is_chunk.to(device))
             loss = nn.functional.cross_entropy(logits.float(), batch["labels"].to(device), weight=weights)

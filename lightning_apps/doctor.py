@@ -27,15 +27,15 @@ def doctor(cfg: DictConfig) -> bool:
     config = plain(cfg)
     check_config(config)
 
+    from datamodules.contract import ProvesData
     from lightning_apps.process.console import open_console, say
     from lightning_apps.runs.build import build_datamodule, quiet_libraries
 
     quiet_libraries()
     open_console()
-    datamodule: Any = build_datamodule(config)
-    lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
-    say("\n".join(f"{name:>12}  {text}" for name, text in lines.items()))
-    if not hasattr(datamodule, "prove"):
+    datamodule = build_datamodule(config)
+    say("\n".join(f"{name:>12}  {text}" for name, text in datamodule.describe().items()))
+    if not isinstance(datamodule, ProvesData):
         say(f"the data were prepared and opened; experiment {config['experiment']} proves nothing more of them")
         return True
     report = datamodule.prove(NUM_EXAMPLES)

@@ -144,11 +144,12 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from datamodules.contract import ReadsTexts
         from lightning_apps.runs.build import available_accelerator, quiet_libraries
 
         quiet_libraries()
         self.data = bind("data", config["data"])()
-        if not hasattr(self.data, "text_batch"):
+        if not isinstance(self.data, ReadsTexts):
             raise ConfigError(f"run={directory.path}: experiment {config['experiment']} does not classify texts")
         if not (directory.model / "config.json").is_file():
             raise ConfigError(
@@ -180,12 +181,13 @@ class Classifier:
     def probabilities(self, texts: list[str]) -> list[list[float]]:
         """Probabilities (len(texts), classes)."""
         import torch
+        from lightning.fabric.utilities import move_data_to_device
 
         from lightning_apps.experiments.classification_metrics import probabilities_of
 
         batch = self.data.text_batch(texts, self.tokenizer)
         with torch.inference_mode():
-            logits = self.net(**{key: value.to(self.device) for key, value in batch.items()}).logits
+            logits = self.net(**move_data_to_device(batch, self.device)).logits
         found: list[list[float]] = probabilities_of(logits.cpu(), multi_label=self.multi_label).tolist()
         return found
 

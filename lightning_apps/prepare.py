@@ -20,6 +20,7 @@ def prepare(cfg: DictConfig) -> None:
     config = plain(cfg)
     check_config(config)
 
+    from datamodules.contract import DescribesPreparation
     from lightning_apps.process.console import open_console, say
     from lightning_apps.runs.build import quiet_libraries
 
@@ -31,8 +32,7 @@ def prepare(cfg: DictConfig) -> None:
         datamodule.setup()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    # a data module may say what it prepared, and where
-    lines = datamodule.preparation_lines() if hasattr(datamodule, "preparation_lines") else []
+    lines = datamodule.preparation_lines() if isinstance(datamodule, DescribesPreparation) else []
     say("\n".join(["prepared", *lines]))
 
 

@@ -52,11 +52,11 @@ def replay(cfg: DictConfig) -> None:
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many
     if crash_dump is not None:
-        found, config, window = read_crash_dump(crash_dump)
+        found, config, batch = read_crash_dump(crash_dump)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
     if crash_dump is not None:
-        replay_crash_dump(config, found, window, num_texts=options["num_texts"])
+        replay_crash_dump(config, found, batch, num_texts=options["num_texts"])
     else:
         replay_recorded_step(config, directory, step, num_texts=options["num_texts"])
 

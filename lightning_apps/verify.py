@@ -195,17 +195,19 @@ def batched_generation(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from datamodules.contract import AnswersPrompts
     from lightning_apps.runs.build import build_datamodule
     from models.decoding.generation import generate_answers, generate_greedy
     from models.kernels.packed_attention import supports_packed_attention, use_packed_attention
 
     claim = "batched = single generation"
     datamodule = build_datamodule(config)
-    if not hasattr(datamodule, "prompts"):
+    tokenizer = datamodule.tokenizer
+    if not isinstance(datamodule, AnswersPrompts) or tokenizer is None:
         return Proof(claim, None, 0.0, "this experiment does not generate")
     net = AutoModelForCausalLM.from_pretrained(whole.model, dtype=torch.float32)
     prompts = [prompt[number % 5 :] for number, prompt in enumerate(datamodule.prompts("validation")[:12])]
-    ending, padding = datamodule.tokenizer.eos_token_id, datamodule.tokenizer.pad_token_id
+    ending, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
     options = {"pad_token_id": ending if padding is None else padding, "eos_token_id": ending}
     four, one = (generate_greedy(net, prompts, max_new_tokens=10, batch_size=size, **options) for size in (4, 1))
     different = sum(not first.equal(second) for first, second in zip(four, one, strict=True))
@@ -221,11 +223,12 @@ def packed(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     """Logits of documents in a packed batch against those of each document alone."""
     import torch
 
+    from datamodules.contract import PacksSamples
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 
     claim, tolerance = "packed = unpacked", 1e-4
     datamodule = build_datamodule(config)
-    if not hasattr(datamodule, "packed_and_single"):
+    if not isinstance(datamodule, PacksSamples):
         return Proof(claim, None, tolerance, f"experiment {config['experiment']} does not pack")
     module: Any = build_module(config, datamodule, build_plan(config, datamodule))
     module.load_state_dict(torch.load(whole.checkpoint("best"), map_location="cpu", weights_only=True)["state_dict"])

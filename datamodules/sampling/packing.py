@@ -1,6 +1,6 @@
 """Batches of documents of unequal lengths: packed end to end, or padded.
 
-Packing happens inside a window: its samples are dealt to rows in an order of their own, since their gradients are
+Packing happens inside a step batch: its samples are dealt to rows in an order of their own, since their gradients are
 summed anyway; the order of samples over the run, its sample log and its resumption know nothing of it.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.sampling.step_batches import IGNORED, Batch, token_range
+from datamodules.sampling.step_batches import IGNORED, Batch, StepBatch, Weigh, step_batch
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 
     Returns:
         Bins as lists of item numbers, at most 11/9 of the fewest possible plus one; equal lengths keep their order, so
-        that the same window always makes the same bins.
+        that the same step always makes the same bins.
 
     Raises:
         ValueError: an item is larger than a bin.
@@ -57,8 +57,8 @@ def packed_batch(documents: Sequence[Document], *, shared_prefix_length: int = 0
 
     Returns:
         `input_ids`, `labels`, `position_ids` (restarting at 0) and `attention_mask` (all 1), each (1, T) int64, and
-        `cu_seqlens` (documents + 1,) int32: where each document starts, and the end. `shared_prefix_length` says how
-        many leading tokens all documents share.
+        `borders`: where each document starts, and the end, documents + 1 numbers. `shared_prefix_length` says how many
+        leading tokens all documents share.
     """
     lengths = [len(document.ids) for document in documents]
     ids = torch.from_numpy(np.concatenate([document.ids for document in documents]))
@@ -67,7 +67,7 @@ def packed_batch(documents: Sequence[Document], *, shared_prefix_length: int = 0
         "labels": torch.from_numpy(np.concatenate([document.labels for document in documents]))[None],
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "attention_mask": torch.ones_like(ids)[None],
-        "cu_seqlens": torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32),
+        "borders": np.cumsum([0, *lengths]).tolist(),
         "shared_prefix_length": shared_prefix_length,
     }
 
@@ -97,10 +97,17 @@ ReadDocuments = Callable[[NDArray[np.int64]], list[Document]]
 
 
 class PackingCollator:
-    """Builds windows, as WindowCollator does, whose micro-batches are packed rows with the `sample_ids` of their own.
+    """Builds step batches, as StepCollator does, whose micro-batches are packed rows with `sample_ids` of their own.
 
-    Documents are dealt to rows of at most `max_length` tokens, first fit decreasing; a micro-batch is
-    `rows_per_micro_batch` of them end to end (None: all of the window).
+    Documents are dealt to rows of at most `max_length` tokens, first fit decreasing; a micro-batch is some rows end to
+    end.
+
+    Args:
+        read: makes documents of sample indices.
+        max_length: tokens of a row.
+        rows_per_micro_batch: rows in a micro-batch; None for all of the step.
+        shared_prefix_length: leading tokens that all documents share.
+        weigh: see step_batch.
     """
 
     def __init__(
@@ -110,14 +117,16 @@ class PackingCollator:
         max_length: int,
         rows_per_micro_batch: int | None,
         shared_prefix_length: int,
+        weigh: Weigh | None = None,
     ) -> None:
+        self.weigh = weigh
         self.read = read
         self.max_length = max_length
         self.rows_per_micro_batch = rows_per_micro_batch
         self.shared_prefix_length = shared_prefix_length
 
-    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
-        """Key of one window -> the window."""
+    def __call__(self, key: Any) -> StepBatch:  # a SampleKey; torch types collate functions for lists only
+        """Key of one step -> its batch."""
         _, indices = key
         documents = self.read(indices)
         rows = first_fit_decreasing([len(document.ids) for document in documents], self.max_length)
@@ -129,8 +138,4 @@ class PackingCollator:
         ]
         for batch, group in zip(micro_batches, groups, strict=True):
             batch["sample_ids"] = torch.from_numpy(indices[group])
-        return {
-            "micro_batches": micro_batches,
-            "sample_ids": torch.from_numpy(indices),
-            "token_range": token_range(micro_batches),
-        }
+        return step_batch(micro_batches, indices, weigh=self.weigh)

@@ -1,150 +1,115 @@
 """Batches of the training stream, one optimizer step at a time.
 
-A *window* is everything that one optimizer step sees. The loader yields windows, so one Lightning batch is one
+A *step batch* is everything that one optimizer step sees. The loader yields step batches, so one Lightning batch is one
 optimizer step: `val_check_interval`, checkpoint cadence and `batch_idx` all count the same thing (Lightning#12205,
-#17903), no step is taken early at an epoch's end (Lightning#21808), and the number of target tokens of the whole
-window is known before its first backward pass. The whole run is one Lightning epoch of `num_steps` windows; epochs of
-the data are positions in that stream (Lightning#19764: mid-epoch resume of a shuffling loader repeats samples).
+#17903), no step is taken early at an epoch's end (Lightning#21808), and the number of targets of the whole step is
+known before its first backward pass. The whole run is one Lightning epoch of `num_steps` step batches; epochs of the
+data are positions in that stream (Lightning#19764: mid-epoch resume of a shuffling loader repeats samples).
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.sampling.order import sample_indices
 
 IGNORED = -100
+"""Label of what is no target, as in torch's cross-entropy."""
 Batch = dict[str, Any]
-BuildBatch = Callable[[NDArray[np.int64], NDArray[np.int64]], Batch]
+"""What one forward pass takes: tensors by name, and facts about them as plain numbers and lists."""
+Indices = NDArray[np.int64]
+BuildBatch = Callable[[Indices, Indices], Batch]
 """(epochs (n,), indices (n,)) -> batch; epochs let a data set draw noise that is a pure function of the position."""
-Draw = Callable[[int, NDArray[np.int64]], NDArray[np.int64]]
+Draw = Callable[[int, Indices], Indices]
 """(epoch, places (n,) in the epoch) -> sample indices (n,): which samples an epoch holds, where it is not each once. A
 pure function, so that any step of a run can be looked up."""
-WindowKey = tuple[int, NDArray[np.int64]]
-"""Epoch and sample indices (n,) of a window."""
+Weigh = Callable[[Batch], float]
+"""Batch on the CPU -> sum of the weights of its targets, for a loss that does not weigh all of them alike."""
+SampleKey = tuple[int, Indices]
+"""Epoch and sample indices (n,) of a batch."""
 
 
-def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps in one pass over the data; the last window may be smaller."""
-    return math.ceil(num_samples / global_batch_size)
+@dataclass
+class StepBatch:
+    """Everything that one optimizer step sees on this rank; the collator makes it, with all counts, on the CPU.
 
-
-def window_keys(step: int, *, num_samples: int, global_batch_size: int, seed: int) -> tuple[int, NDArray[np.int64]]:
-    """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
-    epoch, window = divmod(step, steps_per_epoch(num_samples, global_batch_size))
-    start = window * global_batch_size
-    stop = min(start + global_batch_size, num_samples)
-    return epoch, sample_indices(start, stop, num_samples=num_samples, seed=seed, epoch=epoch)
-
-
-class WindowSampler(Sampler[WindowKey]):
-    """The key of each window of a run, holding this rank's share of its samples.
-
-    `len()` counts the windows of the whole run, as Lightning's progress does; iteration begins at `start_step`. Without
-    `draw` an epoch holds each sample once.
+    Attributes:
+        micro_batches: one batch for each forward pass; empty on a rank that has no sample in this step.
+        sample_ids: (n,) int64 ids of the samples; stays on the CPU wherever the micro-batches go.
+        num_targets: what the loss is summed over: target tokens, or samples.
+        num_tokens: tokens fed to the model, padding not counted.
+        weight_sum: what the summed loss is divided by: `num_targets`, or where the loss weighs targets the sum of
+            their weights.
+        token_range: lowest and highest token id, see token_range; None without tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        global_batch_size: int,
-        num_steps: int,
-        seed: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        draw: Draw | None = None,
-    ) -> None:
-        if num_samples < 1:
-            raise ValueError("there is no training sample: relax the data filters")
-        self.num_samples = num_samples
-        self.global_batch_size = global_batch_size
-        self.num_steps = num_steps
-        self.seed = seed
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
-        self.draw = draw
+    micro_batches: list[Batch]
+    sample_ids: Indices
+    num_targets: int
+    num_tokens: int
+    weight_sum: float
+    token_range: tuple[int, int] | None
 
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def keys(self, step: int) -> WindowKey:
-        """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
-        epoch, places = window_keys(
-            step, num_samples=self.num_samples, global_batch_size=self.global_batch_size, seed=self.seed
+    def pin_memory(self) -> "StepBatch":
+        """The same in page-locked memory; DataLoader calls this, since it looks into no dataclass."""
+        return replace(
+            self,
+            micro_batches=[
+                {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in batch.items()}
+                for batch in self.micro_batches
+            ],
         )
-        return epoch, places if self.draw is None else self.draw(epoch, places)
-
-    def __iter__(self) -> Iterator[WindowKey]:
-        for step in range(self.start_step, self.num_steps):
-            epoch, indices = self.keys(step)
-            yield epoch, indices[self.rank :: self.world_size]
 
 
-class KeyDataset(Dataset[WindowKey]):
-    """Hands the sampler's keys to the collate function, which reads all samples of a window at once."""
+def step_batch(micro_batches: list[Batch], sample_ids: Indices, *, weigh: Weigh | None = None) -> StepBatch:
+    """Count what some micro-batches hold, and say of each where its target tokens are.
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, key: WindowKey) -> WindowKey:
-        return key
-
-
-class WindowCollator:
-    """Builds a window `{"micro_batches": [batch, ...], "sample_ids": (n,) int64, "token_range": ...}` from its key.
-
-    Micro-batches hold at most `device_batch_size` samples. A rank without a sample gets an empty list and still takes
-    part in the step's reductions.
-
-    With `lengths` the samples of a window are sorted, longest first, before they are cut into micro-batches, so that
-    those of like length share one and little is padded; each micro-batch then names its own `sample_ids`. Which
-    samples feed the step, and so the gradient, stays the same.
+    A micro-batch whose labels are tokens gets `target_positions` (targets,) int64: places in its flattened labels
+    (n, T), counted without the first column, which is never a target. Looking for them on a GPU would stall the CPU.
 
     Args:
-        build_batch: makes a batch of some samples.
-        device_batch_size: samples in a micro-batch.
-        lengths: tokens of each training sample, (num_samples,).
+        micro_batches: on the CPU, each as target_positions and tokens_fed take it.
+        sample_ids: (n,) ids of their samples.
+        weigh: sum of the weights of a batch's targets; None counts each as one.
     """
+    num_targets = 0
+    for batch in micro_batches:
+        if labels_are_tokens(batch):
+            batch["target_positions"] = target_positions(batch["labels"])
+            num_targets += len(batch["target_positions"])
+        else:
+            num_targets += len(batch["labels"])
+    return StepBatch(
+        micro_batches=micro_batches,
+        sample_ids=sample_ids,
+        num_targets=num_targets,
+        num_tokens=sum(tokens_fed(batch) for batch in micro_batches),
+        weight_sum=float(num_targets) if weigh is None else sum(weigh(batch) for batch in micro_batches),
+        token_range=token_range(micro_batches),
+    )
 
-    def __init__(
-        self, build_batch: BuildBatch, device_batch_size: int, lengths: NDArray[np.int64] | None = None
-    ) -> None:
-        self.build_batch = build_batch
-        self.device_batch_size = device_batch_size
-        self.lengths = lengths
 
-    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
-        """Key of one window -> the window."""
-        epoch, indices = key
-        epochs = np.full_like(indices, epoch)
-        size = self.device_batch_size
-        order = np.arange(len(indices))
-        if self.lengths is not None:  # stable: a function of the window alone; the longest first, where memory runs out
-            order = np.argsort(-self.lengths[indices], kind="stable")
-        micro_batches = []
-        for start in range(0, len(indices), size):
-            rows = order[start : start + size]
-            batch = self.build_batch(epochs[rows], indices[rows])
-            if self.lengths is not None:
-                batch["sample_ids"] = torch.from_numpy(indices[rows])
-            micro_batches.append(batch)
-        return {
-            "micro_batches": micro_batches,
-            "sample_ids": torch.from_numpy(indices),
-            "token_range": token_range(micro_batches),
-        }
+def labels_are_tokens(batch: Batch) -> bool:
+    """Whether every input token has a label; labels of classes have another shape, or are no integers."""
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    return ids is not None and labels is not None and labels.shape == ids.shape and not labels.is_floating_point()
+
+
+def target_positions(labels: Tensor) -> Tensor:
+    """Places (targets,) int64 of the target tokens of labels (n, T), flattened without their first column."""
+    return (labels[:, 1:] != IGNORED).flatten().nonzero().squeeze(1)
+
+
+def tokens_fed(batch: Batch) -> int:
+    """Tokens of a batch that the model sees: `num_tokens` where the batch states it, else those that are no padding."""
+    return int(batch["num_tokens"]) if "num_tokens" in batch else int(batch["attention_mask"].sum())
 
 
 def token_range(micro_batches: Sequence[Batch]) -> tuple[int, int] | None:
@@ -159,59 +124,228 @@ def token_range(micro_batches: Sequence[Batch]) -> tuple[int, int] | None:
     return min(int(ids.min()) for ids in columns), max(int(ids.max()) for ids in columns)
 
 
-def token_columns(batch: Batch) -> list[tuple[str, torch.Tensor]]:
+def token_columns(batch: Batch) -> list[tuple[str, Tensor]]:
     """Name and ids of what holds tokens in a batch: `input_ids`, and `labels` of the same shape, -100 taken out."""
     if "input_ids" not in batch or not batch["input_ids"].numel():
         return []
     columns = [("input_ids", batch["input_ids"])]
-    labels = batch.get("labels")
-    # labels of classes have another shape, or, where there are several for each sample, are no integers
-    if labels is not None and labels.shape == batch["input_ids"].shape and not labels.is_floating_point():
+    if labels_are_tokens(batch):
+        labels = batch["labels"]
         columns.append(("labels", torch.where(labels == IGNORED, batch["input_ids"], labels)))
     return columns
 
 
-def micro_batch_ids(window: Batch) -> list[list[int]]:
-    """Sample ids of each micro-batch: its own where it names them, else those of its rows in the window's order.
+def micro_batch_ids(batch: StepBatch) -> list[list[int]]:
+    """Sample ids of each micro-batch: its own where it names them, else those of its rows in the step's order.
 
-    Where rows are not samples and nothing is named, every id of the window stands for each.
+    Where rows are not samples and nothing is named, every id of the step stands for each.
     """
-    ids = window["sample_ids"].tolist()
-    if all("sample_ids" in batch for batch in window["micro_batches"]):
-        return [batch["sample_ids"].tolist() for batch in window["micro_batches"]]
-    sizes = [len(batch["input_ids"]) if "input_ids" in batch else -1 for batch in window["micro_batches"]]
+    ids = batch.sample_ids.tolist()
+    if all("sample_ids" in part for part in batch.micro_batches):
+        return [part["sample_ids"].tolist() for part in batch.micro_batches]
+    sizes = [len(part["input_ids"]) if "input_ids" in part else -1 for part in batch.micro_batches]
     if sum(sizes) != len(ids) or -1 in sizes:
         return [ids for _ in sizes]
     ends = np.cumsum(sizes).tolist()
     return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-class WindowLoader(DataLoader):
-    """A DataLoader over windows that can be saved and resumed at an optimizer step.
+# ---------------------------------------------------------------------- which samples feed which step
 
-    The saved state names the order, not a position in a prefetch queue: loading it into a loader over other data, or
-    with another seed or batch size, is refused instead of silently training on a different stream.
+
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
+    """Optimizer steps in one pass over the data; the last step batch may be smaller."""
+    return math.ceil(num_samples / global_batch_size)
+
+
+def step_key(
+    step: int,
+    *,
+    num_samples: int,
+    global_batch_size: int,
+    seed: int,
+    epoch_steps: int | None = None,
+    repeats_first_epoch: bool = False,
+) -> SampleKey:
+    """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks.
+
+    Args:
+        step: how many were completed before it.
+        num_samples: in the data set.
+        global_batch_size: samples in a step, over all ranks.
+        seed: of the order.
+        epoch_steps: leave an epoch after so many steps; None goes through all samples.
+        repeats_first_epoch: whether every epoch is the first one again.
+    """
+    epoch, place = divmod(step, epoch_steps or steps_per_epoch(num_samples, global_batch_size))
+    epoch = 0 if repeats_first_epoch else epoch
+    start = place * global_batch_size
+    stop = min(start + global_batch_size, num_samples)
+    return epoch, sample_indices(start, stop, num_samples=num_samples, seed=seed, epoch=epoch)
+
+
+class StepSampler(Sampler[SampleKey]):
+    """The key of each step batch of a run, holding this rank's share of its samples.
+
+    `len()` counts the steps of the whole run, as Lightning's progress does; iteration begins at `start_step`.
+
+    Args:
+        num_samples: in the data set.
+        global_batch_size: samples in a step, over all ranks.
+        num_steps: of the run.
+        seed: of the order.
+        start_step: steps that are behind the run already.
+        rank: of this process.
+        world_size: number of processes.
+        draw: which samples an epoch holds; None for each once.
+        epoch_steps: see step_key.
+        repeats_first_epoch: see step_key.
     """
 
     def __init__(
-        self, sampler: WindowSampler, collate: Callable[[Any], Batch], completed_steps: Callable[[], int], **kw: Any
-    ):
-        self.window_sampler = sampler
+        self,
+        *,
+        num_samples: int,
+        global_batch_size: int,
+        num_steps: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        draw: Draw | None = None,
+        epoch_steps: int | None = None,
+        repeats_first_epoch: bool = False,
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError("there is no training sample: relax the data filters")
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.num_steps = num_steps
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank
+        self.world_size = world_size
+        self.draw = draw
+        self.epoch_steps = epoch_steps
+        self.repeats_first_epoch = repeats_first_epoch
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def key(self, step: int) -> SampleKey:
+        """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
+        epoch, places = step_key(
+            step,
+            num_samples=self.num_samples,
+            global_batch_size=self.global_batch_size,
+            seed=self.seed,
+            epoch_steps=self.epoch_steps,
+            repeats_first_epoch=self.repeats_first_epoch,
+        )
+        return epoch, places if self.draw is None else self.draw(epoch, places)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        for step in range(self.start_step, self.num_steps):
+            epoch, indices = self.key(step)
+            yield epoch, indices[self.rank :: self.world_size]
+
+
+class KeyDataset(Dataset[SampleKey]):
+    """Hands the sampler's keys to the collate function, which reads all samples of a batch at once."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: SampleKey) -> SampleKey:
+        return key
+
+
+class StepCollator:
+    """Builds a StepBatch from its key, cut into micro-batches of at most `device_batch_size` samples.
+
+    With `lengths` the samples of a step are sorted, longest first, before they are cut into micro-batches, so that
+    those of like length share one and little is padded; each micro-batch then names its own `sample_ids`. Which
+    samples feed the step, and so the gradient, stays the same.
+
+    Args:
+        build_batch: makes a batch of some samples.
+        device_batch_size: samples in a micro-batch.
+        lengths: tokens of each training sample, (num_samples,).
+        weigh: see step_batch.
+    """
+
+    def __init__(
+        self,
+        build_batch: BuildBatch,
+        device_batch_size: int,
+        lengths: Indices | None = None,
+        weigh: Weigh | None = None,
+    ) -> None:
+        self.build_batch = build_batch
+        self.device_batch_size = device_batch_size
+        self.lengths = lengths
+        self.weigh = weigh
+
+    def __call__(self, key: Any) -> StepBatch:  # a SampleKey; torch types collate functions for lists only
+        """Key of one step -> its batch."""
+        epoch, indices = key
+        epochs = np.full_like(indices, epoch)
+        size = self.device_batch_size
+        order = np.arange(len(indices))
+        if self.lengths is not None:  # stable: a function of the step alone; the longest first, where memory runs out
+            order = np.argsort(-self.lengths[indices], kind="stable")
+        micro_batches = []
+        for start in range(0, len(indices), size):
+            rows = order[start : start + size]
+            batch = self.build_batch(epochs[rows], indices[rows])
+            if self.lengths is not None:
+                batch["sample_ids"] = torch.from_numpy(indices[rows])
+            micro_batches.append(batch)
+        return step_batch(micro_batches, indices, weigh=self.weigh)
+
+
+# ---------------------------------------------------------------------- loaders
+
+
+class StepLoader(DataLoader):
+    """A DataLoader over step batches that can be saved and resumed at an optimizer step.
+
+    The saved state names the order, not a position in a prefetch queue: loading it into a loader over other data, or
+    with another seed or batch size, is refused instead of silently training on a different stream.
+
+    Args:
+        sampler: of the run's steps.
+        collate: makes a StepBatch of a key.
+        completed_steps: how many optimizer steps are behind the run, asked when the state is saved.
+        **options: of DataLoader.
+    """
+
+    def __init__(
+        self,
+        sampler: StepSampler,
+        collate: Callable[[Any], StepBatch],
+        completed_steps: Callable[[], int],
+        **options: Any,
+    ) -> None:
+        self.step_sampler = sampler
         self.completed_steps = completed_steps
         # a private generator: creating an iterator must not draw from the global one (it would shift dropout)
         generator = torch.Generator().manual_seed(sampler.seed)
-        # batch_size=None: the sampler yields whole windows
+        # batch_size=None: the sampler yields whole steps
         super().__init__(
             KeyDataset(sampler.num_samples),
             batch_size=None,
             sampler=sampler,
             collate_fn=collate,
             generator=generator,
-            **kw,
+            **options,
         )
 
     def _identity(self) -> dict[str, int]:
-        sampler = self.window_sampler
+        sampler = self.step_sampler
         return {
             "num_samples": sampler.num_samples,
             "global_batch_size": sampler.global_batch_size,
@@ -223,7 +357,7 @@ class WindowLoader(DataLoader):
         return {**self._identity(), "step": self.completed_steps()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after `state["step"]` windows.
+        """Continue after `state["step"]` steps.
 
         Raises:
             ValueError: the checkpoint was made with other data, batch size or seed.
@@ -234,100 +368,62 @@ class WindowLoader(DataLoader):
                     f"cannot resume: the checkpoint was trained with {name}={state[name]}, this run has {value}; "
                     "restore that setting or start a new run (run.name=...)"
                 )
-        self.window_sampler.start_step = state["step"]
+        self.step_sampler.start_step = state["step"]
 
 
-def training_loader(
-    build_batch: BuildBatch,
-    trainer: L.Trainer,
-    *,
-    num_samples: int,
-    global_batch_size: int,
-    device_batch_size: int | None,
-    seed: int,
-    lengths: NDArray[np.int64] | None = None,
-    draw: Draw | None = None,
-    **kw: Any,
-) -> WindowLoader:
-    """Windows of the whole run, this rank's share, from the trainer's current optimizer step on.
-
-    `device_batch_size` None takes a device's whole share of the global batch; `lengths` is WindowCollator's, `draw`
-    WindowSampler's; `kw` goes to DataLoader.
-    """
-    sampler = WindowSampler(
-        num_samples=num_samples,
-        global_batch_size=global_batch_size,
-        num_steps=trainer.max_steps,
-        seed=seed,
-        start_step=trainer.global_step,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-        draw=draw,
-    )
-    per_device = -(-global_batch_size // trainer.world_size)
-    collate = WindowCollator(build_batch, device_batch_size or per_device, lengths)
-    return WindowLoader(sampler, collate, lambda: trainer.global_step, **kw)
-
-
-class EvaluationSampler(Sampler[WindowKey]):
-    """Every sample once, in order, this rank's share; no sample is repeated to even out the ranks.
+class EvaluationSampler(Sampler[SampleKey]):
+    """Some samples, each once, this rank's share; none is repeated to even out the ranks.
 
     Args:
-        num_samples: size of the split.
+        indices: (n,) the samples in the order in which they are read; sorted by length, batches need little padding.
         batch_size: samples in a batch.
         rank: of this process.
         world_size: number of processes.
-        order: the samples in another order, (num_samples,): sorted by length, batches need little padding.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        order: NDArray[np.int64] | None = None,
-    ) -> None:
-        indices = np.arange(num_samples, dtype=np.int64) if order is None else order
+    def __init__(self, indices: Indices, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.indices = indices[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
 
-    def __iter__(self) -> Iterator[WindowKey]:
+    def __iter__(self) -> Iterator[SampleKey]:
         for start in range(0, len(self.indices), self.batch_size):
             yield 0, self.indices[start : start + self.batch_size]
 
 
 class EvaluationCollator:
-    """Builds one evaluation batch from its key, with `sample_ids` (n,) int64 beside the tensors."""
+    """Builds one evaluation batch from its key, with `sample_ids` (n,) int64 beside the tensors.
 
-    def __init__(self, build_batch: BuildBatch) -> None:
+    Args:
+        build_batch: makes a batch of some samples.
+    """
+
+    def __init__(self, build_batch: Callable[[Indices], Batch]) -> None:
         self.build_batch = build_batch
 
-    def __call__(self, key: Any) -> Batch:  # a WindowKey; torch types collate functions for lists only
+    def __call__(self, key: Any) -> Batch:  # a SampleKey; torch types collate functions for lists only
         """Key of one batch -> the batch."""
-        epoch, indices = key
-        return {**self.build_batch(np.full_like(indices, epoch), indices), "sample_ids": torch.from_numpy(indices)}
+        _, indices = key
+        return {**self.build_batch(indices), "sample_ids": torch.from_numpy(indices)}
 
 
 def evaluation_loader(
-    build_batch: BuildBatch,
-    trainer: L.Trainer | None,
+    build_batch: Callable[[Indices], Batch],
+    indices: Indices,
     *,
-    num_samples: int,
     batch_size: int,
-    order: NDArray[np.int64] | None = None,
-    **kw: Any,
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
 ) -> DataLoader:
-    """A loader over each sample once, this rank's share, in order or in the `order` given; None is a single rank."""
-    rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    """A loader over these samples, each once, this rank's share, in their order; `options` go to DataLoader."""
     return DataLoader(
-        KeyDataset(num_samples),
+        KeyDataset(len(indices)),
         batch_size=None,
-        sampler=EvaluationSampler(num_samples, batch_size, rank, world_size, order),
+        sampler=EvaluationSampler(indices, batch_size, rank, world_size),
         collate_fn=EvaluationCollator(build_batch),
         generator=torch.Generator().manual_seed(0),
-        **kw,
+        **options,
     )

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 
+from datamodules.contract import ExperimentData
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import say
 
@@ -31,7 +31,7 @@ class FindDeviceBatchSize(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Search, and tell the data module."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
         share = -(-data.global_batch_size // trainer.world_size)
         if self.found is None:
             self.found = largest_that_fits(lambda size: self._attempt(trainer, pl_module, size), share)
@@ -39,13 +39,9 @@ class FindDeviceBatchSize(L.Callback):
         data.device_batch_size = self.found
 
     def _attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(data, "largest_batch"):  # samples of unequal lengths: what must fit is the worst of them
-            batch = data.largest_batch(size)
-        else:
-            indices = np.arange(size, dtype=np.int64) % data.num_train_samples
-            batch = data.training_batch(np.zeros_like(indices), indices)
-        batch = trainer.strategy.batch_to_device(batch)
+        data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
+        # samples of unequal lengths: what must fit is the worst of them
+        batch = trainer.strategy.batch_to_device(data.largest_batch(size))
         try:
             with trainer.precision_plugin.train_step_context():
                 loss, _ = pl_module.loss_sum(batch)

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch.optim import Optimizer
 
+from datamodules.contract import StepBatch
 from datamodules.sampling.step_batches import micro_batch_ids, token_columns
 from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.diagnostics.crash_dump import CrashDump, crash_dump_folder, write_crash_dump
-from lightning_apps.diagnostics.first_non_finite import bad_gradient, bad_parameter, trace_window
+from lightning_apps.diagnostics.first_non_finite import bad_gradient, bad_parameter, trace_step
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
-from lightning_apps.training.optimizer_step import seed_step
+from lightning_apps.training.optimizer_step import TakesSteps, seed_step, takes_steps
 from lightning_apps.training.plan import RunPlan
 
 GRAD_NORMS_KEPT = 50
@@ -30,7 +32,7 @@ SKIPS_ALLOWED = 20  # in a row: what does not pass in twenty steps will not pass
 class Guards(L.Callback):
     """Watches every step at the price of two comparisons; looks closer only when they fail.
 
-    The gradient norm that StepLog takes is finite only if every gradient is, and gradients are finite, as a rule, only
+    The norm of a step's gradients is finite only if every gradient is, and gradients are finite, as a rule, only
     if loss, logits and weights are. So the step is checked by its loss and that norm, before the optimizer runs; the
     search that names module, parameter or sample (forward passes again, with hooks) runs after a failure. Weights are
     checked by the parameter norm that StepLog logs, and before each checkpoint.
@@ -40,9 +42,9 @@ class Guards(L.Callback):
 
     Args:
         plan: the plan of the run.
-        step_log: measures gradient and parameter norms; runs before this callback.
+        step_log: says what the parameter norm was when it was last logged; runs before this callback.
         crash_dumps: folder of the crash dumps; None writes none.
-        config: the run's configuration, for the crash_dump.
+        config: the run's configuration, for the crash dump.
         non_finite: `stop`, `skip` or `off`.
         token_ids: `stop` or `off`.
         loss_spike: `stop`, `skip`, `warn` or `off`.
@@ -84,8 +86,9 @@ class Guards(L.Callback):
         self._spoken_evaluations = 0  # in a row, with most answers sound
         self._logged_skips = 0
         self._step = 0  # the one that is running, 1 is the first
-        self._window: dict[str, Any] = {}
-        self._vocab_size: int | None = None
+        self._batch: StepBatch | None = None
+        self._module: TakesSteps
+        self._loss: float | None = None  # of a step that has not passed
 
     def state_dict(self) -> dict[str, Any]:
         """What the next decisions depend on."""
@@ -117,9 +120,8 @@ class Guards(L.Callback):
             raise ConfigError("nothing is trainable: every parameter is frozen; unfreeze some part of the model")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn the size of the vocabulary."""
-        find = getattr(getattr(pl_module, "net", None), "get_input_embeddings", None)
-        self._vocab_size = find().num_embeddings if find is not None else None
+        """Know the module by its steps."""
+        self._module = takes_steps(pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -129,12 +131,12 @@ class Guards(L.Callback):
         Raises:
             GuardError: one lies outside the vocabulary.
         """
-        self._window, self._step = batch, trainer.global_step + 1
-        token_range = batch["token_range"]
-        if self.token_ids == "off" or self._vocab_size is None or token_range is None:  # noqa: S105 (no password)
+        self._batch, self._step, self._loss = batch, trainer.global_step + 1, None
+        vocab_size, token_range = self._module.vocab_size, batch.token_range
+        if self.token_ids == "off" or vocab_size is None or token_range is None:  # noqa: S105 (no password)
             return
-        if token_range[0] < 0 or token_range[1] >= self._vocab_size:
-            raise GuardError("token_ids", f"step {self._step}: {foreign_token(batch, self._vocab_size)}")
+        if token_range[0] < 0 or token_range[1] >= vocab_size:
+            raise GuardError("token_ids", f"step {self._step}: {foreign_token(batch, vocab_size)}")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Check the step while the weights are still those that it began with.
@@ -142,14 +144,18 @@ class Guards(L.Callback):
         Raises:
             GuardError: a guard that is set to `stop` found something.
         """
-        loss, grad_norm = float(self._window["loss"]), float(self.step_log.grad_norm)
+        result = self._module.step_result
+        # the one time that a step reads the device
+        loss, grad_norm = torch.stack([result["loss"], result["grad_norm"].to(result["loss"].dtype)]).tolist()
+        self._loss = loss
         self.grad_norms.append(grad_norm)
         if not math.isfinite(loss + grad_norm):
             self._on_non_finite(trainer, pl_module, optimizer, loss)
             return
         self._skips_in_a_row = self._overflows_in_a_row = 0
         if self.loss_spike != "off" and (spike := describe_spike(loss, list(self.losses), self.loss_spike_sigmas)):
-            ids = ", ".join(map(str, self._window["sample_ids"].tolist()))
+            assert self._batch is not None
+            ids = ", ".join(map(str, self._batch.sample_ids.tolist()))
             message = f"step {self._step}: {spike}; samples {ids}"
             if self.loss_spike == "stop":
                 raise GuardError("loss_spike", f"{message}; lower optimizer.lr or callbacks.guards.loss_spike=skip")
@@ -158,6 +164,7 @@ class Guards(L.Callback):
             else:
                 say(f"warning: {message}")
         self.losses.append(loss)
+        self._loss = None
 
     def _on_non_finite(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer, loss: float
@@ -182,10 +189,10 @@ class Guards(L.Callback):
         raise GuardError("non_finite", f"{message}; {remedy}")
 
     def _culprit(self, trainer: L.Trainer, pl_module: L.LightningModule, broken_weight: str | None) -> str:
-        """Names the first bad module by running the window again, else the bad gradient."""
+        """Names the first bad module by running the step's batch again, else the bad gradient."""
+        assert self._batch is not None
         seed_step(self.config["seed"], trainer.global_step, trainer.global_rank)  # the same dropout again
-        loss_sum = getattr(pl_module, "loss_sum", None)
-        finding = trace_window(pl_module, loss_sum, self._window)[0] if loss_sum is not None else None
+        finding, _ = trace_step(pl_module, self._module.loss_sum, self._batch)
         if finding is not None:
             return f"{finding}" + (f"; {broken_weight}" if broken_weight else "")
         if found := broken_weight or bad_gradient(pl_module):
@@ -250,32 +257,29 @@ class Guards(L.Callback):
             return
         folder = crash_dump_folder(self.crash_dumps, self._step)
         checkpoints = [entry.last_path for entry in trainer.callbacks if isinstance(entry, RunCheckpoints)]  # type: ignore[attr-defined]
-        loss = self._window.get("loss")
         crash_dump = CrashDump(
             guard=exception.guard,
             message=str(exception),
             step=self._step,
             rank=trainer.global_rank,
-            sample_ids=self._window["sample_ids"].tolist() if self._window else [],
+            sample_ids=[] if self._batch is None else self._batch.sample_ids.tolist(),
             run=str(self.crash_dumps.parent),
             checkpoint=next((str(path) for path in checkpoints if path.is_file()), None),
             grad_norms=list(self.grad_norms),
-            losses=[*self.losses, *([] if loss is None else [float(loss)])],
+            losses=[*self.losses, *([] if self._loss is None else [self._loss])],
             replay=f"python -m lightning_apps.replay crash_dump={folder}",
         )
         try:
-            write_crash_dump(
-                folder, crash_dump, window=self._window or None, config=self.config, seed=self.config["seed"]
-            )
+            write_crash_dump(folder, crash_dump, batch=self._batch, config=self.config, seed=self.config["seed"])
         except OSError as error:  # a full disk must not hide what happened
             say(f"warning: no crash dump could be written to {folder}: {error}")
             return
         exception.crash_dump = folder
 
 
-def foreign_token(window: Mapping[str, Any], vocab_size: int) -> str:
+def foreign_token(step: StepBatch, vocab_size: int) -> str:
     """Names the first token outside the vocabulary: id, sample, position."""
-    for batch, ids in zip(window["micro_batches"], micro_batch_ids(dict(window)), strict=True):
+    for batch, ids in zip(step.micro_batches, micro_batch_ids(step), strict=True):
         for name, column in token_columns(batch):
             bad = ((column < 0) | (column >= vocab_size)).nonzero()
             if not len(bad):

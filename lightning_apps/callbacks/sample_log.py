@@ -7,11 +7,11 @@ import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.sampling.step_batches import WindowSampler
+from datamodules.sampling.step_batches import StepSampler
 from lightning_apps.diagnostics.sample_log import SampleLogWriter
 from lightning_apps.errors import GuardError
 
-CHECK_EVERY = 50  # computing a window's keys costs 0.3 ms (order.py, 64 samples); one check in fifty is 7 µs a step
+CHECK_EVERY = 50  # computing a step's key costs 0.3 ms (order.py, 64 samples); one check in fifty is 7 µs a step
 
 
 class SampleLog(L.Callback):
@@ -32,7 +32,7 @@ class SampleLog(L.Callback):
         self._next_check = trainer.global_step + 1
         if not trainer.is_global_zero:
             return
-        sampler = window_sampler(trainer)
+        sampler = step_sampler(trainer)
         self._writer = SampleLogWriter(
             self.path, ids_per_step=sampler.global_batch_size, num_samples=sampler.num_samples
         )
@@ -46,10 +46,10 @@ class SampleLog(L.Callback):
         Raises:
             GuardError: it delivered other samples.
         """
-        step, ids = trainer.global_step + 1, batch["sample_ids"].cpu().numpy()
+        step, ids = trainer.global_step + 1, batch.sample_ids
         if trainer.world_size > 1 or step >= self._next_check:
             self._next_check = step + CHECK_EVERY
-            sampler = window_sampler(trainer)
+            sampler = step_sampler(trainer)
             expected = planned_ids(sampler, step)
             check_order(step, ids, expected[sampler.rank :: sampler.world_size])
             ids = expected
@@ -69,15 +69,15 @@ class SampleLog(L.Callback):
             self._writer = None
 
 
-def window_sampler(trainer: L.Trainer) -> WindowSampler:
+def step_sampler(trainer: L.Trainer) -> StepSampler:
     """The sampler behind the training loader."""
-    sampler: WindowSampler = trainer.train_dataloader.window_sampler  # type: ignore[union-attr]
+    sampler: StepSampler = trainer.train_dataloader.step_sampler  # type: ignore[union-attr]
     return sampler
 
 
-def planned_ids(sampler: WindowSampler, step: int) -> NDArray[np.int64]:
+def planned_ids(sampler: StepSampler, step: int) -> NDArray[np.int64]:
     """Samples (n,) that the order gives to optimizer step `step` (1 is the first), over all ranks."""
-    return sampler.keys(step - 1)[1]
+    return sampler.key(step - 1)[1]
 
 
 def check_order(step: int, delivered: NDArray[np.int64], expected: NDArray[np.int64]) -> None:

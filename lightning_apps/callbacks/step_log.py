@@ -8,26 +8,24 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_apps.run_files.metrics_csv import MetricsCSV
-from lightning_apps.training.optimizers import global_norm
+from lightning_apps.training.clipping import global_norm
+from lightning_apps.training.optimizer_step import StepResult
 from lightning_apps.training.plan import RunPlan
 
 
 class StepLog(L.Callback):
-    """Clips gradients by their global norm and logs `train/*` values of every `log_every`-th step.
+    """Logs `train/*` values of every `log_every`-th step; between two of these nothing is read from the device.
 
-    The norm is taken here and not in the training step because with float16 gradients are unscaled only just before
-    the optimizer runs. Values go to the loggers directly and before any checkpoint of the same step is written:
+    Values go to the loggers directly and before any checkpoint of the same step is written:
     Lightning logs them after its checkpoint hooks, so that a run killed in between would lose a row.
 
     Args:
         plan: the plan of the run.
-        clip_norm: largest global gradient norm; None leaves gradients alone.
         log_every: optimizer steps between two rows.
     """
 
-    def __init__(self, plan: RunPlan, *, clip_norm: float | None, log_every: int) -> None:
+    def __init__(self, plan: RunPlan, *, log_every: int) -> None:
         self.plan = plan
-        self.clip_norm = clip_norm
         self.log_every = log_every
         self.tokens_seen = 0
         self.target_tokens_seen = 0
@@ -74,29 +72,18 @@ class StepLog(L.Callback):
         self._started_at = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Measure the gradient norm, then clip."""
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        self.grad_norm = global_norm(gradients)
+        """Keep the rates of this step; the schedule changes them before it ends."""
         self._learning_rates = learning_rates(optimizer)
-        if self.clip_norm is not None:
-            scale = torch.clamp(self.clip_norm / (self.grad_norm + 1e-6), max=1.0)
-            # a scale that is not finite would hide which gradient is bad from the guards
-            scale = torch.where(torch.isfinite(self.grad_norm), scale, 1.0)
-            torch._foreach_mul_(gradients, scale)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count tokens and log."""
+        result: StepResult = outputs
         self.train_s += time.perf_counter() - self._started_at
-        self.tokens_seen += outputs["num_tokens"]
-        self.target_tokens_seen += outputs["num_targets"]
-        self.last_loss = outputs["loss"]
+        self.tokens_seen += result["num_tokens"]
+        self.target_tokens_seen += result["num_targets"]
+        self.last_loss, self.grad_norm = result["loss"], result["grad_norm"]
         step = self.completed_steps = trainer.global_step
         if step % self.log_every and step != self.plan.total_steps:
             return
@@ -108,7 +95,7 @@ class StepLog(L.Callback):
             "train/loss": float(self.last_loss),
             **self._learning_rates,
             "train/grad_norm": float(self.grad_norm),
-            "train/grad_norm_clipped": min(float(self.grad_norm), self.clip_norm or float("inf")),
+            "train/grad_norm_clipped": min(float(self.grad_norm), self.plan.clip_norm or float("inf")),
             "train/param_norm": self.param_norm[1],
             "train/epoch": self.plan.epoch(step),
             "train/tokens": float(self.tokens_seen),

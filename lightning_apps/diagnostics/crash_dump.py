@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 
+from datamodules.contract import StepBatch
+from datamodules.sampling.step_batches import step_batch
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
 from lightning_apps.training.optimizer_step import seed_step
@@ -30,7 +33,7 @@ class CrashDump:
         message: what it said.
         step: the optimizer step that failed; the weights are those after step - 1.
         rank: process that wrote it.
-        sample_ids: samples of the window, this rank's share.
+        sample_ids: samples of the step, this rank's share.
         run: directory of the run.
         checkpoint: newest checkpoint of the run, None before the first.
         grad_norms: of the last steps, the failed one last; NaN and Inf are null.
@@ -80,33 +83,24 @@ def rng_states(seed: int, step: int, rank: int) -> dict[str, Any]:
 
 
 def write_crash_dump(
-    folder: Path, crash_dump: CrashDump, *, window: Mapping[str, Any] | None, config: Mapping[str, Any], seed: int
+    folder: Path, crash_dump: CrashDump, *, batch: StepBatch | None, config: Mapping[str, Any], seed: int
 ) -> None:
     """Write this rank's files of a crash dump over those of an earlier failure of the same step."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix = f".rank{crash_dump.rank}" if crash_dump.rank else ""
-    batch = folder / f"batch{suffix}.pt"
-    batch.unlink(missing_ok=True)
-    if window is not None:
-        torch.save(_on_cpu({key: window[key] for key in ("micro_batches", "sample_ids")}), batch)
+    file = folder / f"batch{suffix}.pt"
+    file.unlink(missing_ok=True)
+    if batch is not None:
+        kept = {"micro_batches": batch.micro_batches, "sample_ids": torch.from_numpy(batch.sample_ids)}
+        torch.save(move_data_to_device(kept, torch.device("cpu")), file)
     torch.save(rng_states(seed, crash_dump.step - 1, crash_dump.rank), folder / f"rng{suffix}.pt")
     if crash_dump.rank == 0:
         write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     write_json_atomically(folder / f"crash_dump{suffix}.json", asdict(crash_dump))
 
 
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_on_cpu(entry) for entry in value]
-    return value
-
-
-def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], dict[str, Any] | None]:
-    """A crash_dump, the configuration of its run, and its window.
+def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], StepBatch | None]:
+    """A crash dump, the configuration of its run, and what fed the step.
 
     Raises:
         ConfigError: there is no crash dump at this path.
@@ -118,5 +112,7 @@ def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], dict[str, Any
         )
     values = json.loads((folder / "crash_dump.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    batch = folder / "batch.pt"
-    return CrashDump(**values), config, torch.load(batch, weights_only=True) if batch.is_file() else None
+    file = folder / "batch.pt"
+    kept = torch.load(file, weights_only=True) if file.is_file() else None
+    batch = None if kept is None else step_batch(kept["micro_batches"], kept["sample_ids"].numpy())
+    return CrashDump(**values), config, batch

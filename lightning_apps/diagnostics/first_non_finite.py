@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.contract import StepBatch
 from datamodules.sampling.step_batches import micro_batch_ids
 
-LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
+LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor | int]]
 MAX_NAMED_SAMPLES = 8
 
 
@@ -62,8 +63,8 @@ class _Found(Exception):  # noqa: N818 (ends the forward pass; nothing failed)
 
 
 @torch.no_grad()
-def trace_window(module: nn.Module, loss_sum: LossSum, window: Mapping[str, Any]) -> tuple[NonFinite | None, float]:
-    """Run the forward passes of a window again and stop at the first value that is not finite.
+def trace_step(module: nn.Module, loss_sum: LossSum, step: StepBatch) -> tuple[NonFinite | None, float]:
+    """Run the forward passes of a step again and stop at the first value that is not finite.
 
     A module is named when its output is bad and what went into it was not; where bad values reach a module from code
     between modules, the module around that code is named. Masks may hold -Inf and are not looked at.
@@ -71,7 +72,7 @@ def trace_window(module: nn.Module, loss_sum: LossSum, window: Mapping[str, Any]
     Args:
         module: owns the network; in the mode (training or evaluation), precision and random state of the step.
         loss_sum: batch -> loss summed over its targets, number of targets (or sum of their weights).
-        window: as WindowCollator builds it.
+        step: what feeds it, on the module's device.
 
     Returns:
         The finding, None where everything is finite, and the mean loss over this rank's targets (NaN with a finding).
@@ -104,7 +105,7 @@ def trace_window(module: nn.Module, loss_sum: LossSum, window: Mapping[str, Any]
             if name:
                 handles.callback(part.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
                 handles.callback(part.register_forward_hook(leave(name)).remove)
-        for batch, ids in zip(window["micro_batches"], micro_batch_ids(dict(window)), strict=True):
+        for batch, ids in zip(step.micro_batches, micro_batch_ids(step), strict=True):
             running.clear()
             try:
                 loss, count = loss_sum(batch)

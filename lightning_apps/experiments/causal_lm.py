@@ -1,78 +1,34 @@
-"""What modules share that learn the target tokens of each sample: optimizer, loss of a window, evaluation."""
+"""What modules share that learn the target tokens of each sample."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Annotated
 
-import lightning as L
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
+from annotated_types import Ge, Lt
+from torch import Tensor
+from typing_extensions import Unpack
 
-from lightning_apps.training.optimizer_step import step_on_window
-from lightning_apps.training.plan import RunPlan
-from lightning_apps.training.schedules import Schedule
-from models.language.causal_lm import count_targets, target_loss
+from datamodules.contract import Batch
+from lightning_apps.experiments.experiment import Experiment, Parts
+from models.language.causal_lm import target_loss
 
 
-class TargetTokenModule(L.LightningModule):
-    """Trains a causal language model; the loss of a step is the mean over the target tokens of its window.
+class CausalLMExperiment(Experiment):
+    """Trains a causal language model; the loss of a step is the mean over its target tokens.
 
     Args:
-        build_net: makes the network.
-        build_optimizer: makes the optimizer of a module.
-        schedule: learning-rate factor after so many optimizer steps.
-        plan: the plan of the run.
-        label_smoothing: of the training loss.
+        label_smoothing: share of each target that training spreads over the vocabulary.
+        **parts: see Parts.
     """
 
-    def __init__(
-        self,
-        *,
-        build_net: Callable[[], PreTrainedModel],
-        build_optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Schedule,
-        plan: RunPlan,
-        label_smoothing: float,
-    ) -> None:
-        super().__init__()
-        self.automatic_optimization = False  # step_on_window says why
-        self.net = build_net()
-        self.build_optimizer = build_optimizer
-        self.schedule = schedule
-        self.plan = plan
+    def __init__(self, *, label_smoothing: Annotated[float, Ge(0), Lt(1)], **parts: Unpack[Parts]) -> None:
+        super().__init__(**parts)
         self.label_smoothing = label_smoothing
-        self.evaluation_loss = MeanMetric()
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer and its schedule, stepped once per window."""
-        optimizer = self.build_optimizer(self.net)
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
-
-    def loss_sum(self, batch: dict[str, Any], *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss summed over target tokens, and their number."""
-        prefix = batch["shared_prefix_length"]
-        return target_loss(self.net, batch, shared_prefix_length=prefix, label_smoothing=label_smoothing)
-
-    def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step."""
-        loss_sum = partial(self.loss_sum, label_smoothing=self.label_smoothing)
-        return step_on_window(self, window, loss_sum, count_targets)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add one batch to the mean over all target tokens of the split, on all ranks."""
-        # without smoothing: val/loss stays a likelihood, comparable between runs that smooth differently
-        loss, targets = self.loss_sum(batch)
-        if torch.is_nonzero(targets):  # a batch of samples that were cut before their targets has none
-            self.evaluation_loss.update(loss / targets, weight=targets)
-        self.log(f"{self.split_prefix}/loss", self.evaluation_loss, on_step=False, on_epoch=True, batch_size=1)
-
-    test_step = validation_step
-
-    @property
-    def split_prefix(self) -> str:
-        """First part of metric names: `test` while testing, else `val`."""
-        return "test" if self.trainer.testing else "val"
+        return target_loss(
+            self.net,
+            batch,
+            shared_prefix_length=batch["shared_prefix_length"],
+            # not in evaluations: val/loss stays a likelihood, comparable between runs that smooth differently
+            label_smoothing=self.label_smoothing if self.training else 0.0,
+        )

@@ -1,86 +1,42 @@
-"""What modules that classify share: optimizer, loss of a window, evaluation."""
+"""What modules that classify share."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Annotated
 
-import lightning as L
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
+from annotated_types import Ge, Lt
+from torch import Tensor
+from typing_extensions import Unpack
 
-from lightning_apps.training.optimizer_step import step_on_window
-from lightning_apps.training.plan import RunPlan
-from lightning_apps.training.schedules import Schedule
+from datamodules.contract import Batch
+from lightning_apps.experiments.experiment import Experiment, Parts
 from models.encoders.classifier import classification_loss
 
 
-class ClassificationModule(L.LightningModule):
-    """Trains a classifier; the loss of a step is the mean over the samples of its window.
+class ClassificationExperiment(Experiment):
+    """Trains a classifier; the loss of a step is the mean over its samples.
 
     Args:
-        build_net: makes the network.
-        build_optimizer: makes the optimizer of a module.
-        schedule: learning-rate factor after so many optimizer steps.
-        plan: the plan of the run.
-        label_smoothing: of the training loss.
+        label_smoothing: share of each target that training spreads over the classes.
+        **parts: see Parts.
     """
 
-    def __init__(
-        self,
-        *,
-        build_net: Callable[[], PreTrainedModel],
-        build_optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Schedule,
-        plan: RunPlan,
-        label_smoothing: float,
-    ) -> None:
-        super().__init__()
-        self.automatic_optimization = False  # step_on_window says why
-        self.net = build_net()
-        self.build_optimizer = build_optimizer
-        self.schedule = schedule
-        self.plan = plan
+    def __init__(self, *, label_smoothing: Annotated[float, Ge(0), Lt(1)], **parts: Unpack[Parts]) -> None:
+        super().__init__(**parts)
         self.label_smoothing = label_smoothing
-        self.evaluation_loss = MeanMetric()
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer and its schedule, stepped once per window."""
-        optimizer = self.build_optimizer(self.net)
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
-
-    def logits(self, batch: dict[str, Any]) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """(n, classes) of a batch."""
-        raise NotImplementedError
+        return self.net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
-    def loss_sum(self, batch: dict[str, Any], *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
         """Loss summed over samples, and their number."""
-        loss = classification_loss(self.logits(batch), batch["labels"], label_smoothing=label_smoothing)
-        return loss, loss.new_tensor(len(batch["labels"]))
+        loss = classification_loss(self.logits(batch), batch["labels"], label_smoothing=self.label_smoothing)
+        return loss, len(batch["labels"])
 
-    def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step."""
-        loss_sum = partial(self.loss_sum, label_smoothing=self.label_smoothing)
-        return step_on_window(self, window, loss_sum, count_samples)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Add one batch to the mean loss of the split, on all ranks; the logits go to ClassificationEvaluation.
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Add one batch to the mean loss of the split, on all ranks; the logits go to ClassificationEvaluation."""
+        Without smoothing or weights: `val/loss` stays a likelihood, comparable between runs that train differently.
+        """
         logits = self.logits(batch)
-        # without smoothing: val/loss stays a likelihood, comparable between runs that smooth differently
-        self.evaluation_loss.update(classification_loss(logits, batch["labels"]) / len(logits), weight=len(logits))
-        self.log(f"{self.split_prefix}/loss", self.evaluation_loss, on_step=False, on_epoch=True, batch_size=1)
+        self.log_loss(classification_loss(logits, batch["labels"]), len(logits))
         return {"logits": logits, "sample_ids": batch["sample_ids"]}
-
-    test_step = validation_step
-
-    @property
-    def split_prefix(self) -> str:
-        """First part of metric names: `test` while testing, else `val`."""
-        return "test" if self.trainer.testing else "val"
-
-
-def count_samples(batch: dict[str, Any]) -> int:
-    """Targets of a batch: one for each sample."""
-    return len(batch["labels"])

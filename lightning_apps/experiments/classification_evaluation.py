@@ -110,10 +110,8 @@ class ClassificationEvaluation(L.Callback):
         pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
         if trainer.is_global_zero:
             rows = prediction_rows(data.texts(split), probabilities, targets, data.label_names, data.multi_label)
-            if hasattr(data, "ids"):
-                rows = [
-                    {"index": row["index"], "id": name, **row} for row, name in zip(rows, data.ids(split), strict=True)
-                ]
+            if (names := data.ids(split)) is not None:
+                rows = [{"index": row["index"], "id": name, **row} for row, name in zip(rows, names, strict=True)]
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_text_atomically(self.run_directory.predictions, lines.encode("utf-8", "replace").decode())
             self._report(trainer, split, prefix, metrics, rows)
@@ -122,7 +120,7 @@ class ClassificationEvaluation(L.Callback):
         """What classification_metrics must know beside the answers."""
         return {
             "multi_label": data.multi_label,
-            "ordered": getattr(data, "ordered", False),
+            "ordered": data.ordered,
             "score_weights": self.score_weights,
         }
 

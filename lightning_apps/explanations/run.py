@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from datamodules.rating import RatingDataModule
 from datamodules.text.chunking import Chunker, Chunking
 from lightning_apps.errors import ConfigError
 from lightning_apps.explanations.attribution import CachedEncoder
@@ -90,6 +91,7 @@ def documents_of_split(config: dict[str, Any], options: Mapping[str, Any]) -> tu
     """
     split = options["split"]
     datamodule = build_datamodule(config)
+    assert isinstance(datamodule, RatingDataModule)  # check_run has looked at the experiment
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError("split=test: the run's data have no test split; choose split=validation")
     labels = [datamodule.label_names[number] for number in datamodule.labels(split).tolist()]

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
+from datamodules.contract import ExperimentData
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
@@ -24,9 +25,10 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.checks import RUNTIME_ARGUMENTS, bind, bind_callback
+from lightning_apps.config.checks import RUNTIME_ARGUMENTS, bind, bind_callback, parameters_of
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
+from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
@@ -61,7 +63,7 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def build_datamodule(config: Config) -> Any:
+def build_datamodule(config: Config) -> ExperimentData:
     """The experiment's data module, prepared and set up.
 
     Raises:
@@ -76,7 +78,7 @@ def build_datamodule(config: Config) -> Any:
     return datamodule
 
 
-def build_plan(config: Config, datamodule: Any) -> RunPlan:
+def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
     """The plan of the run."""
     return plan_run(
         num_train_samples=datamodule.num_train_samples,
@@ -87,7 +89,7 @@ def build_plan(config: Config, datamodule: Any) -> RunPlan:
     )
 
 
-def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningModule:
+def build_module(config: Config, datamodule: ExperimentData, plan: RunPlan) -> Experiment:
     """The experiment's LightningModule with freshly drawn weights."""
     scheduler = {**config["scheduler"], "warmup_steps": plan.warmup_steps}
     torch.manual_seed(config["seed"])
@@ -99,9 +101,10 @@ def build_module(config: Config, datamodule: Any, plan: RunPlan) -> L.LightningM
         "build_optimizer": build_optimizer,
         "schedule": bind("scheduler", scheduler)(total_steps=plan.total_steps),
         "plan": plan,
-        "class_counts": getattr(datamodule, "class_counts", None),
+        **datamodule.module_arguments,
     }
-    module: L.LightningModule = _call(bind("module", config["module"]), runtime)
+    module: Experiment = _call(bind("module", config["module"]), runtime)
+    datamodule.weigh = module.weigh  # the collator counts what the loss divides by
     net: Any = module.net
     if config["hardware"]["gradient_checkpointing"]:
         try:
@@ -146,7 +149,7 @@ def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
 
 
 def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop: SafeStop) -> list[L.Callback]:
-    """Callbacks in the order in which they run: clock, log, guards, the configured ones, stopping, checkpoints."""
+    """Callbacks in the order in which they run: step clock, log, guards, the configured ones, stopping, checkpoints."""
     settings = config["callbacks"]
     clock, step_log, guards, *others = build_step_callbacks(config, plan, crash_dumps=directory.crash_dumps)
     assert isinstance(step_log, StepLog)
@@ -168,12 +171,12 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
 
 
 def build_step_callbacks(config: Config, plan: RunPlan, *, crash_dumps: Path | None) -> list[L.Callback]:
-    """The callbacks that take part in a step: clock, log (it clips), guards, micro-batches, unfreezing, averages.
+    """The callbacks that take part in a step: plan, log, guards, micro-batches, unfreezing, averages.
 
     Replaying a step needs these and no others; none of them writes, but for the crash dumps.
     """
     settings, trainer = config["callbacks"], config["trainer"]
-    step_log = StepLog(plan, clip_norm=trainer["clip_norm"], log_every=trainer["log_every"])
+    step_log = StepLog(plan, log_every=trainer["log_every"])
     guards = Guards(plan=plan, step_log=step_log, crash_dumps=crash_dumps, config=config, **settings["guards"])
     callbacks: list[L.Callback] = [StepClock(plan, config["seed"]), step_log, guards]
     if config["hardware"]["find_device_batch_size"]:
@@ -199,7 +202,7 @@ def build_extra_callbacks(config: Config, directory: RunDirectory, plan: RunPlan
 
 def _call(call: partial, runtime: Mapping[str, Any], *arguments: Any) -> Any:
     """Call with those of the runtime's arguments that the target has."""
-    wanted = inspect.signature(call.func).parameters
+    wanted, _ = parameters_of(call.func)
     return call(*arguments, **{name: value for name, value in runtime.items() if name in wanted})
 
 
@@ -246,7 +249,7 @@ def build_trainer(
     loggers: list[Logger],
     evaluation_only: bool = False,
 ) -> L.Trainer:
-    """Lightning's Trainer over one Lightning epoch of `plan.total_steps` windows.
+    """Lightning's Trainer over one Lightning epoch of `plan.total_steps` step batches.
 
     Raises:
         ConfigError: the hardware or precision that was asked for is not here.
@@ -273,7 +276,7 @@ def build_trainer(
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,  # WindowSampler gives each rank its share
+        use_distributed_sampler=False,  # StepSampler gives each rank its share
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(callback, RunProgress) for callback in callbacks),
     )

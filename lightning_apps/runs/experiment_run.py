@@ -12,11 +12,13 @@ import lightning as L
 import torch
 import yaml
 
+from datamodules.contract import ExperimentData
 from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
 from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.errors import ConfigError
+from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.run_files.atomic_files import write_text_atomically
@@ -94,9 +96,7 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         claim(directory, config, is_main=trainer.is_global_zero)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
-        # a data module may describe its data
-        data_lines = datamodule.describe() if hasattr(datamodule, "describe") else {}
-        say(start_banner(config, plan, module, trainer, directory, checkpoint, data_lines))
+        say(start_banner(config, plan, module, trainer, directory, checkpoint, datamodule.describe()))
         for notice in notices:
             say(f"notice: {notice}")
         if upload is not None and trainer.is_global_zero:
@@ -148,7 +148,11 @@ def resume_command() -> str:
 
 
 def finish(
-    trainer: L.Trainer, module: L.LightningModule, datamodule: Any, callbacks: list[L.Callback], directory: RunDirectory
+    trainer: L.Trainer,
+    module: Experiment,
+    datamodule: ExperimentData,
+    callbacks: list[L.Callback],
+    directory: RunDirectory,
 ) -> None:
     """Load the best weights, evaluate them again, test and export them.
 
@@ -223,11 +227,12 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
     write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
-def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirectory) -> None:
+def export_model(module: Experiment, datamodule: ExperimentData, directory: RunDirectory) -> None:
     """Write weights and tokenizer in Hugging Face layout; adapters are merged, and kept as they are in `adapter`."""
-    net: Any = module.net
+    net = module.net
     if has_adapters(net):
         save_adapters(net, directory.model / "adapter", base=net.config._name_or_path)
         net = merged_copy(net)
     net.save_pretrained(directory.model)
-    datamodule.tokenizer.save_pretrained(directory.model)
+    if datamodule.tokenizer is not None:
+        datamodule.tokenizer.save_pretrained(directory.model)

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from datamodules.contract import ExperimentData, LabelledData
 from lightning_apps.errors import ConfigError
+from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.banner import human_bytes
 from lightning_apps.runs.build import available_accelerator
@@ -32,7 +33,7 @@ USUAL_RATES = {"all weights": (1e-6, 3e-4), "adapters": (1e-5, 3e-3)}
 
 
 def check_before_start(
-    config: Config, plan: RunPlan, module: L.LightningModule, datamodule: Any, directory: RunDirectory
+    config: Config, plan: RunPlan, module: Experiment, datamodule: ExperimentData, directory: RunDirectory
 ) -> list[str]:
     """Look ahead; nothing is written.
 
@@ -42,12 +43,12 @@ def check_before_start(
     Raises:
         ConfigError: the run cannot work.
     """
-    net: Any = module.net
+    net = module.net
     check_positions(net, datamodule)
     check_head_size(net, datamodule)
     check_score_weights(config, datamodule)
     check_disk(config, plan, module, directory)
-    notices = list(getattr(datamodule, "notices", []))
+    notices = list(datamodule.notices)
     notices += check_learning_rate(config, net)
     notices += check_accelerator(config)
     notices += check_memory(config, module, datamodule)
@@ -66,42 +67,43 @@ def usable_positions(net: nn.Module) -> int | None:
     return None
 
 
-def check_positions(net: nn.Module, datamodule: Any) -> None:
+def check_positions(net: nn.Module, datamodule: ExperimentData) -> None:
     """Refuse sequences longer than the model has positions.
 
     Raises:
         ConfigError: one is.
     """
-    positions, longest = usable_positions(net), getattr(datamodule, "longest_sequence", None)
+    positions, longest = usable_positions(net), datamodule.longest_sequence
     if positions is not None and longest is not None and longest > positions:
-        key = getattr(datamodule, "length_key", "data.max_length")
         raise ConfigError(
             f"the longest sequence has {longest:,} tokens, the model positions for {positions:,}; cut texts with "
-            f"{key}={positions}, or choose another model"
+            f"{datamodule.length_key}={positions}, or choose another model"
         )
 
 
-def check_head_size(net: Any, datamodule: Any) -> None:
+def check_head_size(net: PreTrainedModel, datamodule: ExperimentData) -> None:
     """Refuse a head of another size than there are classes.
 
     Raises:
         ConfigError: it is.
     """
-    names, size = getattr(datamodule, "label_names", None), getattr(getattr(net, "config", None), "num_labels", None)
-    if names is not None and size is not None and size != len(names):
+    if not isinstance(datamodule, LabelledData):
+        return
+    names, size = datamodule.label_names, net.config.num_labels
+    if size != len(names):
         raise ConfigError(
             f"the head of the model has {size} outputs, the data {len(names)} classes ({', '.join(names[:8])}); make "
             "the model with the data's label_names"
         )
 
 
-def check_score_weights(config: Config, datamodule: Any) -> None:
+def check_score_weights(config: Config, datamodule: ExperimentData) -> None:
     """Refuse a score that does not weigh the classes of the data.
 
     Raises:
         ConfigError: there are more or fewer weights than classes, or a weight is negative.
     """
-    names = getattr(datamodule, "label_names", None)
+    names = datamodule.label_names if isinstance(datamodule, LabelledData) else None
     for name, node in config["callbacks"]["extra"].items():
         weights = (node or {}).get("score_weights")
         if not weights or names is None:
@@ -208,16 +210,13 @@ def cpu_has_bf16_units() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile") or found.get("bf16"))
 
 
-def check_memory(config: Config, module: L.LightningModule, datamodule: Any) -> list[str]:
+def check_memory(config: Config, module: Experiment, datamodule: ExperimentData) -> list[str]:
     """Compare what a step needs, measured on the longest samples, with what the machine has.
-
-    Data modules take part by `longest_train_samples(count)`, modules by `loss_sum(batch)`.
 
     Raises:
         ConfigError: it needs more than there is.
     """
-    longest = getattr(datamodule, "longest_train_samples", None)
-    if config["hardware"]["find_device_batch_size"] or longest is None or not hasattr(module, "loss_sum"):
+    if config["hardware"]["find_device_batch_size"]:
         return []
     available = available_memory_bytes(available_accelerator(config["hardware"]["accelerator"]))
     if available is None:
@@ -225,11 +224,7 @@ def check_memory(config: Config, module: L.LightningModule, datamodule: Any) -> 
     devices = config["hardware"]["devices"]
     size = datamodule.device_batch_size or -(-datamodule.global_batch_size // devices)
     try:
-        if hasattr(datamodule, "memory_probe"):
-            one, two, units = datamodule.memory_probe()
-        else:
-            rows, units = np.resize(longest(2), 2), 1
-            one, two = (datamodule.training_batch(np.zeros(n, dtype=np.int64), rows[:n]) for n in (1, 2))
+        one, two, units = datamodule.memory_probe()
         fixed, each = step_memory(module, one, two, units)
     except (IndexError, RuntimeError, ValueError):  # a sample is bad: the guards name it when its step comes
         return []

@@ -14,11 +14,12 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from datamodules.contract import ExperimentData, StepBatch
 from lightning_apps.callbacks.checkpoints import damage
-from lightning_apps.callbacks.sample_log import planned_ids, window_sampler
+from lightning_apps.callbacks.sample_log import planned_ids, step_sampler
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.diagnostics.crash_dump import CrashDump
-from lightning_apps.diagnostics.first_non_finite import trace_window
+from lightning_apps.diagnostics.first_non_finite import trace_step
 from lightning_apps.diagnostics.sample_log import SampleLogError, sample_log_row
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
@@ -43,7 +44,7 @@ class ReplayedStep:
         step: its number, 1 is the first.
         start: checkpoint that training went on from; None for freshly drawn weights.
         start_step: optimizer steps that `start` had behind it.
-        window: what fed the step, on the CPU.
+        batch: what fed the step, on the CPU; None where none began.
         planned: sample ids (n,) that the order gives to the step, over all ranks.
         values: `train/loss` and `train/grad_norm`, empty where a guard stopped the step.
         failure: the guard that stopped it.
@@ -52,25 +53,25 @@ class ReplayedStep:
     step: int
     start: Path | None
     start_step: int
-    window: dict[str, Any]
+    batch: StepBatch | None
     planned: list[int]
     values: dict[str, float]
     failure: GuardError | None
 
 
-class _LastWindow(L.Callback):
-    """Keeps the window of the last step, and which samples the order gives to it."""
+class _LastBatch(L.Callback):
+    """Keeps the batch of the last step, and which samples the order gives to it."""
 
     def __init__(self) -> None:
-        self.window: dict[str, Any] = {}
+        self.batch: StepBatch | None = None
         self.planned: list[int] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.window = batch
+        self.batch = batch
         if trainer.global_step + 1 == trainer.max_steps:
-            self.planned = planned_ids(window_sampler(trainer), trainer.max_steps).tolist()
+            self.planned = planned_ids(step_sampler(trainer), trainer.max_steps).tolist()
 
 
 def checkpoint_before(directory: RunDirectory, step: int) -> tuple[Path | None, int]:
@@ -104,7 +105,7 @@ def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: 
     module = build_module(config, datamodule, plan)  # its schedule knows the whole run
     # evaluations change nothing in training: every step has its own random state
     short = replace(plan, total_steps=step, evaluation_steps=frozenset(), save_steps=frozenset())
-    last = _LastWindow()
+    last = _LastBatch()
     callbacks = [last, *build_step_callbacks(config, short, crash_dumps=None)]
     trainer = build_trainer(config, short, callbacks=callbacks, loggers=[])
     failure = None
@@ -117,8 +118,8 @@ def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: 
     log = next(callback for callback in callbacks if isinstance(callback, StepLog))
     reached = trainer.global_step == step
     values = {"train/loss": float(log.last_loss), "train/grad_norm": float(log.grad_norm)} if reached else {}
-    window = move_data_to_device(last.window, torch.device("cpu"))
-    return ReplayedStep(step, start, start_step, window, last.planned, values, failure)
+    batch = None if last.batch is None else move_data_to_device(last.batch, torch.device("cpu"))
+    return ReplayedStep(step, start, start_step, batch, last.planned, values, failure)
 
 
 def replay_recorded_step(config: Config, directory: RunDirectory, step: int, *, num_texts: int) -> ReplayedStep:
@@ -131,7 +132,7 @@ def replay_recorded_step(config: Config, directory: RunDirectory, step: int, *, 
     datamodule = build_datamodule(config)
     replayed = replay_step(config, directory, datamodule, step)
     say(f"step {step} of {directory.path}, {_origin(replayed)}")
-    say("\n".join(_batch_lines(replayed.window, datamodule, num_texts)))
+    say("\n".join(_batch_lines(replayed.batch, datamodule, num_texts)))
     problems = [*_compare_samples(replayed, directory), *_compare_values(replayed, directory)]
     if problems:
         raise ReplayMismatchError(f"step {step} differs from its record: {'; '.join(problems)}")
@@ -144,12 +145,16 @@ def _origin(replayed: ReplayedStep) -> str:
     return f"trained from {replayed.start.name}, {replayed.step - replayed.start_step} step(s)"
 
 
-def _batch_lines(window: Mapping[str, Any], datamodule: Any, num_texts: int) -> Iterator[str]:
-    ids = window["sample_ids"].tolist()
-    yield f"samples   {' '.join(map(str, ids))}"
-    for batch in window["micro_batches"]:
+def _batch_lines(step: StepBatch | None, datamodule: ExperimentData, num_texts: int) -> Iterator[str]:
+    if step is None:
+        return
+    yield f"samples   {' '.join(map(str, step.sample_ids.tolist()))}"
+    tokenizer = datamodule.tokenizer
+    if tokenizer is None:
+        return
+    for batch in step.micro_batches:
         for tokens in batch.get("input_ids", [])[:num_texts]:
-            yield f"    {datamodule.tokenizer.decode(tokens)}"
+            yield f"    {tokenizer.decode(tokens)}"
             num_texts -= 1
 
 
@@ -194,9 +199,7 @@ def _compare_values(replayed: ReplayedStep, directory: RunDirectory) -> Iterator
             yield f"{name} was logged as {logged[name]!r} and came out as {value!r}"
 
 
-def replay_crash_dump(
-    config: Config, crash_dump: CrashDump, window: dict[str, Any] | None, *, num_texts: int
-) -> list[str]:
+def replay_crash_dump(config: Config, crash_dump: CrashDump, batch: StepBatch | None, *, num_texts: int) -> list[str]:
     """Look for the first non-finite value of a crash dump's batch under the last good weights, then under earlier ones.
 
     First with the weights of the newest checkpoint as they are, then after training forward to the failed step.
@@ -207,10 +210,10 @@ def replay_crash_dump(
     datamodule = build_datamodule(config)
     say(f"{crash_dump.guard} in step {crash_dump.step} of {crash_dump.run}: {crash_dump.message}")
     found = []
-    if window is not None:
-        say("\n".join(_batch_lines(window, datamodule, num_texts)))
+    if batch is not None:
+        say("\n".join(_batch_lines(batch, datamodule, num_texts)))
         found.append(
-            f"batch under {crash_dump.checkpoint or 'fresh weights'}: " + _look(config, datamodule, crash_dump, window)
+            f"batch under {crash_dump.checkpoint or 'fresh weights'}: " + _look(config, datamodule, crash_dump, batch)
         )
         say(found[-1])
     replayed = replay_step(config, RunDirectory(Path(crash_dump.run)), datamodule, crash_dump.step)
@@ -219,8 +222,8 @@ def replay_crash_dump(
     )
     found.append(f"step {crash_dump.step} again, {_origin(replayed)}: {outcome}")
     say(found[-1])
-    if window is not None and crash_dump.rank == 0:
-        same = replayed.step == crash_dump.step and _same_tokens(replayed.window, window)
+    if batch is not None and crash_dump.rank == 0:
+        same = replayed.step == crash_dump.step and _same_tokens(replayed.batch, batch)
         say(
             "the data give the crash dump's batch again"
             if same
@@ -229,7 +232,7 @@ def replay_crash_dump(
     return found
 
 
-def _look(config: Config, datamodule: Any, crash_dump: CrashDump, window: dict[str, Any]) -> str:
+def _look(config: Config, datamodule: Any, crash_dump: CrashDump, batch: StepBatch) -> str:
     plan = build_plan(config, datamodule)
     module: Any = build_module(config, datamodule, plan)
     if crash_dump.checkpoint is not None and Path(crash_dump.checkpoint).is_file():
@@ -241,12 +244,12 @@ def _look(config: Config, datamodule: Any, crash_dump: CrashDump, window: dict[s
     module = trainer.precision_plugin.convert_module(module).to(device).train()
     seed_step(config["seed"], crash_dump.step - 1, crash_dump.rank)
     with trainer.precision_plugin.forward_context():
-        finding, loss = trace_window(module, module.loss_sum, move_data_to_device(window, device))
+        finding, loss = trace_step(module, module.loss_sum, move_data_to_device(batch, device))
     return f"{finding}" if finding else f"every value is finite, loss {loss!r}"
 
 
-def _same_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    pairs = zip(one["micro_batches"], other["micro_batches"], strict=False)
-    return bool(one["sample_ids"].equal(other["sample_ids"])) and all(
-        a[name].equal(b[name]) for a, b in pairs for name in ("input_ids", "labels") if name in a and name in b
-    )
+def _same_tokens(one: StepBatch | None, other: StepBatch) -> bool:
+    if one is None or one.sample_ids.tolist() != other.sample_ids.tolist():
+        return False
+    pairs = zip(one.micro_batches, other.micro_batches, strict=False)
+    return all(a[name].equal(b[name]) for a, b in pairs for name in ("input_ids", "labels") if name in a and name in b)

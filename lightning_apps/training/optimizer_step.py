@@ -1,25 +1,73 @@
-"""One optimizer step over one window: the loss is summed over target tokens and divided once.
+"""One optimizer step over one StepBatch: the loss is summed over targets and divided once.
 
 Averaging the means of micro-batches weighs a token by the size of its micro-batch (transformers#34191,
-Lightning#20350). Here the number of targets of the whole window, on all ranks, is known before the first backward
-pass, so every micro-batch contributes sum / total and any split of the window gives the same gradient.
+Lightning#20350). Here the number of targets of the whole step, on all ranks, is known before the first backward pass,
+so every micro-batch contributes sum / total and any split of the step gives the same gradient.
 """
 
 import contextlib
 import random
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from datamodules.contract import Batch, StepBatch
 from datamodules.sampling.order import hash_key
 from lightning_apps.errors import GuardError
+from lightning_apps.training.clipping import clip_gradients, gradients_of
+from lightning_apps.training.plan import RunPlan
 
-LossSum = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
-"""Batch -> loss summed over its targets, number of targets or, where these are weighted, the sum of their weights."""
+
+class StepResult(TypedDict):
+    """What came out of an optimizer step; Lightning hands it to callbacks as `outputs`.
+
+    Attributes:
+        loss: (weighted) mean over the targets of all ranks, a detached () tensor.
+        grad_norm: global norm of the gradients before clipping, a () tensor.
+        num_targets: on all ranks.
+        num_tokens: fed to the model on all ranks, padding not counted.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    num_targets: int
+    num_tokens: int
+
+
+class TakesSteps(Protocol):
+    """What a step needs of a LightningModule, and callbacks may look at; every Experiment has it.
+
+    Attributes:
+        plan: of the run.
+        step_result: of the step under way, from before its weights move.
+    """
+
+    plan: RunPlan
+    step_result: StepResult
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Token ids that the network can look up; None where it looks up none."""
+        ...
+
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
+        """Loss of a batch summed over its targets, and their number or the sum of their weights."""
+        ...
+
+
+def takes_steps(module: L.LightningModule) -> TakesSteps:
+    """The module as callbacks may look at it.
+
+    Raises:
+        TypeError: it is another LightningModule.
+    """
+    if not hasattr(module, "loss_sum"):
+        raise TypeError(f"{type(module).__name__} is no Experiment (lightning_apps.experiments.experiment)")
+    return cast(TakesSteps, module)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -33,8 +81,79 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(key)
 
 
+def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
+    """Backward over all micro-batches, clipping, then one optimizer and schedule step.
+
+    The result is the module's `step_result` from before the optimizer runs, when guards look at it, and is returned.
+
+    Args:
+        module: an Experiment.
+        batch: of this rank.
+
+    Raises:
+        GuardError: the step has no target at all, or none that has a weight.
+    """
+    optimizer, schedule, trainer = module.optimizers(), module.lr_schedulers(), module.trainer
+    assert not isinstance(optimizer, list)
+    experiment = takes_steps(module)
+    num_targets, num_tokens, divisor = batch.num_targets, batch.num_tokens, batch.weight_sum
+    if trainer.world_size > 1:
+        summed = sum_over_ranks([num_targets, num_tokens, divisor])
+        num_targets, num_tokens, divisor = int(summed[0]), int(summed[1]), summed[2]
+    check_targets(trainer.global_step + 1, batch, num_targets, divisor)
+    total = torch.zeros((), device=module.device)
+    # a rank without a sample still takes part in the reduction of gradients
+    losses = (
+        (experiment.loss_sum(part)[0] for part in batch.micro_batches) if batch.micro_batches else [zero_loss(module)]
+    )
+    for number, loss in enumerate(losses, start=1):
+        is_last = number >= len(batch.micro_batches)
+        with contextlib.nullcontext() if is_last else without_gradient_sync(trainer.strategy):
+            # strategies average gradients over ranks; the factor turns that into a sum
+            module.manual_backward(loss * (trainer.world_size / divisor))
+        total += loss.detach()
+    if trainer.world_size > 1:
+        total = trainer.strategy.reduce(total, reduce_op="sum")
+    # here and not in Lightning's hook before the optimizer step: the scale of float16 is a power of two, see there
+    grad_norm = clip_gradients(gradients_of(optimizer.optimizer), experiment.plan.clip_norm, scale=loss_scale(trainer))
+    experiment.step_result = StepResult(
+        loss=total / divisor, grad_norm=grad_norm, num_targets=num_targets, num_tokens=num_tokens
+    )
+    optimizer.step()
+    optimizer.zero_grad()
+    schedule.step()  # type: ignore[union-attr]
+    return experiment.step_result
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    """Sums over all ranks; exchanged between CPUs, so that no device is waited for."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(numbers)
+    return numbers.tolist()
+
+
+def check_targets(step: int, batch: StepBatch, num_targets: int, divisor: float) -> None:
+    """Whether there is something to learn from.
+
+    Raises:
+        GuardError: there is not.
+    """
+    if num_targets == 0:
+        ids = ", ".join(map(str, batch.sample_ids.tolist()))
+        raise GuardError(
+            "no_targets",
+            f"step {step}: every label is masked, there is nothing to learn from samples {ids}; look at the settings "
+            "that truncate or mask them",
+        )
+    if divisor == 0:
+        raise GuardError(
+            "no_targets",
+            f"step {step}: every sample has the weight 0, there is nothing to learn from; look at module.class_weights",
+        )
+
+
 def without_gradient_sync(strategy: Any) -> contextlib.AbstractContextManager[None]:
-    """Accumulate gradients on each rank; the last micro-batch of a window reduces them once."""
+    """Accumulate gradients on each rank; the last micro-batch of a step reduces them once."""
     return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else contextlib.nullcontext()
 
 
@@ -43,77 +162,8 @@ def zero_loss(module: L.LightningModule) -> Tensor:
     return torch.stack([parameter.sum() * 0.0 for parameter in module.parameters() if parameter.requires_grad]).sum()
 
 
-def tokens_fed(batch: dict[str, Any]) -> int:
-    """Tokens of a batch that the model sees: `num_tokens` where the batch states it, else those that are no padding."""
-    return int(batch["num_tokens"]) if "num_tokens" in batch else int(batch["attention_mask"].sum())
-
-
-def step_on_window(
-    module: L.LightningModule,
-    window: dict[str, Any],
-    loss_sum: LossSum,
-    count_targets: Callable[[dict[str, Any]], int],
-    sum_weights: Callable[[dict[str, Any]], float] | None = None,
-) -> dict[str, Any]:
-    """Backward over all micro-batches, then one optimizer and schedule step.
-
-    Args:
-        module: with manual optimization.
-        window: as WindowCollator builds it; the mean loss is added as `loss` before the optimizer runs.
-        loss_sum: see LossSum.
-        count_targets: targets of a batch, before any forward pass.
-        sum_weights: sum of the weights of a batch's targets, where the loss weighs them; divides the loss in place of
-            their number.
-
-    Returns:
-        `loss`, the (weighted) mean over the window's targets on all ranks (detached () tensor), `num_targets` and
-        `num_tokens` (int, on all ranks, padding not counted).
-
-    Raises:
-        GuardError: the window has no target at all.
-    """
-    optimizer, schedule = module.optimizers(), module.lr_schedulers()
-    assert not isinstance(optimizer, list)
-    micro_batches = window["micro_batches"]
-    num_targets = sum(count_targets(batch) for batch in micro_batches)
-    num_tokens = sum(tokens_fed(batch) for batch in micro_batches)
-    world_size = module.trainer.world_size
-    if world_size > 1:
-        counts = torch.tensor([num_targets, num_tokens], device=module.device)
-        num_targets, num_tokens = module.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-    if num_targets == 0:
-        ids = ", ".join(map(str, window["sample_ids"].tolist()))
-        raise GuardError(
-            "no_targets",
-            f"step {module.trainer.global_step + 1}: every label is masked, there is nothing to learn from samples "
-            f"{ids}; look at the settings that truncate or mask them",
-        )
-    divisor = float(num_targets)
-    if sum_weights is not None:
-        divisor = sum(sum_weights(batch) for batch in micro_batches)
-        if world_size > 1:
-            divisor = float(
-                module.trainer.strategy.reduce(torch.tensor(divisor, device=module.device), reduce_op="sum")
-            )
-    if divisor == 0:
-        raise GuardError(
-            "no_targets",
-            f"step {module.trainer.global_step + 1}: every sample has the weight 0, there is nothing to learn from; "
-            "look at module.class_weights",
-        )
-    total = torch.zeros((), device=module.device)
-    # a rank without a sample still takes part in the reduction of gradients
-    losses = (loss_sum(batch)[0] for batch in micro_batches) if micro_batches else iter([zero_loss(module)])
-    for number, loss in enumerate(losses, start=1):
-        is_last = number >= len(micro_batches)
-        with contextlib.nullcontext() if is_last else without_gradient_sync(module.trainer.strategy):
-            # strategies average gradients over ranks; the factor turns that into a sum
-            module.manual_backward(loss * (world_size / divisor))
-        total += loss.detach()
-    if world_size > 1:
-        total = module.trainer.strategy.reduce(total, reduce_op="sum")
-    window["loss"] = total / divisor  # guards look at it before the weights move
-    optimizer.step()
-    optimizer.zero_grad()
-    schedule.step()  # type: ignore[union-attr]
-    return {"loss": window["loss"], "num_targets": num_targets, "num_tokens": num_tokens}
+def loss_scale(trainer: L.Trainer) -> Tensor | None:
+    """Factor () of the gradients under float16; None where they are not scaled."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    # scaling a one reads nothing from the device, as get_scale() would
+    return None if scaler is None else scaler.scale(torch.ones((), device=trainer.strategy.root_device))

@@ -1,6 +1,5 @@
 """Optimizers, each a function of a module and plain settings."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -107,9 +106,3 @@ def schedule_free_adamw(
     first, second = betas
     made = parameter_groups(module, lr=lr, weight_decay=weight_decay, groups=groups, layer_decay=layer_decay)
     return ScheduleFreeAdamW(made, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay)
-
-
-def global_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Euclidean norm of all tensors together, a () tensor."""
-    norms = torch._foreach_norm(list(tensors))
-    return torch.linalg.vector_norm(torch.stack(norms))

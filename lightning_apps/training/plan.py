@@ -23,6 +23,7 @@ class RunPlan:
         save_steps: steps after which a periodic checkpoint is kept.
         total_tokens: tokens fed to the model over the run, padding not counted.
         budget: which setting decided the length, in words.
+        clip_norm: largest global gradient norm; None leaves gradients alone.
     """
 
     total_steps: int
@@ -32,6 +33,7 @@ class RunPlan:
     save_steps: frozenset[int]
     total_tokens: int
     budget: str
+    clip_norm: float | None = None
 
     def epoch(self, step: int) -> float:
         """Passes over the data after so many optimizer steps."""
@@ -133,4 +135,5 @@ def plan_run(
         ),
         total_tokens=round((whole_epochs * num_train_samples + last_samples) * tokens_per_sample),
         budget=budget,
+        clip_norm=trainer["clip_norm"],
     )

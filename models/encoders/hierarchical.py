@@ -5,6 +5,7 @@ that are not there. They are sorted by length and encoded a few at a time. An en
 each chunk alone, so that the chunk's vector never changes and can be looked up the next time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from models.encoders.chunk_vectors import ChunkVectors
 from models.encoders.document_pooling import MultiHeadPooling, document_pooling
+from models.kernels.asynchronous_copy import to_device
 from models.kernels.attention import first_position_only, use_fast_attention
 
 
@@ -133,6 +135,7 @@ class HierarchicalClassifier(PreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        chunk_lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Vectors of chunks, (chunks, hidden), of a flat batch.
 
@@ -140,6 +143,8 @@ class HierarchicalClassifier(PreTrainedModel):
             input_ids: (chunks, length) int64, padded on the right.
             attention_mask: (chunks, length), 1 for tokens and 0 for padding; None where nothing is padded.
             inputs_embeds: (chunks, length, width) word embeddings in place of input_ids, without position or type.
+            chunk_lengths: (chunks,) tokens of each chunk, padding left out; None reads them from the mask, for which
+                the CPU waits for a GPU.
 
         Raises:
             ValueError: not exactly one of input_ids and inputs_embeds was given.
@@ -151,11 +156,14 @@ class HierarchicalClassifier(PreTrainedModel):
             attention_mask = torch.ones(given.shape[:2], dtype=torch.int64, device=given.device)
         if self.training:
             self._rest_frozen_layers()
-        ends = (attention_mask * torch.arange(1, given.shape[1] + 1, device=given.device)).amax(dim=1)
+        if chunk_lengths is None:
+            ends = attention_mask * torch.arange(1, given.shape[1] + 1, device=given.device)
+            chunk_lengths = ends.amax(dim=1).tolist()
         if input_ids is not None and self.encoder_is_frozen:
-            return self._encode_frozen(input_ids, ends.clamp(min=1).tolist())
-        order = torch.argsort(ends, descending=True, stable=True)
-        lengths = ends[order].tolist()
+            return self._encode_frozen(input_ids, [max(length, 1) for length in chunk_lengths])
+        places = sorted(range(len(chunk_lengths)), key=lambda row: -chunk_lengths[row])  # stable, the longest first
+        order = to_device(torch.tensor(places), given.device)
+        lengths = [chunk_lengths[row] for row in places]
         vectors = []
         for start in range(0, len(lengths), self.config.micro_chunks):
             rows = order[start : start + self.config.micro_chunks]
@@ -189,47 +197,51 @@ class HierarchicalClassifier(PreTrainedModel):
         mask = attention_mask[..., None].to(hidden.dtype)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
-    def classify(self, chunk_vectors: Tensor, chunk_counts: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, chunk_vectors: Tensor, chunk_counts: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Logits (documents, classes) and weights of chunks (chunks,), which sum to one over each document.
 
         Args:
             chunk_vectors: (chunks, hidden), those of a document behind one another.
-            chunk_counts: (documents,) int64 chunks of each document, at least one.
+            chunk_counts: (documents,) chunks of each document, at least one; int64 where it is a tensor.
 
         Raises:
             ValueError: the counts do not add up to the number of vectors.
         """
-        counts = chunk_counts.tolist()
+        counts = chunk_counts.tolist() if isinstance(chunk_counts, Tensor) else list(chunk_counts)
         if sum(counts) != len(chunk_vectors) or min(counts, default=1) < 1:
             raise ValueError(f"{len(chunk_vectors)} chunks cannot be documents of {counts} chunks")
         table = nn.utils.rnn.pad_sequence(list(torch.split(chunk_vectors, counts)), batch_first=True)
-        mask = torch.arange(table.shape[1], device=table.device) < chunk_counts.to(table.device)[:, None]
+        on_cpu = torch.arange(table.shape[1]) < torch.tensor(counts)[:, None]
+        mask = to_device(on_cpu, table.device)
         pooled, weights = self.chunk_attention(table, mask)
-        return self.head(self.norm(pooled)), weights[mask]
+        places = to_device(on_cpu.flatten().nonzero().squeeze(1), table.device)
+        return self.head(self.norm(pooled)), weights.flatten()[places]
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        chunk_counts: Tensor | None = None,
+        chunk_counts: Tensor | Sequence[int] | None = None,
         labels: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        chunk_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> HierarchicalOutput:
         """Classify documents.
 
         Args:
-            input_ids: see encode, as the next and `inputs_embeds`.
-            attention_mask: likewise.
-            chunk_counts: see classify; None for one chunk each.
+            input_ids: (chunks, length) int64, see encode.
+            attention_mask: (chunks, length), see encode.
+            chunk_counts: (documents,) chunks of each document; None for one chunk each.
             labels: (documents,) int64.
-            inputs_embeds: see encode.
+            inputs_embeds: (chunks, length, width) in place of input_ids, see encode.
+            chunk_lengths: (chunks,) tokens of each chunk, see encode.
             **kwargs: of pipelines; nothing here reads them.
         """
-        vectors = self.encode(input_ids, attention_mask, inputs_embeds=inputs_embeds)
+        vectors = self.encode(input_ids, attention_mask, inputs_embeds=inputs_embeds, chunk_lengths=chunk_lengths)
         if chunk_counts is None:
-            chunk_counts = torch.ones(len(vectors), dtype=torch.int64)
+            chunk_counts = [1] * len(vectors)
         logits, weights = self.classify(vectors, chunk_counts)
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return HierarchicalOutput(loss=loss, logits=logits, chunk_weights=weights)

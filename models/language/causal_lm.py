@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from models.kernels.asynchronous_copy import to_device
 from models.kernels.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from models.kernels.packed_attention import Documents, attends_packed, no_mask
 
@@ -140,50 +141,52 @@ def hidden_states(
 def packed_states(
     net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """States of documents packed end to end, and the labels that they predict; no document sees another.
+    """States of documents packed end to end, and where they stand in the row; no document sees another.
 
     Args:
         net: a causal language model.
-        batch: `input_ids`, `labels` and `position_ids` (1, T) int64, and `cu_seqlens` (documents + 1,) int; the first
-            label of each document is -100.
-        shared_prefix_length: leading tokens that all documents share; they are computed once, where the net attends by
-            `packed`. Neither they nor the next token has a label.
+        batch: `input_ids` and `position_ids` (1, T) int64, and `borders`, documents + 1 numbers: where each document
+            starts, and the end.
+        shared_prefix_length: leading tokens that all documents share; they are computed once, where the net has
+            `packed` attention. Neither they nor the next token has a label.
 
     Returns:
-        (1, T', d) states and (1, T') labels, -100 where nothing is to be learned. T' < T: the last token of each
+        (1, T', d) states, and (T',) int64 ascending places of the tokens that were fed. T' < T: the last token of each
         document predicts nothing and is not fed, nor are repeated prefixes.
     """
-    ids, borders = batch["input_ids"], batch["cu_seqlens"].tolist()
-    following = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    ids, borders = batch["input_ids"], batch["borders"]
     lengths = [stop - start for start, stop in itertools.pairwise(borders)]
-    by_documents = attends_packed(net)
-    prefix = shared_prefix_length if by_documents and len(lengths) > 1 else 0
+    is_packed = attends_packed(net)
+    prefix = shared_prefix_length if is_packed and len(lengths) > 1 else 0
     fed = torch.ones(ids.shape[1], dtype=torch.bool)
     fed[torch.tensor(borders[1:]) - 1] = False
     for start in borders[1:-1] if prefix else []:
         fed[start : start + prefix] = False
-    places = fed.nonzero().squeeze(1).to(ids.device)
+    places = to_device(fed.nonzero().squeeze(1), ids.device)
     inputs: dict[str, Any] = {"input_ids": ids[:, places], "position_ids": batch["position_ids"][:, places]}
-    if by_documents:
+    if is_packed:
         inputs["documents"] = Documents(prefix, True, [length - prefix - 1 for length in lengths])
         inputs["attention_mask"] = no_mask(ids)
     # other implementations see from the positions where documents begin
-    states = net.base_model(**inputs, use_cache=False).last_hidden_state
-    return states, following[:, places]
+    return net.base_model(**inputs, use_cache=False).last_hidden_state, places
 
 
 def target_states(
     net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0
 ) -> tuple[Tensor, Tensor]:
     """States (targets, d) that predict a target, and the targets (targets,); see target_loss for the arguments."""
-    if "cu_seqlens" in batch:
-        states, labels = packed_states(net, batch, shared_prefix_length=shared_prefix_length)
-    else:
-        # position t predicts token t + 1; the last token has nothing to predict, so it is not fed
-        states = hidden_states(net, batch["input_ids"][:, :-1], shared_prefix_length=shared_prefix_length)
-        labels = batch["labels"][:, 1 + shared_prefix_length :]
-    wanted = labels != IGNORED
-    return states[wanted], labels[wanted]
+    labels = batch["labels"][:, 1:]  # (n, T - 1): position t predicts token t + 1
+    positions = batch.get("target_positions")  # from the collator; looking for them here would make a GPU wait
+    if positions is None:
+        positions = (labels != IGNORED).flatten().nonzero().squeeze(1)
+    rows, columns = positions // labels.shape[1], positions % labels.shape[1]
+    wanted = labels[rows, columns]
+    if "borders" in batch:
+        states, places = packed_states(net, batch, shared_prefix_length=shared_prefix_length)
+        return states[rows, torch.searchsorted(places, columns)], wanted
+    # the last token has nothing to predict, so it is not fed
+    states = hidden_states(net, batch["input_ids"][:, :-1], shared_prefix_length=shared_prefix_length)
+    return states[rows, columns - shared_prefix_length], wanted
 
 
 def projected_losses(
@@ -235,22 +238,22 @@ def projected_losses(
 
 def target_loss(
     net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, int]:
     """Cross-entropy summed over target tokens; the output projection runs on those positions only, in chunks.
 
     Args:
         net: a causal language model.
         batch: `input_ids` and `labels` (n, T) int64, labels -100 where nothing is to be learned, and
-            `attention_mask` (n, T); with `cu_seqlens`, documents packed into one row, see packed_states.
+            `attention_mask` (n, T); `target_positions` where the collator knows them; with `borders`, documents packed
+            into one row, see packed_states.
         shared_prefix_length: see hidden_states; no label may lie inside the prefix.
         label_smoothing: share of each target that is spread over the whole vocabulary (Szegedy et al. 2016).
 
     Returns:
-        Sum of the losses in float32, and the number of target tokens, both () tensors.
+        Sum of the losses, a () float32 tensor, and the number of target tokens.
     """
     states, labels = target_states(net, batch, shared_prefix_length=shared_prefix_length)
-    loss = projected_losses(net, states, labels, label_smoothing=label_smoothing)
-    return loss, torch.tensor(len(labels), device=labels.device)
+    return projected_losses(net, states, labels, label_smoothing=label_smoothing), len(labels)
 
 
 @torch.no_grad()
@@ -283,8 +286,3 @@ def recompute_activations(net: nn.Module) -> None:
     if not isinstance(net, PreTrainedModel):
         raise ValueError(f"{type(net).__name__} offers no activation checkpointing")
     net.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def count_targets(batch: dict[str, Any]) -> int:
-    """Number of target tokens of a batch; the first token is never one."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())

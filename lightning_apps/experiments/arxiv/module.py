@@ -1,65 +1,36 @@
 """Experiment `arxiv`: a causal LM from scratch on windows of papers from K categories."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import lightning as L
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, SumMetric
-from transformers import PreTrainedModel
+from typing_extensions import Unpack
 
-from lightning_apps.training.optimizer_step import step_on_window
-from lightning_apps.training.plan import RunPlan
-from lightning_apps.training.schedules import Schedule
-from models.language.causal_lm import count_targets, target_loss, token_losses
+from datamodules.contract import Batch
+from lightning_apps.experiments.experiment import Experiment, Parts
+from models.language.causal_lm import target_loss, token_losses
 
 
-class ArxivModule(L.LightningModule):
-    """Trains a causal language model on random windows and evaluates it on sequential ones.
+class ArxivModule(Experiment):
+    """Trains a causal language model on random token windows and evaluates it on sequential ones.
 
     Logs `loss` (nats a target token), `perplexity` and `bits_per_byte` of the chosen categories, and where others are
     held out `held_out_loss`, `held_out_perplexity` and `held_out_bits_per_byte`.
 
     Args:
-        build_net: makes the network.
-        build_optimizer: makes the optimizer of a module.
-        schedule: learning-rate factor after so many optimizer steps.
-        plan: the plan of the run.
+        **parts: see Parts.
     """
 
-    def __init__(
-        self,
-        *,
-        build_net: Callable[[], PreTrainedModel],
-        build_optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Schedule,
-        plan: RunPlan,
-    ) -> None:
-        super().__init__()
-        self.automatic_optimization = False  # step_on_window says why
-        self.net = build_net()
-        self.build_optimizer = build_optimizer
-        self.schedule = schedule
-        self.plan = plan
+    def __init__(self, **parts: Unpack[Parts]) -> None:
+        super().__init__(**parts)
         self.measured = nn.ModuleDict({"chosen": _Sums(), "held_out": _Sums()})
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer and its schedule, stepped once per window."""
-        optimizer = self.build_optimizer(self.net)
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
-
-    def loss_sum(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, int]:
         """Loss summed over target tokens, and their number."""
         return target_loss(self.net, batch)
 
-    def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step."""
-        return step_on_window(self, window, self.loss_sum, count_targets)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of every target token of a batch of windows, added to the sums of its group.
 
         Returns:
@@ -71,18 +42,15 @@ class ArxivModule(L.LightningModule):
                 self.measured[name].update(losses[rows], batch["num_bytes"][rows])  # type: ignore[operator]
         return {"losses": losses}
 
-    test_step = validation_step
-
     def on_validation_epoch_end(self) -> None:
         """Log each group's loss, perplexity and bits per byte."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        prefix = "test" if self.trainer.testing else "val"
         evaluated = data.evaluation_set("test" if self.trainer.testing else data.evaluation_split)
         groups = ["chosen"] + (["held_out"] if len(evaluated.ranges.categories) > evaluated.num_chosen else [])
         for name in groups:
             before = "" if name == "chosen" else "held_out_"
             values = self.measured[name].compute()  # type: ignore[operator]
-            self.log_dict({f"{prefix}/{before}{key}": value for key, value in values.items()}, batch_size=1)
+            self.log_dict({f"{self.split_prefix}/{before}{key}": value for key, value in values.items()}, batch_size=1)
             self.measured[name].reset()  # type: ignore[operator]
 
     on_test_epoch_end = on_validation_epoch_end

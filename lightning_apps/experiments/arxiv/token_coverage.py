@@ -6,8 +6,7 @@ import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.sampling.step_batches import window_keys
-from lightning_apps.callbacks.sample_log import window_sampler
+from lightning_apps.callbacks.sample_log import step_sampler
 
 Array = NDArray[np.int64]
 STEPS_AT_ONCE = 1024
@@ -47,9 +46,8 @@ class TokenCoverage(L.Callback):
 
     def _count(self, trainer: L.Trainer, steps: range) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sampler = window_sampler(trainer)
-        order = {"num_samples": sampler.num_samples, "global_batch_size": sampler.global_batch_size}
-        keys = [window_keys(step, seed=sampler.seed, **order) for step in steps]
+        sampler = step_sampler(trainer)
+        keys = [sampler.key(step) for step in steps]
         epochs = np.concatenate([np.full_like(ids, epoch) for epoch, ids in keys])
         rows, starts = data.training_windows(epochs, np.concatenate([ids for _, ids in keys]))
         ranges = data.train_documents

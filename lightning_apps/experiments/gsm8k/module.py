@@ -1,17 +1,16 @@
 """Experiment `gsm8k`: an instruct model learns to reason in steps."""
 
-from typing import Any
-
 from torch import Tensor
 
-from lightning_apps.experiments.causal_lm import TargetTokenModule
+from datamodules.contract import Batch
+from lightning_apps.experiments.causal_lm import CausalLMExperiment
 from models.language.causal_lm import target_states
 
 
-class Gsm8kModule(TargetTokenModule):
+class Gsm8kModule(CausalLMExperiment):
     """Trains a causal language model on the answers of chats."""
 
-    def target_logits(self, batch: dict[str, Any]) -> Tensor:
+    def target_logits(self, batch: Batch) -> Tensor:
         """Logits (targets, vocabulary) at the positions that are trained."""
         states, _ = target_states(self.net, batch, shared_prefix_length=batch["shared_prefix_length"])
         logits: Tensor = self.net.get_output_embeddings()(states)

@@ -1,98 +1,94 @@
 """Experiment `rating`: a hierarchical classifier learns to rate long documents."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from annotated_types import Ge, Lt
+from torch import Tensor
+from typing_extensions import Unpack
 
+from datamodules.contract import Batch
 from lightning_apps.errors import ConfigError
-from lightning_apps.experiments.classification import ClassificationModule, count_samples
-from lightning_apps.training.optimizer_step import step_on_window
-from lightning_apps.training.plan import RunPlan
-from lightning_apps.training.schedules import Schedule
+from lightning_apps.experiments.classification import ClassificationExperiment
+from lightning_apps.experiments.experiment import Parts
 from models.encoders.classifier import weighted_cross_entropy
 
 ClassWeights = Literal["inverse_frequency", "effective_number"]
 
 
-class RatingModule(ClassificationModule):
-    """Trains a HierarchicalClassifier; the loss of a step is the weighted mean over the documents of its window.
+class RatingModule(ClassificationExperiment):
+    """Trains a HierarchicalClassifier; the loss of a step is the weighted mean over its documents.
 
     `val/loss` is the mean cross-entropy without weights, smoothing or focus: a likelihood, comparable between runs.
 
     Args:
-        build_net: makes the network.
-        build_optimizer: makes the optimizer of a module.
-        schedule: learning-rate factor after so many optimizer steps.
-        plan: the plan of the run.
-        class_counts: documents of each class in an epoch.
-        class_weights: see class_weights; None weighs all alike.
-        effective_number_beta: see class_weights.
-        label_smoothing: see weighted_cross_entropy, as the next.
-        focal_gamma: likewise.
+        class_counts: training documents of each class in an epoch.
+        class_weights: how much a document of each class counts, see weights_of_classes; None weighs all alike.
+        effective_number_beta: between all alike (0) and the inverse frequency (near 1), see weights_of_classes.
+        label_smoothing: share of each target that training spreads over the classes.
+        focal_gamma: by this power of what is missing to certainty a document counts (Lin et al. 2017); 0 for none.
+        **parts: see Parts.
     """
 
     def __init__(
         self,
         *,
-        build_net: Callable[[], PreTrainedModel],
-        build_optimizer: Callable[[nn.Module], Optimizer],
-        schedule: Schedule,
-        plan: RunPlan,
         class_counts: list[int],
         class_weights: ClassWeights | list[float] | None,
-        effective_number_beta: float,
-        label_smoothing: float,
-        focal_gamma: float,
+        effective_number_beta: Annotated[float, Ge(0), Lt(1)],
+        label_smoothing: Annotated[float, Ge(0), Lt(1)],
+        focal_gamma: Annotated[float, Ge(0)],
+        **parts: Unpack[Parts],
     ) -> None:
-        super().__init__(
-            build_net=build_net,
-            build_optimizer=build_optimizer,
-            schedule=schedule,
-            plan=plan,
-            label_smoothing=label_smoothing,
-        )
-        if focal_gamma < 0:
-            raise ConfigError(f"module.focal_gamma={focal_gamma}: must be at least 0; 0 is the ordinary loss")
+        super().__init__(label_smoothing=label_smoothing, **parts)
         self.focal_gamma = focal_gamma
-        weights = weights_of_classes(class_counts, class_weights, beta=effective_number_beta)
+        weights = torch.tensor(
+            weights_of_classes(class_counts, class_weights, beta=effective_number_beta), dtype=torch.float32
+        )
+        self.weigh = ClassWeightSum(weights)
         self.class_weights: Tensor
-        self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer("class_weights", weights.clone(), persistent=False)
 
-    def logits(self, batch: dict[str, Any]) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """(n, classes) of a batch."""
         return self.net(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], chunk_counts=batch["chunk_counts"]
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            chunk_counts=batch["chunk_counts"],
+            chunk_lengths=batch["chunk_lengths"],
         ).logits
 
-    def loss_sum(self, batch: dict[str, Any], *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted loss summed over documents, and the sum of their weights."""
         labels = batch["labels"]
         loss = weighted_cross_entropy(
             self.logits(batch),
             labels,
             self.class_weights,
-            label_smoothing=label_smoothing,
+            label_smoothing=self.label_smoothing,
             focal_gamma=self.focal_gamma,
         )
         return loss, self.class_weights[labels].sum()
 
-    def training_step(self, window: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """One optimizer step."""
-        loss_sum = partial(self.loss_sum, label_smoothing=self.label_smoothing)
-        return step_on_window(self, window, loss_sum, count_samples, self.sum_weights)
-
-    def sum_weights(self, batch: dict[str, Any]) -> float:
-        """Sum of the weights of a batch's documents."""
-        return float(self.class_weights[batch["labels"]].sum())
-
-    def target_logits(self, batch: dict[str, Any]) -> Tensor:
+    def target_logits(self, batch: Batch) -> Tensor:
         """What verify compares between a flat batch and its documents alone."""
         return self.logits(batch)
+
+
+@dataclass(frozen=True)
+class ClassWeightSum:
+    """Sum of the weights of a batch's documents, on the CPU.
+
+    Attributes:
+        weights: (classes,) float32.
+    """
+
+    weights: Tensor
+
+    def __call__(self, batch: Batch) -> float:
+        """Sum of the weights of the batch's labels."""
+        return float(self.weights[batch["labels"]].sum())
 
 
 def weights_of_classes(counts: list[int], scheme: ClassWeights | list[float] | None, *, beta: float) -> list[float]:

@@ -1,0 +1,99 @@
+"""The LightningModule of every experiment: a network, its optimizer and schedule, the loss of a batch, one step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+from typing_extensions import TypedDict, Unpack  # pydantic refuses typing's before Python 3.12
+
+from datamodules.contract import Batch, StepBatch, Weigh
+from lightning_apps.training.optimizer_step import StepResult, take_step
+from lightning_apps.training.plan import RunPlan
+from lightning_apps.training.schedules import Schedule
+
+
+class Parts(TypedDict):
+    """What the program hands to every module.
+
+    Attributes:
+        build_net: makes the network.
+        build_optimizer: makes the optimizer of a module.
+        schedule: learning-rate factor after so many optimizer steps.
+        plan: of the run.
+    """
+
+    build_net: Callable[[], PreTrainedModel]
+    build_optimizer: Callable[[nn.Module], Optimizer]
+    schedule: Schedule
+    plan: RunPlan
+
+
+class Experiment(L.LightningModule):
+    """Trains a network on StepBatches; a subclass says what the loss of a batch is.
+
+    Args:
+        **parts: see Parts.
+
+    Attributes:
+        step_result: of the optimizer step under way, from before its weights move; guards look at it then.
+        weigh: sum of the weights of a batch's targets; None where the loss counts all alike.
+    """
+
+    weigh: Weigh | None = None
+    step_result: StepResult
+
+    def __init__(self, **parts: Unpack[Parts]) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # take_step says why
+        self.net = parts["build_net"]()
+        self.build_optimizer = parts["build_optimizer"]
+        self.schedule = parts["schedule"]
+        self.plan = parts["plan"]
+        self.evaluation_loss = MeanMetric()
+
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
+        """Loss of a batch summed over its targets, a () tensor, and their number or the sum of their weights.
+
+        Where training smooths labels or weighs targets and evaluation does not, `self.training` tells which it is.
+        """
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer and its schedule, stepped once per StepBatch."""
+        optimizer = self.build_optimizer(self.net)
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, self.schedule)}
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> StepResult:
+        """One optimizer step."""
+        return take_step(self, batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Add one batch to the mean loss over all targets of the split, on all ranks."""
+        loss, count = self.loss_sum(batch)
+        self.log_loss(loss, count)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """The same on the test split."""
+        return self.validation_step(batch, batch_idx)
+
+    def log_loss(self, loss: Tensor, count: Tensor | int) -> None:
+        """Add a summed loss to `val/loss` or `test/loss`; a batch whose samples were cut before any target has none."""
+        if count:
+            self.evaluation_loss.update(loss / count, weight=count)
+        self.log(f"{self.split_prefix}/loss", self.evaluation_loss, on_step=False, on_epoch=True, batch_size=1)
+
+    @property
+    def split_prefix(self) -> str:
+        """First part of metric names: `test` while testing, else `val`."""
+        return "test" if self.trainer.testing else "val"
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Token ids that the network can look up; None where it looks up none."""
+        embedding = self.net.get_input_embeddings()
+        return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
