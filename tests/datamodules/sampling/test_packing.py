@@ -5,60 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
-from datamodules.sampling.packing import Document, PackingCollator, first_fit_decreasing, packed_batch, padded_batch
+from datamodules.sampling.packing import PackingCollator, first_fit_decreasing, packed_batch, padded_batch
 from datamodules.sampling.step_batches import micro_batch_ids
-from models.kernels.packed_attention import attend_by_document, supports_packed_attention, use_packed_attention
-from models.language.causal_lm import recompute_activations, target_loss, target_states
-
-ARCHITECTURES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-}
-SIZES = {
-    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "head_dim": 8, "initializer_range": 0.3, "dtype": torch.float32,
-}  # fmt: skip
-PREFIX = 3
-
-
-def tiny(architecture="qwen2", *, by_documents=True, **changes):
-    build, configure, options = ARCHITECTURES[architecture]
-    torch.manual_seed(0)
-    net = build(configure(**{**SIZES, **options, **changes})).eval()
-    if by_documents:
-        use_packed_attention(net)
-    return net
-
-
-def documents(*lengths, prefix=PREFIX, seed=0):
-    draw = np.random.default_rng(seed)
-    made = []
-    for length in lengths:
-        ids = draw.integers(3, 40, length)
-        ids[:prefix] = np.arange(4, 4 + prefix)
-        labels = ids.copy()
-        labels[: prefix + 1] = -100
-        made.append(Document(ids, labels))
-    return made
-
-
-def target_logits(net, batch, prefix=0):
-    states, _ = target_states(net, batch, shared_prefix_length=prefix)
-    return net.get_output_embeddings()(states)
-
+from models.kernels.packed_attention import attend_by_document, supports_packed_attention
+from models.language.causal_lm import recompute_activations, target_loss
+from tests.packed_documents import ARCHITECTURES, PREFIX, documents, target_logits, tiny
 
 # ---------------------------------------------------------------------- dealing
 

@@ -22,9 +22,9 @@ from lightning_apps.sweeps.grid import SweepSettings, expand
 from lightning_apps.sweeps.jobs import is_running
 from lightning_apps.sweeps.state import read_state
 from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
-from tests.conftest import TINY
+from tests.tiny_runs import LOCATION
 
-RUN = [*TINY, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
+RUN = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_verify_is_for_one_experiment(monkeypatch, capsys, tmp_path):
 
 def test_a_wrong_job_is_named(composed):
     with pytest.raises(ConfigError, match=r"job b: optimizer\.lr=-1"):
-        check_jobs({"a": composed(*TINY), "b": composed(*TINY, "optimizer.lr=-1")})
+        check_jobs({"a": composed(*LOCATION), "b": composed(*LOCATION, "optimizer.lr=-1")})
 
 
 # Whole sweeps
