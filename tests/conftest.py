@@ -24,8 +24,9 @@ settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _few_threads() -> None:
+    """One thread, as two workers share the machine, or as many as OMP_NUM_THREADS asks for."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -65,9 +65,9 @@ def test_every_step_is_logged_once_and_evaluations_at_their_step(finished):
     assert all(
         {"train/loss", "train/learning_rate", "train/grad_norm", "train/param_norm"} <= row.keys() for row in rows
     )
-    assert {"val/haversine_km_median", "val/valid_ratio"} <= {key for row in rows for key in row} | {
-        "val/haversine_km_median"
-    }
+    # no answer of these five thousand parameters is a place: a median of nothing is not logged
+    evaluated = {"val/loss", "val/valid_ratio", "val/haversine_km_median_penalized"}
+    assert all(evaluated <= row.keys() for row in rows if row["step"] in (3, 6))
 
 
 def test_summary_says_what_happened(finished):
@@ -87,7 +87,7 @@ def test_summary_says_what_happened(finished):
 def test_predictions_hold_every_city(finished):
     directory, config, _ = finished
     rows = [json.loads(line) for line in directory.predictions.read_text().splitlines()]
-    assert len(rows) in (config["data"]["num_validation"], config["data"]["num_test"])
+    assert len(rows) == config["data"]["num_test"] == 9  # the last evaluation is that of the test split
     assert {"input", "target", "output", "score"} <= rows[0].keys()
 
 

@@ -13,7 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from lightning_apps import train, verify
-from lightning_apps.config.checks import CONF, check_config, options, plain
+from lightning_apps.config.checks import CONF, check_config, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import wandb_run_id
@@ -125,7 +125,6 @@ def test_jobs_look_for_options_where_the_command_did(in_process, tmp_path):
     assert commands == [[f"hydra.searchpath=['file://{tmp_path}/mine']"]]
 
 
-@pytest.mark.skipif("arxiv" not in options("experiment"), reason="there is no experiment arxiv yet")
 def test_arxiv_scaling_composes_and_checks():
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", overrides=["sweep=arxiv_scaling"])
