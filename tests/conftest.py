@@ -16,28 +16,17 @@ from lightning_apps.experiments.gsm8k.small_files import write_small_files
 from tests.s3_server import s3  # noqa: F401 (a fixture)
 from tests.storage_parts import LARGE
 
+pytest.register_assert_rewrite("tests.killed_runs", "tests.html_pages")  # so that their asserts say what differed
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
 
-TINY = [
-    "model.hidden_size=16",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.num_key_value_heads=2",
-    "model.intermediate_size=16",
-    "data.min_population=3000000",
-    "data.num_validation=12",
-    "data.global_batch_size=8",
-    "hardware=cpu",
-]
-"""About 170 cities and five thousand parameters: a run takes a second."""
-
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _few_threads() -> None:
+    """One thread, as two workers share the machine, or as many as OMP_NUM_THREADS asks for."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +53,6 @@ def folder(tmp_path: Path) -> Path:
     (root / "checkpoints" / "step=00000002.ckpt").write_bytes(os.urandom(3_000))
     (root / "tokens.bin").write_bytes(os.urandom(LARGE))
     return root
-
-
-def shared(*parts: str) -> Path:
-    """A file of the shared data folder beside the project; skips the test where there is none."""
-    for parent in CONF.parents:
-        if (path := parent.joinpath("shared", *parts)).exists():
-            return path
-    pytest.skip(f"shared/{'/'.join(parts)} is not here")
 
 
 @pytest.fixture

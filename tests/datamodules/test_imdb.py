@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,26 +12,20 @@ from datamodules.text.tokenized_texts import (
     tokenizer_identity,
     word_tokenizer,
 )
-
-TINY_DATA = ["experiment=imdb", "model=bert_tiny", "data.dataset=synthetic"]
+from tests.labelled_files import folder
+from tests.tiny_runs import IMDB_DATA
 
 
 @pytest.fixture
 def make(composed):
     def build(*overrides):
-        config = composed(*TINY_DATA, *overrides)
+        config = composed(*IMDB_DATA, *overrides)
         data = ImdbDataModule(**{key: value for key, value in config["data"].items() if key != "_target_"})
         data.prepare_data()
         data.setup()
         return data
 
     return build
-
-
-def folder(path, **splits):
-    for name, rows in splits.items():
-        (path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in rows))
-    return f"data.path={path}"
 
 
 def test_exact_batch(make):

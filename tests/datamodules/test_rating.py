@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -13,31 +11,22 @@ from datamodules.labelled.synthetic_documents import TELLING
 from datamodules.rating import RatingDataModule
 from datamodules.sampling.balanced_order import BalancedOrder
 from datamodules.sampling.step_batches import WindowCollator, WindowSampler
+from tests.labelled_files import folder
+from tests.tiny_runs import RATING_DATA
 
-TINY_DATA = [
-    "experiment=rating", "model=hierarchical_tiny", "data.dataset=synthetic", "data.chunk_size=16", "data.stride=8",
-    "data.max_chunks=4", "hardware=cpu",
-]  # fmt: skip
 GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 14)), min_size=12, max_size=80)
 
 
 @pytest.fixture
 def make(composed):
     def build(*overrides):
-        config = composed(*TINY_DATA, *overrides)
+        config = composed(*RATING_DATA, *overrides)
         data = RatingDataModule(**{key: value for key, value in config["data"].items() if key != "_target_"})
         data.prepare_data()
         data.setup()
         return data
 
     return build
-
-
-def folder(path, **splits):
-    for name, rows in splits.items():
-        lines = (json.dumps({"text": row[0], "label": row[1], **(row[2] if len(row) > 2 else {})}) for row in rows)
-        (path / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return f"data.path={path}"
 
 
 def documents(count, start=0, words=3):

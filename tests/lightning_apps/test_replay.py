@@ -1,7 +1,6 @@
 """The sample log, and steps done again."""
 
 import sys
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -13,22 +12,17 @@ from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.sample_log import check_order
 from lightning_apps.diagnostics.sample_log import SampleLogError, SampleLogWriter, sample_log_row
 from lightning_apps.errors import GuardError
-from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.build import build_datamodule
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.conftest import TINY
+from tests.tiny_runs import LOCATION, directory_of
 
 RUN = [
-    *TINY, "model.attention_dropout=0.1", "data.device_batch_size=3", "trainer.max_steps=25",
+    *LOCATION, "model.attention_dropout=0.1", "data.device_batch_size=3", "trainer.max_steps=25",
     "trainer.evaluate_every=10", "trainer.save_every=6", "callbacks=default",
     "callbacks.weight_average={decay: 0.98}",
 ]  # fmt: skip
 """Dropout and micro-batches, so that a replay must restore more than weights; 14 steps are an epoch."""
-
-
-def directory_of(config):
-    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
 
 
 def replay(monkeypatch, capsys, *arguments):

@@ -8,7 +8,7 @@ import torch
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.verify import Proof, largest_difference, line, loss_difference
-from tests.conftest import TINY
+from tests.tiny_runs import LOCATION
 
 
 def run_with(tmp_path, name, **values):
@@ -60,7 +60,7 @@ def test_the_command_proves_every_claim(tmp_path, cache_root):
 def test_two_processes_share_the_work(tmp_path, cache_root):
     """Thirteen cities on two ranks, micro-batches of three: uneven shares everywhere, and one run directory."""
     where = [f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "data.num_validation=13"]
-    run = [*TINY[:-1], *where, "data.device_batch_size=3", "trainer.max_steps=15", "callbacks.extra.picture=null"]
+    run = [*LOCATION[:-1], *where, "data.device_batch_size=3", "trainer.max_steps=15", "callbacks.extra.picture=null"]
     for hardware in ("cpu", "cpu_ddp"):
         command = [sys.executable, "-m", "lightning_apps.train", *run, f"hardware={hardware}", f"run.name={hardware}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)

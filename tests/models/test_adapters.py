@@ -8,7 +8,7 @@ from datamodules.sampling.packing import packed_batch
 from models.adapters import add_adapters, has_adapters, merged_copy, save_adapters
 from models.kernels.packed_attention import use_packed_attention
 from models.language.causal_lm import target_loss
-from tests.datamodules.sampling.test_packing import documents, target_logits, tiny
+from tests.packed_documents import documents, target_logits, tiny
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
 

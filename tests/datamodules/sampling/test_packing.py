@@ -5,60 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
-from datamodules.sampling.packing import Document, PackingCollator, first_fit_decreasing, packed_batch, padded_batch
+from datamodules.sampling.packing import PackingCollator, first_fit_decreasing, packed_batch, padded_batch
 from datamodules.sampling.step_batches import micro_batch_ids
-from models.kernels.packed_attention import attend_by_document, supports_packed_attention, use_packed_attention
-from models.language.causal_lm import recompute_activations, target_loss, target_states
+from models.kernels.packed_attention import attend_by_document, supports_packed_attention
+from models.language.causal_lm import recompute_activations, target_loss
+from tests.packed_documents import ARCHITECTURES, PREFIX, documents, target_logits, tiny
+from tests.rounding import assert_same_sum
 
-ARCHITECTURES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-}
-SIZES = {
-    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "head_dim": 8, "initializer_range": 0.3, "dtype": torch.float32,
-}  # fmt: skip
-PREFIX = 3
-
-
-def tiny(architecture="qwen2", *, by_documents=True, **changes):
-    build, configure, options = ARCHITECTURES[architecture]
-    torch.manual_seed(0)
-    net = build(configure(**{**SIZES, **options, **changes})).eval()
-    if by_documents:
-        use_packed_attention(net)
-    return net
-
-
-def documents(*lengths, prefix=PREFIX, seed=0):
-    draw = np.random.default_rng(seed)
-    made = []
-    for length in lengths:
-        ids = draw.integers(3, 40, length)
-        ids[:prefix] = np.arange(4, 4 + prefix)
-        labels = ids.copy()
-        labels[: prefix + 1] = -100
-        made.append(Document(ids, labels))
-    return made
-
-
-def target_logits(net, batch, prefix=0):
-    states, _ = target_states(net, batch, shared_prefix_length=prefix)
-    return net.get_output_embeddings()(states)
-
+LENGTHS = (9, 14, 6)
+"""Tokens of the documents that most tests pack."""
 
 # ---------------------------------------------------------------------- dealing
 
@@ -127,17 +83,17 @@ def test_a_window_keeps_its_order_and_its_micro_batches_name_their_samples():
 def test_logits_of_a_packed_document_are_those_of_the_document_alone(architecture, implementation):
     net = tiny(architecture, by_documents=False)
     assert supports_packed_attention(net)
-    alone = torch.cat([target_logits(net, padded_batch([entry], pad_token_id=0)) for entry in documents(9, 14, 6)])
+    alone = torch.cat([target_logits(net, padded_batch([entry], pad_token_id=0)) for entry in documents(*LENGTHS)])
     net.set_attn_implementation(implementation)
     for prefix in (0, PREFIX):
-        packed = target_logits(net, packed_batch(documents(9, 14, 6)), prefix)
+        packed = target_logits(net, packed_batch(documents(*LENGTHS)), prefix)
         torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("prefix", [0, PREFIX])
 def test_neighbours_change_nothing(prefix):
     net = tiny()
-    entries = documents(9, 14, 6)
+    entries = documents(*LENGTHS)
     first = target_logits(net, packed_batch(entries), prefix)
     (other,) = documents(14, seed=5)
     changed = target_logits(net, packed_batch([entries[0], other, entries[2]]), prefix)
@@ -154,8 +110,8 @@ def test_neighbours_change_nothing(prefix):
 def test_gradients_of_a_packed_batch_are_the_sum_over_its_documents(prefix, recompute):
     gradients, losses = [], []
     for batches in (
-        [packed_batch(documents(9, 14, 6))],
-        [padded_batch([e], pad_token_id=0) for e in documents(9, 14, 6)],
+        [packed_batch(documents(*LENGTHS))],
+        [padded_batch([e], pad_token_id=0) for e in documents(*LENGTHS)],
     ):
         net = tiny().train()
         if recompute:
@@ -165,17 +121,19 @@ def test_gradients_of_a_packed_batch_are_the_sum_over_its_documents(prefix, reco
         ]
         loss, count = (sum(column) for column in zip(*pairs, strict=True))
         loss.backward()
-        assert count == 9 + 14 + 6 - 3 * (PREFIX + 1)
+        assert count == sum(LENGTHS) - 3 * (PREFIX + 1)
         losses.append(loss.detach())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    terms = sum(LENGTHS) * net.config.intermediate_size  # an entry sums over tokens what sums over units
+    assert_same_sum(losses[0], losses[1], terms=terms)
+    for name, gradient in gradients[1].items():
+        assert_same_sum(gradients[0][name], gradient, terms=terms, msg=name)
 
 
 def test_padding_changes_nothing():
     net = tiny()
-    rows = padded_batch(documents(9, 14, 6), pad_token_id=0)
-    alone = torch.cat([target_logits(net, padded_batch([entry], pad_token_id=0)) for entry in documents(9, 14, 6)])
+    rows = padded_batch(documents(*LENGTHS), pad_token_id=0)
+    alone = torch.cat([target_logits(net, padded_batch([entry], pad_token_id=0)) for entry in documents(*LENGTHS)])
     torch.testing.assert_close(target_logits(net, rows), alone, rtol=1e-5, atol=1e-5)
     assert rows["attention_mask"].sum(1).tolist() == [9, 14, 6]
     assert (rows["labels"][rows["attention_mask"] == 0] == -100).all()

@@ -6,8 +6,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.conftest import TINY
-from tests.lightning_apps.runs.test_resume import directory_of
+from tests.tiny_runs import LOCATION, directory_of
 
 
 @pytest.mark.parametrize(("limit", "found"), [(64, 64), (63, 32), (10, 8), (1, 1)])
@@ -39,7 +38,7 @@ def test_nothing_fits_and_other_errors():
 
 def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
     """Batches above three samples "do not fit": the losses stay those of the whole batch."""
-    run = [*TINY, "trainer.max_steps=3", "callbacks.extra.picture=null"]
+    run = [*LOCATION, "trainer.max_steps=3", "callbacks.extra.picture=null"]
     whole = composed(*run, name="whole")
     run_experiment(whole)
     loss_sum = LocationModule.loss_sum

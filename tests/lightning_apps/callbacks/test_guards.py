@@ -4,7 +4,6 @@ import json
 import math
 import shlex
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -20,13 +19,12 @@ from lightning_apps.config.command_line import quote_value
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.experiments.repeated_answers import is_collapsed
-from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.conftest import TINY
+from tests.tiny_runs import LOCATION, directory_of
 
-QUIET = [*TINY, "callbacks=default", "trainer.evaluate_every=never"]
+QUIET = [*LOCATION, "callbacks=default", "trainer.evaluate_every=never"]
 TWO_LAYERS = [*QUIET, "model.num_hidden_layers=2", "trainer.max_steps=5", "trainer.save_every=2"]
 
 
@@ -50,10 +48,6 @@ def plant(monkeypatch):
         monkeypatch.setattr(experiment_run, "build_callbacks", lambda *args: [*synthetic, *build(*args)])
 
     return add
-
-
-def directory_of(config):
-    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
 
 
 def put_nan(name):
@@ -284,7 +278,7 @@ def test_the_location_evaluation_reports_collapse_to_the_guard(composed, monkeyp
     monkeypatch.setattr(
         location_generation, "generate_greedy", lambda net, prompts, **_: [torch.full((10,), 7) for _ in prompts]
     )
-    tiny = [*TINY, "callbacks.extra.picture=null", "trainer.max_steps=6", "trainer.evaluate_every=2"]
+    tiny = [*LOCATION, "callbacks.extra.picture=null", "trainer.max_steps=6", "trainer.evaluate_every=2"]
     config = composed(*tiny, "callbacks.guards.collapsed_generator=stop", name="collapse")
     error = stopped(config)
     assert "step 4: the generator collapsed" in str(error)

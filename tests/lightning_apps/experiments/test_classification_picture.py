@@ -1,8 +1,8 @@
 import numpy as np
-import pytest
 from PIL import Image
 
 from lightning_apps.experiments.classification_picture import answers, draw_classification_summary
+from tests.drawing_warnings import drawing_warnings_fail
 
 NAMES = ["negative", "positive"]
 REFERENCES = {"majority class": {"accuracy": 0.5}, "TF-IDF + LR": {"accuracy": 0.86}}
@@ -48,7 +48,7 @@ def draw(path, rows, predictions, names=NAMES, references=REFERENCES):
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-@pytest.mark.filterwarnings("error")
+@drawing_warnings_fail
 def test_it_draws_what_it_is_given(tmp_path):
     full = draw(tmp_path / "full.png", metric_rows(), prediction_rows())
     empty = draw(tmp_path / "empty.png", [], [], references={})
@@ -59,7 +59,7 @@ def test_it_draws_what_it_is_given(tmp_path):
     draw(tmp_path / "twenty.png", metric_rows(), prediction_rows(twenty), twenty)
 
 
-@pytest.mark.filterwarnings("error")
+@drawing_warnings_fail
 def test_several_labels(tmp_path):
     rows = [
         {"target": ["sun"], "output": ["sun", "rain"], "probabilities": [0.9, 0.6], "confidence": 0.75},

@@ -27,7 +27,7 @@ from lightning_apps.explanations.page import (
 from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.reports.html_page import page, paragraph
 from lightning_apps.run_files.directory import RunDirectory
-from tests.lightning_apps.sweeps.test_report import Page
+from tests.html_pages import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is here to load the page with")

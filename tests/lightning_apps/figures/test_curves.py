@@ -2,8 +2,6 @@
 
 import struct
 import threading
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ from matplotlib.text import Text
 from lightning_apps.experiments.location import picture as location
 from lightning_apps.experiments.location.picture import draw_location_summary
 from lightning_apps.figures import curves
+from tests.drawing_warnings import drawing_warnings_fail
 
+pytestmark = drawing_warnings_fail
 NAN = float("nan")
 WORLD = (np.linspace(-179.0, 179.0, 60), np.linspace(-50.0, 70.0, 60))
 METRICS = {
@@ -27,13 +27,6 @@ METRICS = {
     "val/haversine_km_median_high": 360.0,
     "val/valid_ratio": 0.9,
 }
-
-
-@pytest.fixture(autouse=True)
-def _warnings_fail() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 @pytest.fixture

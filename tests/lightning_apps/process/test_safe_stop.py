@@ -17,11 +17,11 @@ from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.conftest import TINY
-from tests.lightning_apps.runs.test_resume import KillAt, assert_same, directory_of, final_state, killed, resumed
+from tests.killed_runs import KillAt, assert_same, final_state, killed, resumed
+from tests.tiny_runs import LOCATION, directory_of
 
 RUN = [
-    *TINY,
+    *LOCATION,
     "trainer.max_steps=12",
     "trainer.evaluate_every=4",
     "trainer.save_every=3",
@@ -74,7 +74,7 @@ def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, co
 
 def test_handlers_are_given_back(composed):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    run_experiment(composed(*TINY, "trainer.max_steps=1", "callbacks.extra.picture=null", name="handlers"))
+    run_experiment(composed(*LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null", name="handlers"))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
@@ -222,7 +222,8 @@ def test_best_that_changed_on_disk_is_said_loudly(composed, monkeypatch, capsys)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_real_process_stops_with_the_signals_code(signum, tmp_path, cache_root):
     command = [
-        sys.executable, "-m", "lightning_apps.train", *TINY, "trainer.max_steps=100000", "trainer.evaluate_every=never",
+        sys.executable, "-m", "lightning_apps.train", *LOCATION,
+        "trainer.max_steps=100000", "trainer.evaluate_every=never",
         f"run.output_root={tmp_path}", f"run.cache_root={cache_root}", "run.name=real",
         "callbacks.weight_average=null",
     ]  # fmt: skip

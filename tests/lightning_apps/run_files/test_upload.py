@@ -21,12 +21,12 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import open_run
 from lightning_apps.run_files.upload import upload_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.conftest import TINY
 from tests.s3_server import SECRET, StallingProxy
+from tests.tiny_runs import LOCATION
 from tests.uploaded_runs import TO, local, small_run, uploaded
 
 RUN = [
-    *TINY,
+    *LOCATION,
     "trainer.max_steps=12",
     "trainer.evaluate_every=4",
     "trainer.save_every=3",

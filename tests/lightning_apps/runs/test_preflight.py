@@ -16,17 +16,16 @@ from lightning_apps.runs import preflight
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.runs.memory_estimate import AvailableMemory, available_memory_bytes, saved_bytes, step_memory
-from tests.datamodules.test_imdb import TINY_DATA, folder
+from tests.labelled_files import folder
+from tests.tiny_runs import IMDB, IMDB_DATA
 
-TINY = [*TINY_DATA, "model.hidden_size=16", "model.intermediate_size=16", "model.num_hidden_layers=1",
-        "trainer.max_steps=4", "trainer.evaluate_every=2", "hardware=cpu"]  # fmt: skip
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 @pytest.fixture
 def parts(composed):
     def make(*overrides):
-        config = composed(*TINY, *overrides, name="preflight")
+        config = composed(*IMDB, *overrides, name="preflight")
         data = build_datamodule(config)
         plan = build_plan(config, data)
         directory = RunDirectory(preflight.Path(config["run"]["output_root"]) / "imdb" / "preflight")
@@ -106,7 +105,7 @@ def test_learning_rate(parts, model, rate, expected):
 
 
 def test_a_gpu_that_idles_and_bf16_without_units(composed, monkeypatch):
-    config = composed(*TINY, "precision=bf16_mixed")
+    config = composed(*IMDB, "precision=bf16_mixed")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
@@ -119,12 +118,12 @@ def test_a_gpu_that_idles_and_bf16_without_units(composed, monkeypatch):
 
 def test_limits_of_mps(composed, monkeypatch):
     with pytest.raises(ConfigError, match=r"hardware\.devices=2: with hardware=mps there is one device"):
-        check_config(composed(*TINY_DATA, "hardware=mps", "hardware.devices=2"))
+        check_config(composed(*IMDB_DATA, "hardware=mps", "hardware.devices=2"))
     with pytest.raises(ConfigError, match="precision=bf16_true is not supported with hardware=mps"):
-        check_config(composed(*TINY_DATA, "hardware=mps", "precision=bf16_true"))
+        check_config(composed(*IMDB_DATA, "hardware=mps", "precision=bf16_true"))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
-    (said,) = preflight.check_accelerator(composed(*TINY_DATA, "hardware=mps"))
+    (said,) = preflight.check_accelerator(composed(*IMDB_DATA, "hardware=mps"))
     assert "PYTORCH_ENABLE_MPS_FALLBACK=1" in said
 
 
@@ -190,7 +189,7 @@ def test_what_was_measured_is_freed():
 
 def test_nothing_trainable(composed):
     with pytest.raises(ConfigError, match=r"optimizer\.freeze=\['\.'\] leaves nothing to train"):
-        run_experiment(composed(*TINY, "optimizer.freeze=['.']"))
+        run_experiment(composed(*IMDB, "optimizer.freeze=['.']"))
 
 
 def test_a_network_for_another_task(composed):
@@ -209,11 +208,11 @@ def test_data_in_a_package(composed):
 def test_notices_are_said_and_errors_write_nothing(composed, tmp_path, capsys):
     rows = [("one long text that stands in both of the splits", "a"), ("b c d", "b"), ("e f g", "a")]
     source = folder(tmp_path, train=rows, validation=rows[:1])
-    run_experiment(composed(*TINY, "callbacks=default", source, "data.leaks=warn", name="said"))
+    run_experiment(composed(*IMDB, "callbacks=default", source, "data.leaks=warn", name="said"))
     out = capsys.readouterr().out
     assert "notice: 1 training texts are in another split too" in out
     assert "train  3 samples: a 2 (66.7%), b 1 (33.3%)" in out
-    config = composed(*TINY, source, "data.leaks=error", name="refused")
+    config = composed(*IMDB, source, "data.leaks=error", name="refused")
     with pytest.raises(ConfigError, match="are in another split too"):
         run_experiment(config)
     assert not (preflight.Path(config["run"]["output_root"]) / "imdb" / "refused").exists()
@@ -232,4 +231,4 @@ def test_a_bad_sample_is_left_to_the_guards(composed, monkeypatch):
 
     monkeypatch.setattr(ImdbDataModule, "training_batch", spoil)
     with pytest.raises(GuardError, match=r"step 1: token id 99999 at position 1 of sample \d+ \(input_ids\)"):
-        run_experiment(composed(*TINY, name="spoilt"))
+        run_experiment(composed(*IMDB, name="spoilt"))

@@ -1,21 +1,16 @@
 """A run that is killed and resumed ends as the run that was never killed, bit for bit."""
 
-from pathlib import Path
-
-import lightning as L
 import pytest
 import torch
 
 from lightning_apps.diagnostics.run_comparison import differences
-from lightning_apps.run_files.directory import RunDirectory
-from lightning_apps.run_files.metrics_csv import read_metrics
-from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.conftest import TINY
+from tests.killed_runs import assert_same, final_state, killed, resumed
+from tests.tiny_runs import LOCATION
 
 # 14 windows an epoch: steps 15 and later are in the second one
 RUN = [
-    *TINY,
+    *LOCATION,
     "trainer.max_steps=32",
     "trainer.evaluate_every=8",
     "trainer.save_every=5",
@@ -25,56 +20,6 @@ RUN = [
     "callbacks.checkpoints.monitor=val/loss",
     "callbacks.checkpoints.mode=max",  # the first evaluation is best, so that best and last are different weights
 ]
-TIMED = ("train/tokens_per_s",)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs in the dying process's callbacks."""
-
-
-class KillAt(L.Callback):
-    def __init__(self, hook, step):
-        self.step = step
-        setattr(self, hook, self._die)
-
-    def _die(self, trainer, *args, **kwargs):
-        if trainer.global_step >= self.step:
-            raise Killed
-
-
-def killed(monkeypatch, config, hook, step):
-    """Run until the hook is reached at the step, with the callback before (`*_start`) or after all others."""
-    build = experiment_run.build_callbacks
-
-    def with_killer(*args):
-        callbacks = build(*args)
-        return [KillAt(hook, step), *callbacks] if hook.endswith("start") else [*callbacks, KillAt(hook, step)]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment_run, "build_callbacks", with_killer)
-        patch.setattr(experiment_run, "write_summary", lambda *args: {})
-        with pytest.raises(Killed):
-            run_experiment(config)
-
-
-def directory_of(config):
-    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
-
-
-def resumed(config):
-    return {**config, "run": {**config["run"], "resume": "auto"}}
-
-
-def final_state(config):
-    directory = directory_of(config)
-    state = torch.load(directory.checkpoint("last"), weights_only=True)
-    rows = [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(directory.metrics)]
-    return state, rows, directory.predictions.read_text()
-
-
-def assert_same(first, second):
-    """Equal structure and bits; clocks differ."""
-    assert differences(first, second) == []
 
 
 @pytest.mark.parametrize(

@@ -13,42 +13,17 @@ import pytest
 
 from lightning_apps.process.console import open_console
 from lightning_apps.sweeps import jobs as sweep_jobs
-from lightning_apps.sweeps.grid import Job, SweepSettings
-from lightning_apps.sweeps.jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
-from lightning_apps.sweeps.state import JobRecord, SweepState, is_locked, read_state
+from lightning_apps.sweeps.jobs import Slot, last_line, lock_path, wait_for_orphans
+from lightning_apps.sweeps.state import is_locked, read_state
+from tests.fake_sweep import make
 
 ROOT = Path(__file__).parents[3]
-COMMAND = [sys.executable, "-m", "tests.fake_job"]
 
 
 @pytest.fixture(autouse=True)
 def _at_home(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sweep_jobs, "POLL_S", 0.02)
-
-
-def make(folder, behaviours, *, parallel=1, slots=None, **changes):
-    """A runner whose jobs behave as they are told; what an earlier one wrote is kept."""
-    settings = {
-        "name": "s", "grid": {}, "overrides": [], "parallel": parallel, "devices": None, "retries": 0,
-        "retry_failed": False, "on_failure": "continue", **changes,
-    }  # fmt: skip
-    jobs = [Job(name, {"seed": seed}) for seed, name in enumerate(behaviours)]
-    known = {record.name: record for record in before.jobs} if (before := read_state(folder)) else {}
-    records = []
-    for job in jobs:
-        directory = str(folder / "runs" / job.name)
-        record = known.get(job.name, JobRecord(job.name, dict(job.values), [], directory))
-        record.overrides = [directory, behaviours[job.name]]
-        records.append(record)
-    open_console()
-    runner = JobRunner(
-        folder=folder, state=SweepState("s", "x", "python -m x sweep=s", {"seed": [0]}, {}, records), jobs=jobs,
-        slots=slots or [Slot(None, None) for _ in range(parallel)], settings=SweepSettings(**settings),
-        command=COMMAND,
-    )  # fmt: skip
-    runner.look_at_runs()
-    return runner
 
 
 def statuses(folder):
@@ -201,7 +176,7 @@ def test_a_signal_from_elsewhere_interrupts_one_job(tmp_path):
 RUNNER = """
 import sys
 from pathlib import Path
-from tests.lightning_apps.sweeps.test_jobs import make
+from tests.fake_sweep import make
 make(Path(sys.argv[1]), {"a": sys.argv[2], "b": "ok"}).run()
 """
 

@@ -13,7 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from lightning_apps import train, verify
-from lightning_apps.config.checks import CONF, check_config, options, plain
+from lightning_apps.config.checks import CONF, check_config, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import wandb_run_id
@@ -22,9 +22,9 @@ from lightning_apps.sweeps.grid import SweepSettings, expand
 from lightning_apps.sweeps.jobs import is_running
 from lightning_apps.sweeps.state import read_state
 from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
-from tests.conftest import TINY
+from tests.tiny_runs import LOCATION
 
-RUN = [*TINY, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
+RUN = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
 
 
 @pytest.fixture
@@ -125,7 +125,6 @@ def test_jobs_look_for_options_where_the_command_did(in_process, tmp_path):
     assert commands == [[f"hydra.searchpath=['file://{tmp_path}/mine']"]]
 
 
-@pytest.mark.skipif("arxiv" not in options("experiment"), reason="there is no experiment arxiv yet")
 def test_arxiv_scaling_composes_and_checks():
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", overrides=["sweep=arxiv_scaling"])
@@ -269,7 +268,7 @@ def test_verify_is_for_one_experiment(monkeypatch, capsys, tmp_path):
 
 def test_a_wrong_job_is_named(composed):
     with pytest.raises(ConfigError, match=r"job b: optimizer\.lr=-1"):
-        check_jobs({"a": composed(*TINY), "b": composed(*TINY, "optimizer.lr=-1")})
+        check_jobs({"a": composed(*LOCATION), "b": composed(*LOCATION, "optimizer.lr=-1")})
 
 
 # Whole sweeps

@@ -3,7 +3,6 @@
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_apps import evaluate
 from lightning_apps.callbacks.step_log import learning_rates
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import build_module
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.training import optimizers
 from lightning_apps.training.parameter_groups import hidden_matrices
-from tests.conftest import TINY
-from tests.models.language.test_causal_lm import tiny
+from tests.plans import plan
+from tests.tiny_qwen2 import tiny
+from tests.tiny_runs import LOCATION, directory_of
 
 SETTINGS = {"lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-8, "weight_decay": 0.1, "groups": [], "layer_decay": None}
 BUILDERS = {
@@ -180,16 +179,12 @@ def test_a_parameter_without_gradient_does_not_move():
             assert part.equal(before), name
 
 
-def directory_of(config):
-    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
-
-
 def last_checkpoint(directory):
     return torch.load(directory.checkpoint("last"), weights_only=True)
 
 
 QUICK = [
-    *TINY,
+    *LOCATION,
     "trainer.max_steps=4",
     "trainer.evaluate_every=2",
     "trainer.save_every=1",
@@ -291,9 +286,7 @@ def test_the_module_is_built_with_frozen_parts_and_recomputation(composed):
     class Data:
         net_arguments = {"vocab_size": 21, "pad_token_id": 0, "eos_token_id": 1}  # noqa: RUF012
 
-    from tests.lightning_apps.training.test_plan import plan
-
-    config = composed(*TINY, "optimizer.freeze=[layers.0.mlp]", "hardware.gradient_checkpointing=true")
+    config = composed(*LOCATION, "optimizer.freeze=[layers.0.mlp]", "hardware.gradient_checkpointing=true")
     module = build_module(config, Data(), plan(max_steps=4))
     assert module.net.is_activation_checkpointing
     assert {name for name, parameter in module.named_parameters() if not parameter.requires_grad} == {

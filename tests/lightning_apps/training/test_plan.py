@@ -6,20 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.training.plan import cadence_steps, fraction_or_steps, plan_run
+from lightning_apps.training.plan import cadence_steps, fraction_or_steps
 from lightning_apps.training.schedules import constant, cosine, linear, one_cycle, warmup_stable_decay
-
-BUDGET = {"max_steps": None, "max_epochs": None, "max_tokens": None, "evaluate_every": 0.1, "save_every": "never"}
-
-
-def plan(warmup=0.05, samples=1055, batch=64, **trainer):
-    return plan_run(
-        num_train_samples=samples,
-        tokens_per_sample=22.0,
-        global_batch_size=batch,
-        trainer={**BUDGET, **trainer},
-        warmup=warmup,
-    )
+from tests.plans import plan
 
 
 def test_epochs_become_steps():

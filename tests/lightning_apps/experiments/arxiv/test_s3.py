@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_apps import evaluate, prepare, train
-from tests.lightning_apps.experiments.arxiv.test_train import TINY
 from tests.s3_server import BUCKET
+from tests.tiny_runs import ARXIV
 
 STORE = f"s3://{BUCKET}/stores/papers"
 
@@ -37,7 +37,7 @@ def stores(folder: Path) -> list[Path]:
 
 
 def test_prepare_upload_delete_download_train_upload_evaluate(s3, call, tmp_path):
-    code, out, _ = call(prepare, *TINY, f"data.store={STORE}")
+    code, out, _ = call(prepare, *ARXIV, f"data.store={STORE}")
     assert code == 0
     assert "66 documents" in out
     assert {f"stores/papers/{name}" for name in ("COMPLETE", "tokens.bin", "index.bin", "manifest.json")} <= set(
@@ -48,7 +48,7 @@ def test_prepare_upload_delete_download_train_upload_evaluate(s3, call, tmp_path
     shutil.rmtree(tmp_path / ".cache")
 
     # the documents are gone, too: the store alone is enough
-    words = [word for word in TINY if not word.startswith(("data.path", "data.tokenizer"))]
+    words = [word for word in ARXIV if not word.startswith(("data.path", "data.tokenizer"))]
     bucket = f"s3://{BUCKET}/runs"
     code, out, err = call(train, *words, f"data.path={STORE}", f"run.upload={bucket}", "run.name=remote")
     assert code == 0, err
@@ -67,13 +67,13 @@ def test_prepare_upload_delete_download_train_upload_evaluate(s3, call, tmp_path
 
 
 def test_a_store_that_is_there_is_fetched_and_not_made_again(s3, call, tmp_path, monkeypatch):
-    assert call(prepare, *TINY, f"data.store={STORE}")[0] == 0
+    assert call(prepare, *ARXIV, f"data.store={STORE}")[0] == 0
     shutil.rmtree(tmp_path / ".cache")
     monkeypatch.setattr("datamodules.corpus.prepared_store.write_store", None)  # would be called
-    assert call(prepare, *TINY, f"data.store={STORE}")[0] == 0
+    assert call(prepare, *ARXIV, f"data.store={STORE}")[0] == 0
     assert len(stores(tmp_path / ".cache")) == 1
     shutil.rmtree(tmp_path / ".cache")
-    code, _, err = call(prepare, *TINY, f"data.store={STORE}", "data.full_dataset=false")
+    code, _, err = call(prepare, *ARXIV, f"data.store={STORE}", "data.full_dataset=false")
     assert code == 2
     assert "holds a store prepared otherwise (max_documents_per_split differ)" in err
     assert err.count("\n") == 1
@@ -85,41 +85,41 @@ def test_documents_are_read_from_a_prefix(s3, call, tmp_path):
         target = s3.path(f"sources/papers/{split}.jsonl")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / f"{split}.jsonl", target)
-    assert call(prepare, *TINY)[0] == 0
+    assert call(prepare, *ARXIV)[0] == 0
     (local,) = stores(tmp_path / ".cache")
     expected = (local / "tokens.bin").read_bytes()
     shutil.rmtree(tmp_path / ".cache")
-    code, _, err = call(prepare, *TINY, f"data.path=s3://{BUCKET}/sources/papers")
+    code, _, err = call(prepare, *ARXIV, f"data.path=s3://{BUCKET}/sources/papers")
     assert code == 0, err
     (remote,) = stores(tmp_path / ".cache")
     assert (remote / "tokens.bin").read_bytes() == expected
 
 
 def test_nothing_half_is_used(s3, call, tmp_path):
-    assert call(prepare, *TINY, f"data.store={STORE}")[0] == 0
+    assert call(prepare, *ARXIV, f"data.store={STORE}")[0] == 0
     shutil.rmtree(tmp_path / ".cache")
     whole = s3.path("stores/papers/tokens.bin").read_bytes()
     s3.path("stores/papers/tokens.bin").write_bytes(whole[:-4])
     for key in ("data.path", "data.store"):
-        code, _, err = call(prepare, *TINY, f"{key}={STORE}")
+        code, _, err = call(prepare, *ARXIV, f"{key}={STORE}")
         assert code == 2
         assert "tokens.bin" in err
         assert err.count("error:") == 1
         assert stores(tmp_path / ".cache") == []
     s3.path("stores/papers/tokens.bin").write_bytes(whole)
     s3.path("stores/papers/COMPLETE").unlink()
-    code, _, err = call(prepare, *TINY, f"data.path={STORE}")
+    code, _, err = call(prepare, *ARXIV, f"data.path={STORE}")
     assert code == 2
     assert "COMPLETE" in err
     assert stores(tmp_path / ".cache") == []
     # an upload that was interrupted is made again and finished
-    assert call(prepare, *TINY, f"data.store={STORE}")[0] == 0
+    assert call(prepare, *ARXIV, f"data.store={STORE}")[0] == 0
     assert s3.path("stores/papers/COMPLETE").is_file()
 
 
 def test_wrong_credentials_are_one_line(s3, call, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-not-to-be-shown")
-    code, out, err = call(prepare, *TINY, f"data.store={STORE}")
+    code, out, err = call(prepare, *ARXIV, f"data.store={STORE}")
     assert code == 2
     assert err.count("\n") == 1
     assert "credentials" in err.lower() or "AWS_SECRET_ACCESS_KEY" in err
@@ -128,13 +128,13 @@ def test_wrong_credentials_are_one_line(s3, call, monkeypatch):
 
 def test_a_dead_server_is_one_line_and_the_store_stays(s3, call, tmp_path, monkeypatch):
     s3.stop()
-    code, _, err = call(prepare, *TINY, f"data.store={STORE}")
+    code, _, err = call(prepare, *ARXIV, f"data.store={STORE}")
     assert code in (1, 2)
     assert s3.endpoint in err or "out of reach" in err
     assert err.strip().splitlines()[-1].startswith("error:")
 
 
 def test_a_folder_is_no_shared_store(call, tmp_path):
-    code, _, err = call(prepare, *TINY, f"data.store={tmp_path}")
+    code, _, err = call(prepare, *ARXIV, f"data.store={tmp_path}")
     assert code == 2
     assert "expected s3://bucket/prefix" in err

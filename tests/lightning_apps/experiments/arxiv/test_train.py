@@ -12,31 +12,13 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-
-PAPERS = ["data.path=${project:tests/data/papers}", "data.tokenizer=${project:tests/data/papers/tokenizer}"]
-TINY = [
-    "experiment=arxiv",
-    *PAPERS,
-    "model.hidden_size=16",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=16",
-    "data.full_dataset=true",
-    "data.preparation_workers=1",
-    "data.sequence_length=17",
-    "data.windows_per_epoch=64",
-    "data.num_categories=2",
-    "data.global_batch_size=8",
-    "trainer.max_tokens=1536",
-    "trainer.evaluate_every=4",
-    "hardware=cpu",
-]
+from tests.tiny_runs import ARXIV
 
 
 @pytest.fixture
 def make(composed):
     def build(*overrides) -> ArxivDataModule:
-        data = bind("data", composed(*TINY, *overrides)["data"])()
+        data = bind("data", composed(*ARXIV, *overrides)["data"])()
         data.prepare_data()
         data.setup()
         return data
@@ -155,7 +137,7 @@ def finished(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("arxiv")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", overrides=[*TINY, "callbacks.checkpoints.loss_ratio=0.999", "optimizer.lr=0.01"])
+        cfg = compose("config", overrides=[*ARXIV, "callbacks.checkpoints.loss_ratio=0.999", "optimizer.lr=0.01"])
     OmegaConf.update(cfg, "run.output_root", str(root / "outputs"))
     OmegaConf.update(cfg, "run.cache_root", str(root / "cache"))
     OmegaConf.update(cfg, "run.name", "finished")
@@ -257,7 +239,7 @@ def test_a_step_is_done_again_to_the_last_digit_and_a_nan_is_traced(finished, co
     monkeypatch.setattr(sys, "argv", ["replay", f"run={directory.path}", "step=5"])
     replay.main()  # exits with 1 where a digit differs
     capsys.readouterr()
-    config = composed(*TINY, name="nan")
+    config = composed(*ARXIV, name="nan")
     build = ArxivDataModule.training_batch
 
     def spoil(self, epochs, indices):

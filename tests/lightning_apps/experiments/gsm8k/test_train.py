@@ -1,7 +1,6 @@
 """Experiment gsm8k from end to end on sums: training, resumption, adapters, grading, comparison with the base."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines
 from lightning_apps.verify import bits_that_differ, loss_difference
+from tests.tiny_runs import directory_of
 
 STEPS = 6
 
@@ -33,10 +33,6 @@ def config(composed, small_gsm8k):
         )  # fmt: skip
 
     return make
-
-
-def directory_of(config):
-    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
 
 
 def predictions(directory):

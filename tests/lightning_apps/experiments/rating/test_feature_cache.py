@@ -11,11 +11,11 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
 from models.encoders.chunk_vectors import ChunkVectors, chunk_key
 from models.encoders.hierarchical import HierarchicalClassifier
-from tests.lightning_apps.experiments.rating.test_train import TINY
-from tests.models.encoders.test_hierarchical import batch, make
+from tests.tiny_hierarchical import batch, make
+from tests.tiny_runs import RATING
 
 FROZEN = [
-    *TINY,
+    *RATING,
     "model.freeze_embeddings=true",
     "model.freeze_layers=1",
     "trainer.max_steps=6",

@@ -21,12 +21,10 @@ from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.runs.preflight import check_before_start
 from models.encoders.classifier import weighted_cross_entropy
-from tests.datamodules.test_rating import TINY_DATA
-from tests.lightning_apps.runs.test_resume import directory_of, final_state, killed, resumed
+from tests.killed_runs import assert_same, final_state, killed, resumed
+from tests.tiny_runs import IMDB, RATING, RATING_DATA, directory_of
 
-TINY = [*TINY_DATA, "model.hidden_size=16", "model.intermediate_size=16", "model.num_hidden_layers=1",
-        "data.device_batch_size=4", "optimizer.lr=0.01", "optimizer.groups=[]"]  # fmt: skip
-QUICK = [*TINY, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_every=2"]
+QUICK = [*RATING, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_every=2"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def finished(tmp_path_factory, cache_root):
 
     root = tmp_path_factory.mktemp("outputs")
     learning = ["data.chunk_size=32", "data.stride=16", "data.device_batch_size=null", "optimizer.groups=[]"]
-    overrides = [*TINY_DATA, *learning, "optimizer.lr=0.01", "trainer.max_epochs=3", "logger=tensorboard"]
+    overrides = [*RATING_DATA, *learning, "optimizer.lr=0.01", "trainer.max_epochs=3", "logger=tensorboard"]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose(
             "config", overrides=[*overrides, f"run.output_root={root}", f"run.cache_root={cache_root}", "run.name=a"]
@@ -176,7 +174,7 @@ def test_losses_by_hand():
 
 
 def parts(composed, *overrides):
-    config = composed(*TINY, "trainer.max_steps=20", *overrides, name="parts")
+    config = composed(*RATING, "trainer.max_steps=20", *overrides, name="parts")
     data = build_datamodule(config)
     plan = build_plan(config, data)
     return config, plan, build_module(config, data, plan), data
@@ -217,7 +215,7 @@ def first_window(config, data):
 @pytest.mark.parametrize("pooling", ["additive", "multi_head", "mean", "max"])
 @pytest.mark.parametrize("frozen", [[], ["model.freeze_embeddings=true", "model.freeze_layers=1"]])
 def test_every_trainable_parameter_is_in_exactly_one_group(composed, pooling, frozen):
-    config = composed(*TINY_DATA, f"model.document_pooling={pooling}", *frozen, name="groups")
+    config = composed(*RATING_DATA, f"model.document_pooling={pooling}", *frozen, name="groups")
     data = build_datamodule(config)
     module = build_module(config, data, build_plan(config, data))
     groups = module.configure_optimizers()["optimizer"].param_groups
@@ -242,14 +240,12 @@ RESUMED = {
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_ends_as_the_whole_one(name, composed, monkeypatch):
-    run = [*TINY, "callbacks.extra.picture=null", "callbacks.extra.evaluation.baselines=false", "trainer.max_steps=9",
+    run = [*RATING, "callbacks.extra.picture=null", "callbacks.extra.evaluation.baselines=false", "trainer.max_steps=9",
            "trainer.evaluate_every=3", "trainer.save_every=2", "data.max_train_samples=60", *RESUMED[name]]  # fmt: skip
     whole, broken = composed(*run, name="whole"), composed(*run, name="broken")
     run_experiment(whole)
     killed(monkeypatch, broken, "on_train_batch_end", 5)
     run_experiment(resumed(broken))
-    from tests.lightning_apps.runs.test_resume import assert_same
-
     assert_same(final_state(whole), final_state(broken))
     assert directory_of(whole).history.read_text() == directory_of(broken).history.read_text()
 
@@ -272,23 +268,21 @@ def test_layers_learn_from_their_step_on(composed):
 
 
 def test_early_stopping_is_on_by_default(composed):
-    config = composed(*TINY, "trainer.max_epochs=9", "callbacks.extra.evaluation.baselines=false",
+    config = composed(*RATING, "trainer.max_epochs=9", "callbacks.extra.evaluation.baselines=false",
                       "callbacks.extra.picture=null", "data.max_train_samples=30", "optimizer.lr=0",
                       "callbacks.early_stopping.patience=2")  # fmt: skip
-    assert composed(*TINY)["callbacks"]["early_stopping"] == {"patience": 5, "min_delta": 0.001}
+    assert composed(*RATING)["callbacks"]["early_stopping"] == {"patience": 5, "min_delta": 0.001}
     summary = run_experiment(config)
     assert summary["reason"] == "early stopping at step 6"  # two windows an epoch, nothing learned
     assert summary["best"]["metric"] == "val/f1_macro"
 
 
 def test_an_encoder_of_an_imdb_run_is_taken_over(composed):
-    from tests.lightning_apps.runs.test_preflight import TINY as IMDB
-
     sentiment = composed(*IMDB, "callbacks=default", name="x")
     run_experiment(sentiment)
     exported = directory_of(sentiment).model
     source = AutoModelForSequenceClassification.from_pretrained(exported)
-    pretrained = [word for word in TINY if not word.startswith("model")]
+    pretrained = [word for word in RATING if not word.startswith("model")]
     config = composed(*pretrained, "model=hierarchical_minilm", f"model.pretrained={exported}", "trainer.max_steps=2", name="t")  # fmt: skip # noqa: E501
     data = build_datamodule(config)
     plan = build_plan(config, data)
@@ -302,16 +296,16 @@ def test_an_encoder_of_an_imdb_run_is_taken_over(composed):
 
 @pytest.mark.parametrize("weights", ["[0.5,0.5]", "[0.5,0.5,-1]", "[0,0,0]"])
 def test_scores_that_do_not_weigh_the_classes(composed, weights):
-    config = composed(*TINY, f"callbacks.extra.evaluation.score_weights={weights}", name="scores")
+    config = composed(*RATING, f"callbacks.extra.evaluation.score_weights={weights}", name="scores")
     with pytest.raises(ConfigError, match=r"score_weights=.*: give 3 weights, one for each of General, Teen, Mature"):
         run_experiment(config)
     assert not directory_of(config).path.exists()
-    check_config(composed(*TINY, "callbacks.extra.evaluation.score_weights=null"))
+    check_config(composed(*RATING, "callbacks.extra.evaluation.score_weights=null"))
 
 
 def test_chunks_beyond_the_models_positions(composed):
     with pytest.raises(ConfigError, match=r"40 tokens, the model positions for 32; .*data\.chunk_size=32"):
-        run_experiment(composed(*TINY, "data.chunk_size=40", "model.max_position_embeddings=32", name="long"))
+        run_experiment(composed(*RATING, "data.chunk_size=40", "model.max_position_embeddings=32", name="long"))
 
 
 def test_memory_is_estimated_from_chunks(composed, monkeypatch):
@@ -347,7 +341,7 @@ def test_memory_is_estimated_from_chunks(composed, monkeypatch):
 )
 def test_mistakes_are_found_before_anything_is_read(composed, override, expected):
     with pytest.raises(ConfigError, match=expected):
-        check_config(composed(*TINY, override))
+        check_config(composed(*RATING, override))
 
 
 def test_mistakes_that_the_module_finds(composed):
