@@ -1,4 +1,4 @@
-"""Causal language models from a configuration, and forward passes that skip work nobody needs."""
+"""Causal language models with random or trained weights, their states and their loss, without work nobody needs."""
 
 import itertools
 from typing import Any, Literal
@@ -77,8 +77,8 @@ def pretrained_causal_lm(
     Args:
         pretrained: Hugging Face name or path.
         vocab_size: ids that the data may hold.
-        pad_token_id: set where the model's configuration names none.
-        eos_token_id: likewise.
+        pad_token_id: id of the padding; stored where the model's configuration names none.
+        eos_token_id: id that ends a text; stored where the model's configuration names none.
 
     Raises:
         ValueError: it cannot be loaded, or has fewer embeddings than the data have ids.
@@ -153,8 +153,8 @@ def packed_states(
         (1, T', d) states and (1, T') labels, -100 where nothing is to be learned. T' < T: the last token of each
         document predicts nothing and is not fed, nor are repeated prefixes.
     """
-    ids, borders = batch["input_ids"], batch["cu_seqlens"].tolist()
-    following = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    ids, borders = batch["input_ids"], batch["cu_seqlens"].tolist()  # (1, T), documents + 1 ints
+    following = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # (1, T)
     lengths = [stop - start for start, stop in itertools.pairwise(borders)]
     by_documents = attends_packed(net)
     prefix = shared_prefix_length if by_documents and len(lengths) > 1 else 0
@@ -162,7 +162,7 @@ def packed_states(
     fed[torch.tensor(borders[1:]) - 1] = False
     for start in borders[1:-1] if prefix else []:
         fed[start : start + prefix] = False
-    places = fed.nonzero().squeeze(1).to(ids.device)
+    places = fed.nonzero().squeeze(1).to(ids.device)  # (T',)
     inputs: dict[str, Any] = {"input_ids": ids[:, places], "position_ids": batch["position_ids"][:, places]}
     if by_documents:
         inputs["documents"] = Documents(prefix, True, [length - prefix - 1 for length in lengths])
@@ -175,7 +175,17 @@ def packed_states(
 def target_states(
     net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """States (targets, d) that predict a target, and the targets (targets,); see target_loss for the arguments."""
+    """States that predict a target, and those targets, of a batch of texts or of packed documents.
+
+    Args:
+        net: a causal language model.
+        batch: `input_ids` and `labels` (n, T) int64, labels -100 where nothing is to be learned; with `cu_seqlens`
+            (documents + 1,), documents packed into one row.
+        shared_prefix_length: leading tokens that all texts share, computed once; no label may lie inside.
+
+    Returns:
+        (targets, d) states and (targets,) int64 labels.
+    """
     if "cu_seqlens" in batch:
         states, labels = packed_states(net, batch, shared_prefix_length=shared_prefix_length)
     else:
@@ -183,7 +193,7 @@ def target_states(
         states = hidden_states(net, batch["input_ids"][:, :-1], shared_prefix_length=shared_prefix_length)
         labels = batch["labels"][:, 1 + shared_prefix_length :]
     wanted = labels != IGNORED
-    return states[wanted], labels[wanted]
+    return states[wanted], labels[wanted]  # (targets, d), (targets,)
 
 
 def projected_losses(
@@ -195,7 +205,7 @@ def projected_losses(
         net: a causal language model, for its output projection.
         states: (N, d) last hidden states of the positions that have a target.
         labels: (N,) int64 in the vocabulary.
-        label_smoothing: see target_loss.
+        label_smoothing: share of each target that is spread over the whole vocabulary, in [0, 1).
         reduce: whether to sum; else one loss per position, without a gradient.
 
     Returns:
@@ -220,7 +230,7 @@ def projected_losses(
         )
 
     def loss(states: Tensor, labels: Tensor) -> Tensor:
-        logits = head(states).float()
+        logits = head(states).float()  # (rows, V)
         return nn.functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
 
     if num_logits <= FEW_LOGITS:
@@ -242,8 +252,9 @@ def target_loss(
         net: a causal language model.
         batch: `input_ids` and `labels` (n, T) int64, labels -100 where nothing is to be learned, and
             `attention_mask` (n, T); with `cu_seqlens`, documents packed into one row, see packed_states.
-        shared_prefix_length: see hidden_states; no label may lie inside the prefix.
-        label_smoothing: share of each target that is spread over the whole vocabulary (Szegedy et al. 2016).
+        shared_prefix_length: leading tokens that all texts share, computed once; no label may lie inside the prefix.
+        label_smoothing: share of each target that is spread over the whole vocabulary, in [0, 1) (Szegedy et al.
+            2016).
 
     Returns:
         Sum of the losses in float32, and the number of target tokens, both () tensors.
@@ -259,13 +270,13 @@ def token_losses(net: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
 
     Args:
         net: a causal language model, in evaluation mode.
-        batch: as for target_loss.
+        batch: `input_ids` and `labels` (n, T) int64, labels -100 where a token is no target; no padding mask is read.
 
     Returns:
         (n, T - 1) float32: column t is the loss of predicting token t + 1; NaN where that is no target.
     """
-    labels = batch["labels"][:, 1:]
-    states = hidden_states(net, batch["input_ids"][:, :-1])
+    labels = batch["labels"][:, 1:]  # (n, T - 1)
+    states = hidden_states(net, batch["input_ids"][:, :-1])  # (n, T - 1, d)
     wanted = labels != IGNORED
     losses = torch.full(labels.shape, float("nan"), device=states.device)
     losses[wanted] = projected_losses(net, states[wanted], labels[wanted], reduce=False)
