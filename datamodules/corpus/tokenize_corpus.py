@@ -179,7 +179,8 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-_worker_tokenizer: Any = None
+_worker_tokenizer: PreTrainedTokenizerBase
+"""This process's own; _start_worker sets it."""
 
 
 def _start_worker(tokenizer_folder: str) -> None:

@@ -36,7 +36,7 @@ def find_label_names(
         train: the training split, which has to show every class where the names are not given.
         given: names from the configuration; they go before those that the source gives.
         multi_label: whether a sample bears any number of labels.
-        separator: see label_values.
+        separator: between several labels in one field of text, where samples bear several.
 
     Raises:
         ValueError: a name is given twice, numbers do not run from 0, there is only one class, or a rare label looks

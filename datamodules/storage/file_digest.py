@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datamodules.storage.object_store import StoredObject
 
@@ -36,7 +35,7 @@ class FileDigest:
         return StoredObject(size, self.part_md5s[index].hex())
 
 
-def md5_of(content: bytes = b"") -> Any:
+def md5_of(content: bytes = b"") -> "hashlib._Hash":
     """An MD5 that guards against damage, not against people."""
     return hashlib.md5(content, usedforsecurity=False)
 

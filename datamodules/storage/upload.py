@@ -1,4 +1,4 @@
-"""Sending a folder to an object store; see storage.py."""
+"""Sending a folder to an object store: pieces in parallel, resumed where it ended; whole as folders.py says."""
 
 import os
 import re

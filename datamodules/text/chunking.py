@@ -59,7 +59,7 @@ class ChunkedText:
         input_ids: of each chunk, (length,) int64, special tokens included.
         spans: of each chunk, (length, 2) int64, the characters [start, end) in the text; -1, -1 for special tokens.
         ranges: of each chunk, its [start, stop) in the tokens of the text, special ones not counted.
-        num_tokens: of the whole text, likewise.
+        num_tokens: tokens of the whole text, special ones not counted.
     """
 
     input_ids: list[NDArray[np.int64]]

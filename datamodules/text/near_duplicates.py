@@ -98,8 +98,8 @@ def find_repeats(
     Args:
         signatures: (n, NUM_HASHES) of the texts to look up.
         others: (m, NUM_HASHES) of those to look among.
-        text: gives the text of a row; asked for candidates only, whose similarity is then computed.
-        other_text: likewise.
+        text: row of `signatures` -> its text; asked for candidates only, whose similarity is then computed.
+        other_text: row of `others` -> its text; asked for candidates only.
 
     Returns:
         At most one Repeat for each text, in the order of rows.
