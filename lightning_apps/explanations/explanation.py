@@ -67,15 +67,16 @@ class Explanation:
     Attributes:
         document: what was explained.
         prediction: class of the highest probability.
-        probabilities: by class.
+        probabilities: class -> its probability.
         target: what the scores are towards.
         words: those that the model read.
-        chunk_spans: (chunks, 2) characters.
-        chunk_weights: (chunks,) of the pooling.
-        attributions: scores by method.
-        completeness: of integrated gradients, where that is among the methods.
+        chunk_spans: (chunks, 2) [start, end) characters of each chunk.
+        chunk_weights: (chunks,) float64 weights of the pooling, which sum to one.
+        attributions: method -> its scores.
+        completeness: how well integrated gradients add up; None where that is not among the methods.
         curves: by method and `random`, `deletion` and `insertion` at the fractions; empty where not measured.
-        evidence: by method and `random`, see metrics.faithfulness.EVIDENCE; None where no evidence is known or read.
+        evidence: by method and `random`, the measures that faithfulness.EVIDENCE names; None where no evidence is known
+            or read.
         evidence_read: whether the model read any of the evidence; None where none is known.
     """
 
@@ -120,9 +121,9 @@ def explain_document(
     """Explain one document.
 
     Args:
-        document: of any length.
+        document: what to explain, of any length.
         chunk_text: the run's chunking.
-        encoder: of the run's model.
+        encoder: the run's model.
         label_names: the classes in order.
         settings: methods and their settings.
         measure_curves: whether to measure deletion and insertion too, which costs the most.

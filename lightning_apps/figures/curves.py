@@ -117,8 +117,8 @@ def draw_losses(
 
     Args:
         axes: to draw on.
-        rows: of metrics.csv.
-        best_step: evaluation to mark.
+        rows: what metrics.csv holds, a logged step each.
+        best_step: optimizer step of the evaluation to mark; None marks none.
         train_key: column of the training loss.
         validation_key: column of the validation loss.
         unit: label of the vertical axis.
@@ -328,8 +328,8 @@ def place_labels(
         anchors: (n, 2) points in pixels that the labels belong to.
         sizes: (n, 2) width and height of each label.
         obstacles: (m, 2) points that a label should rather not cover.
-        width: of the frame, whose lower left corner is the origin.
-        height: of the frame.
+        width: pixels of the frame, whose lower left corner is the origin.
+        height: pixels of the frame.
     """
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)

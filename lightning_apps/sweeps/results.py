@@ -34,7 +34,7 @@ class InContext:
         source: file that it was read from.
         position: (T,) tokens seen before the predicted one, plus one.
         chosen: (3, T) mean, lower and upper end of its interval over windows, nats, categories trained on.
-        held_out: likewise for the other categories; None where there are none.
+        held_out: (3, T) mean, lower and upper end, nats, of the other categories; None where there are none.
     """
 
     source: str
@@ -48,19 +48,19 @@ class JobResult:
     """One job of the sweep.
 
     Attributes:
-        name: of the job.
+        name: what the job is called within the sweep.
         values: grid key -> value.
         status: completed, running, failed, stopped, interrupted or missing.
         reason: why it is not completed, or why it ended.
-        directory: of its run.
-        steps: optimizer steps.
-        tokens: fed to the model.
-        wall_s: seconds.
-        metrics: final val/ and test/ metrics.
-        monitor: the metric that chose its best checkpoint.
-        commit: of the code that ran it.
-        curve: tokens and val/loss of its evaluations after the warmup.
-        in_context: None where the run has none.
+        directory: where its run wrote.
+        steps: optimizer steps done; None where there is no summary.
+        tokens: tokens fed to the model; None where there is no summary.
+        wall_s: seconds of the run over all its starts; None where there is no summary.
+        metrics: final val/ and test/ metrics by name.
+        monitor: the metric that chose its best checkpoint; None where there is none.
+        commit: git commit of the code that ran it; None where nobody knows.
+        curve: (n,) tokens and (n,) val/loss of its evaluations after the warmup.
+        in_context: loss by position in the window; None where the run has none.
     """
 
     name: str
@@ -105,8 +105,8 @@ class SweepResults:
     """All jobs of a sweep.
 
     Attributes:
-        folder: of the sweep.
-        state: as the last start left it.
+        folder: where sweep.json lies.
+        state: what sweep.json holds, as the last start left it.
         jobs: in the state's order.
         factors: grid keys other than the seed, in the grid's order.
         labels: full grid key -> short one.

@@ -45,7 +45,7 @@ class MetricLine:
     """A metric over the values of a grid key, for one combination of the other keys.
 
     Attributes:
-        label: of the legend.
+        label: what the legend calls the combination.
         means: place on the horizontal axis -> mean over seeds.
         points: (place, value) of every run.
     """
@@ -60,7 +60,7 @@ class TokenLine:
     """Loss against tokens of the runs of one combination.
 
     Attributes:
-        label: of the legend.
+        label: what the legend calls the combination.
         curves: tokens and losses of each run's evaluations.
         finals: tokens and final loss of each run.
         law: fit to draw; None draws none.
@@ -74,7 +74,15 @@ class TokenLine:
 
 @dataclass(frozen=True)
 class PositionLine:
-    """Loss by position in the window: mean and band, each (T,)."""
+    """Loss by position in the window.
+
+    Attributes:
+        label: what the legend calls the line.
+        position: (T,) tokens seen before the predicted one, plus one.
+        mean: (T,) loss in nats.
+        low: (T,) lower end of the band; None where there is none.
+        high: (T,) upper end of the band; None where there is none.
+    """
 
     label: str
     position: Array
@@ -97,7 +105,7 @@ def draw_final_metrics(
     """One panel a metric: a point for every run, the mean over seeds and its interval.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
         panels: metric -> lines, the same combinations in each.
         key: short name of the grid key on the horizontal axis.
         ticks: places on that axis -> their names.
