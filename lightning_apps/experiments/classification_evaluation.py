@@ -41,7 +41,7 @@ class ClassificationEvaluation(L.Callback):
         run_directory: whose predictions.jsonl and baselines.json are written.
         baselines: whether the majority class and a linear model are measured on the same splits.
         num_examples: answers to print, the most confident wrong ones.
-        score_weights: see classification_metrics.
+        score_weights: weight of each class in `weighted_score`, a mean F1; None measures none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ClassificationEvaluation(L.Callback):
         self._measure_baselines(trainer, self._split(trainer))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise."""
+        """Begin the test with nothing, and measure what it will be compared with."""
         self._outputs = []
         self._measure_baselines(trainer, "test")
 
