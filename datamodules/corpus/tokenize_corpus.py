@@ -212,6 +212,13 @@ def in_order(
 
     `multiprocessing.Pool.imap` reads its whole input ahead of the workers, however slow these are.
 
+    Args:
+        function: item -> result; it must be importable by name.
+        items: read only as fast as the workers follow.
+        num_workers: processes; with one, or fewer than two items, this process does the work.
+        initializer: called once in each process that works.
+        argument: what the initializer is called with.
+
     Raises:
         RuntimeError: a worker died.
     """

@@ -104,6 +104,12 @@ def encode_labels(
 
     A label that is a name counts as that name; a whole number that is not among the names is a position in them.
 
+    Args:
+        split: whose labels are read.
+        names: the classes in order.
+        multi_label: whether a sample bears any number of labels.
+        separator: between several labels in one field of text, where samples bear several.
+
     Returns:
         (n,) numbers below len(names); with `multi_label` (n, len(names)) of 0 and 1.
 

@@ -30,7 +30,13 @@ _BLOCK_SHINGLES = 1 << 18  # hashed at once: they stay in the cache of a core
 
 @dataclass(frozen=True)
 class Repeat:
-    """A text of one collection that is in another too: rows in both, and the similarity (1.0 for the same words)."""
+    """A text of one collection that is in another too.
+
+    Attributes:
+        row: of the text in its own collection.
+        other: row of the most similar text in the other collection.
+        similarity: share of shingles that both have, in [0, 1]; 1.0 for the same words.
+    """
 
     row: int
     other: int
