@@ -29,7 +29,13 @@ NUM_NAMES = 5
 
 
 class Signature(NamedTuple):
-    """Changes when a file does."""
+    """What tells that a file has changed.
+
+    Attributes:
+        size: bytes.
+        mtime_ns: time of the last modification, nanoseconds since 1970.
+        inode: number of the file; a file that was replaced has another one.
+    """
 
     size: int
     mtime_ns: int

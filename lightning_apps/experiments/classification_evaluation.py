@@ -229,6 +229,13 @@ def prediction_rows(
     `target` and `output` are names, lists of names where a sample bears several labels. `score` is the probability
     that the model gave to the truth (with several labels: the mean over labels), `confidence` the one that it gave to
     its own answer.
+
+    Args:
+        texts: of the n samples, in order.
+        probabilities: (n, classes) float32.
+        targets: (n,) int64 class numbers; with `multi_label` (n, classes) of 0 and 1.
+        label_names: the classes in order.
+        multi_label: whether a sample bears any number of labels.
     """
     rows = []
     for index, text in enumerate(texts):
@@ -238,8 +245,8 @@ def prediction_rows(
             true = targets[index] == 1
             confidence = float(torch.where(answer, row, 1 - row).mean())
             score = float(torch.where(true, row, 1 - row).mean())
-            output: Any = [name for name, said in zip(label_names, answer.tolist(), strict=True) if said]
-            target: Any = [name for name, said in zip(label_names, true.tolist(), strict=True) if said]
+            output: str | list[str] = [name for name, said in zip(label_names, answer.tolist(), strict=True) if said]
+            target: str | list[str] = [name for name, said in zip(label_names, true.tolist(), strict=True) if said]
         else:
             said = int(predicted_labels(row))
             confidence, score = float(row[said]), float(row[targets[index]])

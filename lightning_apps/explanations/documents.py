@@ -76,6 +76,13 @@ def document_of(
 ) -> Document:
     """One document of line `number` of a file.
 
+    Args:
+        record: the fields of the line.
+        source: name of the file, for messages.
+        number: of the line, from 1.
+        columns: what a field is to us (`text`, `id`, `label`, `evidence_spans`) -> its name in the file.
+        label_names: the classes that the run knows.
+
     Raises:
         ValueError: a field is missing or wrong.
     """

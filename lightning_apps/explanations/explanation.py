@@ -47,7 +47,19 @@ characters (chunks, length, 2), an empty span for special tokens."""
 
 @dataclass(frozen=True)
 class ExplainSettings:
-    """How documents are explained; conf/command/explain.yaml says what each is."""
+    """How documents are explained; conf/command/explain.yaml has the values.
+
+    Attributes:
+        target: what scores are towards: `predicted`, `higher`, or a class.
+        methods: names of the methods, in the order of the page.
+        steps: points at first on the path of integrated gradients; an odd number from 3.
+        tolerance: error of completeness, relative to the change of F, above which stretches of the path are halved.
+        max_steps: points at most on the path.
+        max_sentences: sentences of a document at most; in a longer one neighbouring ones count as one.
+        unit: what is removed by rank in deletion curves: `sentence` or `word`.
+        fractions: of the words at which curves are measured, rising from 0 to 1.
+        seed: of the random order that methods are compared with.
+    """
 
     target: str
     methods: Sequence[str]
@@ -178,7 +190,19 @@ def target_of(target: str, predicted: int, label_names: Sequence[str]) -> Target
 def attribute(
     chunks: Chunks, encoder: CachedEncoder, target: Target, weights: Tensor, words: ReadWords, settings: ExplainSettings
 ) -> tuple[dict[str, Attribution], Completeness | None]:
-    """Scores by each of the methods."""
+    """Scores by each of the methods.
+
+    Args:
+        chunks: the document as the model reads it.
+        encoder: the model that reads it.
+        target: what scores are towards.
+        weights: (chunks,) of the pooling.
+        words: those that the model read.
+        settings: the methods and what they need.
+
+    Returns:
+        Method -> its scores, and how well integrated gradients add up; None without that method.
+    """
     found: dict[str, Attribution] = {}
     completeness = None
     for method in settings.methods:
@@ -205,7 +229,15 @@ def measure_evidence(
     spans: Sequence[Span],
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """How well each method, and chance, find evidence that is given as spans of characters."""
+    """How well each method, and chance, find evidence that is given as spans of characters.
+
+    Args:
+        chunks: the document as the model reads it.
+        words: those that the model read.
+        attributions: method -> its scores.
+        spans: [start, end) characters of the evidence, of which the model read at least one word.
+        seed: of chance.
+    """
     held = [np.unique(row[row >= 0]) for row in chunks.word]
     by_word = inside_spans(words.spans, spans)
     by_chunk = chunks_inside(held, [np.flatnonzero(inside_spans(words.spans, [span])) for span in spans])

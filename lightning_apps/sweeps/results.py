@@ -32,7 +32,7 @@ class InContext:
 
     Attributes:
         source: file that it was read from.
-        position: (T,) tokens seen before the predicted one, plus one.
+        position: (T,) tokens seen before the predicted one, from 1.
         chosen: (3, T) mean, lower and upper end of its interval over windows, nats, categories trained on.
         held_out: (3, T) mean, lower and upper end, nats, of the other categories; None where there are none.
     """

@@ -78,7 +78,7 @@ class PositionLine:
 
     Attributes:
         label: what the legend calls the line.
-        position: (T,) tokens seen before the predicted one, plus one.
+        position: (T,) tokens seen before the predicted one, or means of groups of such positions.
         mean: (T,) loss in nats.
         low: (T,) lower end of the band; None where there is none.
         high: (T,) upper end of the band; None where there is none.
@@ -220,7 +220,14 @@ def _label_counts(axes: Axes, low: float, high: float) -> None:
 
 
 def draw_in_context(path: Path, panels: Mapping[str, Sequence[PositionLine]], *, ordered: bool, band: str) -> None:
-    """One panel for the chosen and one for the held-out categories, on one vertical scale."""
+    """One panel for the chosen and one for the held-out categories, on one vertical scale.
+
+    Args:
+        path: where the PNG is written.
+        panels: title -> lines, one for each combination of the grid.
+        ordered: whether the lines have an order.
+        band: what the bands are, in words.
+    """
     names = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
     shown = dict(zip(names, colours(min(len(names), MAX_SERIES), ordered=ordered), strict=False))
     with png_figure(path, *_size(len(panels))) as figure:
