@@ -15,7 +15,7 @@ class Lora(TypedDict):
     """Settings of low-rank adapters.
 
     Attributes:
-        rank: of the update; 0 trains the whole model instead.
+        rank: rank of the update; 0 trains the whole model instead.
         alpha: the update is scaled by alpha / rank.
         dropout: on the adapters' input.
         target_modules: names of the linear layers to adapt, or `all-linear` for all but the output projection.

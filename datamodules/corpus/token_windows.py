@@ -81,7 +81,7 @@ def random_windows(
         ranges: documents to draw from.
         epochs: (n,) epoch of each window.
         indices: (n,) position of each window in its epoch.
-        seed: of the draws.
+        seed: decides which windows are drawn.
 
     Returns:
         (n,) index rows and (n,) offsets in tokens.bin.

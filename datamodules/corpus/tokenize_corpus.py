@@ -75,7 +75,7 @@ def write_store(
         source: documents.
         tokenizer_name: Hugging Face name or path.
         max_documents_per_split: size of the sample to keep; None keeps all documents.
-        seed: of that sample.
+        seed: decides which documents are in that sample.
         num_workers: tokenizing processes; 1 tokenizes here.
 
     Returns:

@@ -30,7 +30,7 @@ class LabelledSource:
     Attributes:
         path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
         dataset: data set on the Hugging Face hub, or `synthetic` for made-up texts; None where there must be a path.
-        revision: of the data set; None for its newest.
+        revision: branch, tag or commit of the data set on the hub; None for its newest.
         text_column: field that holds the text.
         label_column: field that holds the label.
         label_names: the classes in order; None takes them from the source, sorted where it only uses them.
@@ -116,10 +116,12 @@ class LabelledRows:
     Args:
         folder: that write_labelled_texts filled.
         facts: what write_labelled_texts returned: label names and the sizes of the splits.
-        validation_share: of the training split, held out where the source has no validation split; in (0, 1).
-        test_share: of the training split, held out before validation where the source has no test split; 0 holds none
-            out.
-        split_seed: of the choice of held-out rows and of subsets, so that they are the same whatever the run's seed.
+        validation_share: share of the training split that is held out where the source has no validation split, in
+            (0, 1).
+        test_share: share of the training split that is held out, before validation, where the source has no test
+            split; 0 holds none out.
+        split_seed: decides which rows are held out and which subsets are kept, so that both are the same whatever the
+            run's seed.
         max_train_samples: keep so many training samples, classes in proportion; None keeps all.
         max_evaluation_samples: keep so many samples of validation and of test, classes in proportion; None keeps all.
         leaks: what happens to training texts that are, exactly or nearly, in validation or test too, or of a group

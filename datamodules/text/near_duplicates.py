@@ -33,7 +33,7 @@ class Repeat:
     """A text of one collection that is in another too.
 
     Attributes:
-        row: of the text in its own collection.
+        row: row of the text in its own collection.
         other: row of the most similar text in the other collection.
         similarity: share of shingles that both have, in [0, 1]; 1.0 for the same words.
     """

@@ -231,7 +231,7 @@ def prediction_rows(
     its own answer.
 
     Args:
-        texts: of the n samples, in order.
+        texts: (n,) texts of the samples, in order.
         probabilities: (n, classes) float32.
         targets: (n,) int64 class numbers; with `multi_label` (n, classes) of 0 and 1.
         label_names: the classes in order.

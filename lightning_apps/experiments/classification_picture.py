@@ -56,12 +56,12 @@ def draw_classification_summary(
 
     Args:
         path: where to.
-        rows: of metrics.csv.
+        rows: what metrics.csv holds, a logged step each.
         predictions: rows of predictions.jsonl; may be empty.
         label_names: the classes in order.
         references: metrics of each baseline by its name.
-        title: of the picture.
-        best_step: evaluation to mark.
+        title: above the picture.
+        best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")

@@ -43,7 +43,7 @@ def deletion_and_insertion(
         encoder: the model; variants of a chunk that were read before cost nothing.
         target: whose probability is followed.
         order: (words,) int64 numbers of the words, the one of the highest score first.
-        fractions: of the words, rising from 0 to 1.
+        fractions: shares of the words, rising from 0 to 1.
 
     Returns:
         Two arrays (fractions,) of float64: deletion, insertion.

@@ -57,7 +57,7 @@ class ExplainSettings:
         max_steps: points at most on the path.
         max_sentences: sentences of a document at most; in a longer one neighbouring ones count as one.
         unit: what is removed by rank in deletion curves: `sentence` or `word`.
-        fractions: of the words at which curves are measured, rising from 0 to 1.
+        fractions: shares of the words at which curves are measured, rising from 0 to 1.
         seed: of the random order that methods are compared with.
     """
 
@@ -236,7 +236,7 @@ def measure_evidence(
         words: those that the model read.
         attributions: method -> its scores.
         spans: [start, end) characters of the evidence, of which the model read at least one word.
-        seed: of chance.
+        seed: of the random orders that chance is averaged over.
     """
     held = [np.unique(row[row >= 0]) for row in chunks.word]
     by_word = inside_spans(words.spans, spans)

@@ -146,7 +146,7 @@ def summarise_curves(documents: Sequence[Mapping[str, Any]], fractions: Sequence
 
     Args:
         documents: of each, by method, `deletion` and `insertion` (fractions,).
-        fractions: of the words that are absent, or present.
+        fractions: (fractions,) shares of the words that are absent, or present.
 
     Returns:
         By curve: `area` (compare_with_random), and `mean`, `low`, `high` (fractions,) by method.

@@ -101,7 +101,7 @@ class ContextSeries:
     num_seeds: int
 
 
-def is_numeric(values: Sequence[Any]) -> bool:
+def is_numeric(values: Sequence[object]) -> bool:
     """Whether these grid values have an order and distances."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 

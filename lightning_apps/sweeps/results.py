@@ -159,14 +159,14 @@ def _validation_first(name: str) -> tuple[int, str]:
     return (0 if name.startswith("val/") else 1), name
 
 
-def sort_key(value: Any) -> tuple[int, float, str]:
+def sort_key(value: object) -> tuple[int, float, str]:
     """Numbers by size, then everything else by its text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, float(value), ""
     return 1, 0.0, str(value)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A grid value for people: whole numbers with thousands separated."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"

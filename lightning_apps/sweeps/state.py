@@ -64,7 +64,7 @@ class SweepState:
         command: command line of the last start.
         grid: full key -> values, as the last start gave them.
         settings: resolved configuration that the jobs share, without the grid's keys.
-        jobs: of all starts; those that left the grid stay.
+        jobs: what is known of the jobs of all starts; those that left the grid stay.
     """
 
     name: str

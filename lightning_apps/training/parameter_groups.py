@@ -20,7 +20,7 @@ class GroupRule(TypedDict):
     Attributes:
         pattern: regular expression that is searched in the parameters' names.
         lr: peak learning rate; that of all other parameters where it is not given.
-        weight_decay: of matrices, decoupled; that of all other matrices where it is not given.
+        weight_decay: decoupled decay of matrices; that of all other matrices where it is not given.
     """
 
     pattern: str
@@ -140,7 +140,7 @@ def parameter_groups(
     Args:
         module: whose trainable parameters are grouped.
         lr: learning rate where no rule gives one.
-        weight_decay: of matrices where no rule gives one; vectors never decay.
+        weight_decay: decoupled decay of matrices where no rule gives one; vectors never decay.
         groups: the first rule whose pattern finds a parameter is the one that counts.
         layer_decay: factor from one layer to the one before it; None for none.
 

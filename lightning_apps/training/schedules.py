@@ -17,7 +17,7 @@ def constant(*, warmup_steps: float, total_steps: int) -> Schedule:
 
     Args:
         warmup_steps: steps before the peak is reached.
-        total_steps: of the whole run; every schedule is given it, this one does not read it.
+        total_steps: steps of the whole run; every schedule is given it, this one does not read it.
     """
     return _with_warmup(warmup_steps, lambda step: 1.0)
 

@@ -37,12 +37,12 @@ def pretrained_hierarchical(
     """A pretrained encoder in float32 with new parts above it.
 
     Args:
-        vocab_size: of the tokenizer; the encoder's embedding must have as many rows.
+        vocab_size: tokens of the tokenizer; the encoder's embedding must have at least as many rows.
         pad_token_id: id of the tokenizer's padding; stored where the encoder's configuration names none.
         label_names: the classes in order; kept in the model's configuration.
         pretrained: name on the hub, or a folder; of a classifier, such as the model/ of a run of `imdb` or `rating`,
             the encoder is taken.
-        revision: of the weights on the hub; None for the newest.
+        revision: branch, tag or commit of the weights on the hub; None for the newest.
         chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
         document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
             `mean` or `max`.

@@ -44,12 +44,12 @@ def pretrained_classifier(
     """A pretrained encoder in float32 with a head for these classes.
 
     Args:
-        vocab_size: of the tokenizer; the encoder's embedding must have as many rows.
+        vocab_size: tokens of the tokenizer; the encoder's embedding must have at least as many rows.
         pad_token_id: id of the tokenizer's padding; stored where the encoder's configuration names none.
         label_names: the classes in order; kept in the model's configuration.
         multi_label: whether a text bears any number of labels.
         pretrained: name on the hub, or a folder.
-        revision: of the weights on the hub; None for the newest.
+        revision: branch, tag or commit of the weights on the hub; None for the newest.
         hidden_dropout: on hidden states in training, in [0, 1); None keeps the encoder's own.
         attention_dropout: on attention weights in training, in [0, 1); None keeps the encoder's own.
         classifier_dropout: before the head in training, in [0, 1); None keeps the encoder's own.

@@ -89,7 +89,7 @@ class HierarchicalClassifier(PreTrainedModel):
         norm: layer norm of the pooled vector.
         head: from the pooled vector to the logits.
         recompute_chunks: whether the backward pass computes micro-batches of chunks again from their token ids.
-        chunk_vectors: of chunks that a frozen encoder has read before; None where nobody keeps them.
+        chunk_vectors: what a frozen encoder has read before, by chunk; None where nobody keeps it.
     """
 
     config_class = HierarchicalConfig

@@ -77,12 +77,12 @@ def draw_location_summary(
 
     Args:
         path: where to.
-        rows: of metrics.csv.
+        rows: what metrics.csv holds, a logged step each.
         predictions: rows of predictions.jsonl; may be empty.
         background: longitude (m,) and latitude (m,) in degrees of the cities that make up the map.
         references: median distances in km that need no model: `chance`, `cell_centre`, `cell_mean`.
-        title: of the picture.
-        best_step: evaluation to mark.
+        title: above the picture.
+        best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
