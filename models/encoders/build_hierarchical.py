@@ -66,7 +66,7 @@ def pretrained_hierarchical(
         config = AutoConfig.from_pretrained(pretrained, revision=revision)
     except (OSError, ValueError) as error:
         raise cannot_load(pretrained, error) from error
-    inner: Any = config.encoder if isinstance(config, HierarchicalConfig) else config  # the encoder's own
+    inner: Any = config.encoder if isinstance(config, HierarchicalConfig) else config
     check_vocabulary(pretrained, inner, vocab_size)
     set_dropouts(inner, hidden_dropout=hidden_dropout, attention_dropout=attention_dropout)
     if inner.pad_token_id is None:

@@ -102,7 +102,7 @@ class HierarchicalClassifier(PreTrainedModel):
 
     def __init__(self, config: HierarchicalConfig) -> None:
         super().__init__(config)
-        self.encoder: Any = AutoModel.from_config(config.encoder)
+        self.encoder: PreTrainedModel = AutoModel.from_config(config.encoder)
         if isinstance(getattr(self.encoder, "pooler", None), nn.Module):
             self.encoder.pooler = None  # nothing reads it, and without a gradient it would be in nobody's group
         width: int = self.encoder.config.hidden_size

@@ -7,7 +7,7 @@ of `sdpa`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,15 @@ class Documents:
     prefix_length: int
     prefix_is_asked: bool
     lengths: Sequence[int]
+
+
+class SlotAttention(Protocol):
+    """A cache that attends by itself, as that of continuous batching does."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, scaling: float | None
+    ) -> Tensor:
+        """Attention (n, T, heads, d) of a query (n, heads, T, d) to all that the cache holds by now."""
 
 
 def supports_packed_attention(net: PreTrainedModel) -> bool:
@@ -67,7 +76,7 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     documents: Documents | None = None,
-    slots: Any = None,
+    slots: SlotAttention | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it.
@@ -88,7 +97,8 @@ def document_attention(
         (n, T, heads, d), and no weights.
     """
     if slots is not None:
-        return slots.attend(module.layer_idx, query, key, value, documents, scaling), None
+        layer: Any = module.layer_idx  # an int; Module.__getattr__ is typed as a tensor or a module
+        return slots.attend(layer, query, key, value, documents, scaling), None
     if documents is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **other
