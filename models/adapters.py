@@ -15,7 +15,7 @@ class Lora(TypedDict):
     """Settings of low-rank adapters.
 
     Attributes:
-        rank: of the update; 0 trains the whole model instead.
+        rank: rank of the update; 0 trains the whole model instead.
         alpha: the update is scaled by alpha / rank.
         dropout: on the adapters' input.
         target_modules: names of the linear layers to adapt, or `all-linear` for all but the output projection.
@@ -79,8 +79,8 @@ def save_adapters(net: PreTrainedModel, folder: Path, base: str) -> None:
     """Write adapter_model.safetensors and adapter_config.json, as peft's PeftModel.from_pretrained reads them.
 
     Args:
-        net: with adapters.
-        folder: made if need be.
+        net: a model that add_adapters was called on.
+        folder: to write into; made if need be.
         base: name or folder of the model that the adapters belong to.
     """
     from peft import get_peft_model_state_dict
@@ -96,5 +96,6 @@ def save_adapters(net: PreTrainedModel, folder: Path, base: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True, default=_plain) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
+    """A set as a list, an enumeration as its value, anything else that JSON lacks as text."""
     return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))

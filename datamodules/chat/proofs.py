@@ -15,7 +15,13 @@ BAR = 40  # characters of the longest bar
 
 @dataclass(frozen=True)
 class Check:
-    """A claim about the data: whether it holds, and what was counted."""
+    """A claim about the data.
+
+    Attributes:
+        claim: in words, as it should be.
+        holds: whether it does.
+        counted: in words, what was counted.
+    """
 
     claim: str
     holds: bool
@@ -24,7 +30,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Example:
-    """A sample as stretches of text, each with whether it is trained."""
+    """A sample as the model meets it.
+
+    Attributes:
+        title: where the sample is from, and its tokens.
+        stretches: text, and whether the model is trained to say it, in order.
+    """
 
     title: str
     stretches: list[tuple[str, bool]]
@@ -32,7 +43,13 @@ class Example:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a data module can say of its data: examples, checks, and pictures in characters."""
+    """What a data module can say of its data.
+
+    Attributes:
+        examples: samples of the training split.
+        checks: claims that were looked at on every sample.
+        pictures: drawn in characters, several lines each.
+    """
 
     examples: list[Example]
     checks: list[Check]

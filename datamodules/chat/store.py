@@ -19,6 +19,12 @@ CHUNK = 1000
 def write_chats(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> int:
     """Tokenize chats and write `<name>.tokens.npy`, `.ends.npy`, `.answers.npy` and `.jsonl`; returns their number.
 
+    Args:
+        folder: where the files go.
+        name: what the files are called, a split for one.
+        tokenizer: whose chat template and tokens are used.
+        chats: in the order of the rows.
+
     Raises:
         ValueError: a chat cannot be used, with its file and line.
     """
@@ -35,12 +41,16 @@ def write_chats(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase, cha
 class ChatStore:
     """Chats that write_chats wrote.
 
+    Args:
+        folder: where the files are.
+        name: what they are called.
+
     Attributes:
-        tokens: of all chats, end to end, int32.
-        starts: where each chat begins, (n,).
-        ends: where it ends, (n,).
-        lengths: its tokens, (n,).
-        first_answers: its tokens before the first answer, (n,).
+        tokens: (total,) int32 ids of all chats, end to end, memory-mapped.
+        starts: (n,) int64 place in `tokens` where each chat begins.
+        ends: (n,) int64 place in `tokens` behind each chat.
+        lengths: (n,) int64 tokens of each chat.
+        first_answers: (n,) int64 tokens of each chat before its first answer.
     """
 
     def __init__(self, folder: Path, name: str) -> None:

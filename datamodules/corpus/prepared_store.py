@@ -149,7 +149,7 @@ def _remote_files(url: str) -> dict[str, dict[str, Any]]:
     return {name: found._asdict() for name, found in listing.items() if name and "/" not in name}
 
 
-def tokenizer_identity(name: str) -> Any:
+def tokenizer_identity(name: str) -> str | dict[str, str]:
     """What changes when a tokenizer does: the content of a local one, the name of one on the hub."""
     folder = Path(name)
     if not folder.is_dir():

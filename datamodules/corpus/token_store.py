@@ -59,7 +59,7 @@ class TokenStore:
 
     folder: Path
     tokens: NDArray[Any]
-    index: NDArray[Any]
+    index: NDArray[np.void]
     categories: list[str]
     groups: NDArray[np.int64]
     facts: dict[str, Any]
@@ -75,7 +75,7 @@ class TokenStore:
         return start, low
 
 
-def token_dtype(max_token_id: int) -> np.dtype[Any]:
+def token_dtype(max_token_id: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
     """The smaller of uint16 and uint32 that holds every id up to this one.
 
     Raises:
@@ -87,7 +87,7 @@ def token_dtype(max_token_id: int) -> np.dtype[Any]:
     raise StoreError(f"token id {max_token_id} does not fit 32 bits; choose another tokenizer (data.tokenizer)")
 
 
-def write_index(path: Path, rows: NDArray[Any]) -> NDArray[np.int64]:
+def write_index(path: Path, rows: NDArray[np.void]) -> NDArray[np.int64]:
     """Sort the rows, write them, and return the groups as TokenStore has them.
 
     Takes 16 bytes of memory a document beside the rows themselves, which may be memory-mapped.
@@ -214,7 +214,7 @@ def _check_groups(store: TokenStore) -> None:
             check_rows(store, ends)
 
 
-def check_rows(store: TokenStore, rows: NDArray[Any]) -> None:
+def check_rows(store: TokenStore, rows: NDArray[np.void]) -> None:
     """Whether documents lie inside tokens.bin.
 
     Raises:

@@ -44,6 +44,12 @@ class DocumentRanges:
 def document_ranges(store: TokenStore, split: str, categories: list[str], *, length: int) -> DocumentRanges:
     """Documents of these categories with at least `length` tokens; shorter ones are counted.
 
+    Args:
+        store: an open token store.
+        split: train, validation or test.
+        categories: names that the store knows.
+        length: fewest tokens of a document.
+
     Raises:
         StoreError: a category has no document that is long enough.
     """
@@ -75,7 +81,7 @@ def random_windows(
         ranges: documents to draw from.
         epochs: (n,) epoch of each window.
         indices: (n,) position of each window in its epoch.
-        seed: of the draws.
+        seed: decides which windows are drawn.
 
     Returns:
         (n,) index rows and (n,) offsets in tokens.bin.

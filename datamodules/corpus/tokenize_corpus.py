@@ -75,7 +75,7 @@ def write_store(
         source: documents.
         tokenizer_name: Hugging Face name or path.
         max_documents_per_split: size of the sample to keep; None keeps all documents.
-        seed: of that sample.
+        seed: decides which documents are in that sample.
         num_workers: tokenizing processes; 1 tokenizes here.
 
     Returns:
@@ -179,7 +179,8 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-_worker_tokenizer: Any = None
+_worker_tokenizer: PreTrainedTokenizerBase
+"""This process's own; _start_worker sets it."""
 
 
 def _start_worker(tokenizer_folder: str) -> None:
@@ -210,6 +211,13 @@ def in_order(
     """Results in the order of the items, computed by worker processes; only a few items are in memory at a time.
 
     `multiprocessing.Pool.imap` reads its whole input ahead of the workers, however slow these are.
+
+    Args:
+        function: item -> result; it must be importable by name.
+        items: read only as fast as the workers follow.
+        num_workers: processes; with one, or fewer than two items, this process does the work.
+        initializer: called once in each process that works.
+        argument: what the initializer is called with.
 
     Raises:
         RuntimeError: a worker died.

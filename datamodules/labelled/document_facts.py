@@ -68,8 +68,11 @@ def write_document_facts(folder: Path, splits: Mapping[str, LabelledTexts]) -> N
 class DocumentFacts:
     """What write_document_facts wrote, by row.
 
+    Args:
+        folder: that write_document_facts filled.
+
     Attributes:
-        groups: (n,) numbers of groups; a document without one is a group of its own.
+        groups: (n,) int64 numbers of groups; a document without one is a group of its own.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -36,7 +36,7 @@ def find_label_names(
         train: the training split, which has to show every class where the names are not given.
         given: names from the configuration; they go before those that the source gives.
         multi_label: whether a sample bears any number of labels.
-        separator: see label_values.
+        separator: between several labels in one field of text, where samples bear several.
 
     Raises:
         ValueError: a name is given twice, numbers do not run from 0, there is only one class, or a rare label looks
@@ -103,6 +103,12 @@ def encode_labels(
     """Class numbers of a split.
 
     A label that is a name counts as that name; a whole number that is not among the names is a position in them.
+
+    Args:
+        split: whose labels are read.
+        names: the classes in order.
+        multi_label: whether a sample bears any number of labels.
+        separator: between several labels in one field of text, where samples bear several.
 
     Returns:
         (n,) numbers below len(names); with `multi_label` (n, len(names)) of 0 and 1.

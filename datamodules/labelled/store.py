@@ -3,7 +3,7 @@
 All splits of a source lie behind one another in the cache, so a row is one number wherever it came from.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,14 +30,15 @@ class LabelledSource:
     Attributes:
         path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
         dataset: data set on the Hugging Face hub, or `synthetic` for made-up texts; None where there must be a path.
-        revision: of the data set; None for its newest.
+        revision: branch, tag or commit of the data set on the hub; None for its newest.
         text_column: field that holds the text.
         label_column: field that holds the label.
         label_names: the classes in order; None takes them from the source, sorted where it only uses them.
         multi_label: whether a sample bears any number of labels.
         label_separator: between several labels in one field of text.
         synthetic: makes up the texts of `synthetic`.
-        extra_columns: see labelled_text.read_file.
+        extra_columns: further fields by what they are to us: with None the field of that very name is read where a
+            record has it, one that is named must be there.
     """
 
     path: str | None
@@ -73,7 +74,7 @@ class LabelledSource:
         """The splits that the source has.
 
         Raises:
-            ValueError: something is wrong with it; see labelled_text.
+            ValueError: a file or a record is wrong; the message names it, what is wrong and the remedy.
         """
         columns: dict[str, Any] = {
             "text_column": self.text_column, "label_column": self.label_column, "extra_columns": self.extra_columns,
@@ -90,7 +91,7 @@ def write_labelled_texts(folder: Path, splits: Mapping[str, LabelledTexts], sour
     """Write texts, labels and duplicate signatures; returns facts for the manifest: label names and split sizes.
 
     Raises:
-        ValueError: labels are wrong; see labels.
+        ValueError: a label is unknown or mistyped, or every sample bears the same one.
     """
     options: dict[str, Any] = {"multi_label": source.multi_label, "separator": source.label_separator}
     names = find_label_names(splits["train"], given=source.label_names, **options)
@@ -114,22 +115,25 @@ class LabelledRows:
 
     Args:
         folder: that write_labelled_texts filled.
-        facts: what it returned.
-        validation_share: of the training split, held out where the source has no validation split.
-        test_share: likewise for test, before validation; 0 holds none out.
-        split_seed: of that choice and of subsets, so that the same rows are held out whatever the run's seed.
+        facts: what write_labelled_texts returned: label names and the sizes of the splits.
+        validation_share: share of the training split that is held out where the source has no validation split, in
+            (0, 1).
+        test_share: share of the training split that is held out, before validation, where the source has no test
+            split; 0 holds none out.
+        split_seed: decides which rows are held out and which subsets are kept, so that both are the same whatever the
+            run's seed.
         max_train_samples: keep so many training samples, classes in proportion; None keeps all.
-        max_evaluation_samples: likewise for validation and test.
+        max_evaluation_samples: keep so many samples of validation and of test, classes in proportion; None keeps all.
         leaks: what happens to training texts that are, exactly or nearly, in validation or test too, or of a group
             that is.
         groups: (n,) number of the group of each text; those of one group stay in one split. None for no groups.
 
     Attributes:
-        texts: of all rows.
-        labels: (n,) class numbers, or (n, classes) of 0 and 1, of all rows.
+        texts: UTF-8 bytes of all rows.
+        labels: (n,) int64 class numbers, or (n, classes) of 0 and 1, of all rows.
         label_names: the classes in order.
-        rows: of each split, ascending.
-        notices: what the user should know.
+        rows: split -> (rows of the split,) int64, ascending.
+        notices: what the user should know, a sentence each.
 
     Raises:
         ValueError: texts leak and `leaks` is `error`, or a split is empty.
@@ -256,7 +260,8 @@ class LabelledRows:
         self.rows["train"] = np.delete(self.rows["train"], leaking)
         self.notices.append(f"{said}; they are left out of training (data.leaks=drop)")
 
-    def _odd_classes(self) -> Any:
+    def _odd_classes(self) -> Iterator[str]:
+        """Sentences about classes that nothing can be learned or said of, and about classes that are rare."""
         train = class_counts(self.labels[self.rows["train"]], len(self.label_names))
         for name, count in zip(self.label_names, train.tolist(), strict=True):
             if count == 0:

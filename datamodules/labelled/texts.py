@@ -120,7 +120,7 @@ def read_file(
     """Read one file of a format that its ending names.
 
     Args:
-        path: of the file.
+        path: the file, .jsonl, .csv or .parquet.
         text_column: field of the text.
         label_column: field of the label.
         extra_columns: further fields by what they are to us; with None the field of that very name is read where a

@@ -1,4 +1,4 @@
-"""Fetching a folder from an object store; see storage.py."""
+"""Fetching a folder from an object store: pieces in parallel, resumed where it ended; whole as folders.py says."""
 
 import contextlib
 import glob
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 from datamodules.storage.errors import StorageError
 from datamodules.storage.folder_lock import locked
@@ -187,7 +187,7 @@ class _Download:
     def _fetch(self, names: list[str], present: Mapping[str, int], bar: Bar) -> Iterator[str]:
         """Fetch files from their first missing byte on; yields the names of those whose SHA-256 is wrong, deleted."""
         pieces = (piece for name in names for piece in self._pieces(name, present[name]))
-        file: Any = None
+        file: IO[bytes] | None = None
         try:
             for piece, content in self._ahead(pieces):
                 path = self.part / piece.name
@@ -208,7 +208,8 @@ class _Download:
             if file is not None:
                 file.close()
 
-    def _open(self, path: Path, start: int) -> tuple[Any, Any]:
+    def _open(self, path: Path, start: int) -> tuple[IO[bytes], "hashlib._Hash"]:
+        """A file to write from byte `start` on, and the SHA-256 of what stands before."""
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("r+b" if start else "wb")
         digest = hashlib.sha256()

@@ -4,6 +4,10 @@
 class StorageError(ValueError):
     """The object store refuses, or holds something else than it should; one line with the remedy.
 
+    Args:
+        message: the line.
+        code: the server's error code, such as NoSuchKey; empty where there is none.
+
     Attributes:
         code: the server's error code, such as NoSuchKey; empty where there is none.
     """

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datamodules.storage.object_store import StoredObject
 
@@ -15,7 +14,15 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileDigest:
-    """A local file: size in bytes, SHA-256 and MD5, and the MD5 of each part that it travels in."""
+    """A local file, and the parts that it travels in.
+
+    Attributes:
+        size: bytes.
+        sha256: of the whole file, hexadecimal.
+        md5: of the whole file, hexadecimal.
+        part_bytes: size of each part but the last.
+        part_md5s: MD5 of each part, 16 bytes.
+    """
 
     size: int
     sha256: str
@@ -36,7 +43,7 @@ class FileDigest:
         return StoredObject(size, self.part_md5s[index].hex())
 
 
-def md5_of(content: bytes = b"") -> Any:
+def md5_of(content: bytes = b"") -> "hashlib._Hash":
     """An MD5 that guards against damage, not against people."""
     return hashlib.md5(content, usedforsecurity=False)
 

@@ -66,7 +66,12 @@ def read_names(content: bytes) -> set[str]:
         return set()
 
 
-def _decoded(content: bytes) -> Any:
+def _decoded(content: bytes) -> dict[str, Any]:
+    """The JSON of a marker of this format.
+
+    Raises:
+        ValueError: it is no JSON, or of another format.
+    """
     value = json.loads(content.decode("utf-8"))
     if value["format"] != FORMAT:
         raise ValueError(value["format"])

@@ -291,7 +291,8 @@ class ObjectStore:
         )
         return str(answer.get("ETag", "")).strip('"')
 
-    def _request(self, method: str, **arguments: Any) -> Any:
+    def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """A server's answer, asked again for as long as it is unavailable and patience lasts."""
         begin = time.monotonic()
         for attempt in itertools.count(1):
             try:
@@ -312,7 +313,7 @@ class ObjectStore:
             self._last_report = now
             self._report(text)
 
-    def _attempt(self, method: str, arguments: Mapping[str, Any]) -> Any:
+    def _attempt(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if self._stopped.is_set():
             raise StorageUnavailableError("the transfer was given up")
         arguments = {"Bucket": self.bucket, **arguments}
@@ -339,7 +340,7 @@ class ObjectStore:
         finally:
             future.cancel()
 
-    async def _send(self, method: str, arguments: Mapping[str, Any], pulse: "_Pulse") -> Any:
+    async def _send(self, method: str, arguments: Mapping[str, Any], pulse: "_Pulse") -> dict[str, Any]:
         client = await self._fs.set_session()
         if client is not self._client:
             from botocore.handlers import add_expect_header

@@ -1,4 +1,4 @@
-"""Sending a folder to an object store; see storage.py."""
+"""Sending a folder to an object store: pieces in parallel, resumed where it ended; whole as folders.py says."""
 
 import os
 import re
@@ -27,7 +27,14 @@ T = TypeVar("T")
 
 @dataclass
 class UploadReport:
-    """What an upload did: names of files sent, found there already, and deleted; bytes sent."""
+    """What an upload did.
+
+    Attributes:
+        sent: names of the files that were sent.
+        kept: names of the files that were there already.
+        deleted: names of the objects that were deleted.
+        sent_bytes: bytes sent.
+    """
 
     sent: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -351,7 +358,13 @@ def _together(store: ObjectStore, pool: ThreadPoolExecutor, tasks: Iterable[Call
 
 
 class Bar:
-    """A progress bar that several threads move; silent without a `progress`."""
+    """A progress bar that several threads move.
+
+    Args:
+        progress: what makes the bar, as tqdm does; None is silent.
+        total: bytes to come; nothing is shown where it is 0.
+        description: what stands before the bar.
+    """
 
     def __init__(self, progress: Progress | None, total: int, description: str) -> None:
         self._bar = None

@@ -56,10 +56,10 @@ class ChunkedText:
     """A text as the network sees it; chunks in reading order.
 
     Attributes:
-        input_ids: of each chunk, (length,) int64, special tokens included.
-        spans: of each chunk, (length, 2) int64, the characters [start, end) in the text; -1, -1 for special tokens.
-        ranges: of each chunk, its [start, stop) in the tokens of the text, special ones not counted.
-        num_tokens: of the whole text, likewise.
+        input_ids: (length,) int64 ids of each chunk, special tokens included.
+        spans: (length, 2) int64 of each chunk, the characters [start, end) in the text; -1, -1 for special tokens.
+        ranges: [start, stop) of each chunk in the tokens of the text, special ones not counted.
+        num_tokens: tokens of the whole text, special ones not counted.
     """
 
     input_ids: list[NDArray[np.int64]]
@@ -75,7 +75,7 @@ def chunk_ranges(num_tokens: int, *, room: int, stride: int, max_chunks: int, ch
     without tokens has one empty chunk.
 
     Args:
-        num_tokens: of the text, special ones not counted.
+        num_tokens: tokens of the text, special ones not counted.
         room: tokens of text in a chunk.
         stride: tokens from one start to the next.
         max_chunks: most chunks.

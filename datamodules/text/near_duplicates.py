@@ -30,7 +30,13 @@ _BLOCK_SHINGLES = 1 << 18  # hashed at once: they stay in the cache of a core
 
 @dataclass(frozen=True)
 class Repeat:
-    """A text of one collection that is in another too: rows in both, and the similarity (1.0 for the same words)."""
+    """A text of one collection that is in another too.
+
+    Attributes:
+        row: row of the text in its own collection.
+        other: row of the most similar text in the other collection.
+        similarity: share of shingles that both have, in [0, 1]; 1.0 for the same words.
+    """
 
     row: int
     other: int
@@ -98,8 +104,8 @@ def find_repeats(
     Args:
         signatures: (n, NUM_HASHES) of the texts to look up.
         others: (m, NUM_HASHES) of those to look among.
-        text: gives the text of a row; asked for candidates only, whose similarity is then computed.
-        other_text: likewise.
+        text: row of `signatures` -> its text; asked for candidates only, whose similarity is then computed.
+        other_text: row of `others` -> its text; asked for candidates only.
 
     Returns:
         At most one Repeat for each text, in the order of rows.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -47,8 +47,14 @@ class RaggedArray:
         return bytes(self[row]).decode("utf-8", "surrogatepass")
 
 
-def save_ragged(path: Path, rows: Sequence[NDArray[Any]], dtype: Any) -> None:
-    """Write `path`.npy and `path`_ends.npy."""
+def save_ragged(path: Path, rows: Sequence[NDArray[Any]], dtype: DTypeLike) -> None:
+    """Write `path`.npy and `path`_ends.npy.
+
+    Args:
+        path: of the two files, without their endings.
+        rows: 1-D arrays of any lengths.
+        dtype: in which the values are stored.
+    """
     ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
     values = np.empty(int(ends[-1]) if len(ends) else 0, dtype=dtype)
     for row, end in zip(rows, ends, strict=True):

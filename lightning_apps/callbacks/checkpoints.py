@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
@@ -25,8 +26,14 @@ TOLERATED_FAILED_WRITES = 3
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint aside, flushes it to the disk, and renames it: it is there whole or not at all."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to a local `path`."""
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, or leave what was there.
+
+        Args:
+            checkpoint: what torch.save can write.
+            path: of a local file; its folder is made if need be.
+            storage_options: of Lightning's signature; nothing here reads them.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.part")
@@ -186,7 +193,7 @@ class RunCheckpoints(Checkpoint):
             self.stop.raise_stop()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Save what is due and is not about to be evaluated."""
         step = trainer.global_step

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+from torch import nn
 
 from lightning_apps.training.parameter_groups import UnfreezeRule, unfreezing_steps
 from lightning_apps.training.plan import RunPlan
@@ -22,7 +23,7 @@ class GradualUnfreezing(L.Callback):
     def __init__(self, *, plan: RunPlan, unfreeze: list[UnfreezeRule]) -> None:
         self.plan = plan
         self.unfreeze = unfreeze
-        self._steps: dict[Any, int] = {}
+        self._steps: dict[nn.Parameter, int] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the parameters; the optimizer has its groups by now."""

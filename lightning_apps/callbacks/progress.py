@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.process.console import SECONDS_BETWEEN_LINES, say
@@ -16,6 +17,9 @@ class RunProgress(TQDMProgressBar):
     """One bar over the optimizer steps of the run; evaluations are announced by their result, not by bars.
 
     Where the output is no terminal (a log file, a pipe), a line every fifteen seconds takes the bar's place.
+
+    Args:
+        step_log: whose last loss and speed stand behind the bar.
     """
 
     def __init__(self, step_log: StepLog) -> None:
@@ -47,7 +51,7 @@ class RunProgress(TQDMProgressBar):
         self._start_step = trainer.global_step
         self._name_bar(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *args: object) -> None:
         """The whole run is one Lightning epoch, so the bar is not named after it."""
         super().on_train_epoch_start(trainer, *args)
         self._name_bar(trainer)
@@ -59,7 +63,7 @@ class RunProgress(TQDMProgressBar):
         bar.set_description("training")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar, or say a line now and then."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -74,7 +78,9 @@ class RunProgress(TQDMProgressBar):
             f"{self.step_log.tokens_per_s:,.0f} tokens/s, {left_s:,.0f} s left"
         )
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands behind the bar."""
         log = self.step_log
         return {"loss": f"{float(log.last_loss):.3f}", "tokens/s": f"{log.tokens_per_s:,.0f}"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import lightning as L
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from datamodules.storage.folders import StorageError, folder_files
 from lightning_apps.config.checks import CONF
@@ -28,7 +29,13 @@ NUM_NAMES = 5
 
 
 class Signature(NamedTuple):
-    """Changes when a file does."""
+    """What tells that a file has changed.
+
+    Attributes:
+        size: bytes.
+        mtime_ns: time of the last modification, nanoseconds since 1970.
+        inode: number of the file; a file that was replaced has another one.
+    """
 
     size: int
     mtime_ns: int
@@ -73,9 +80,9 @@ class RunUpload(L.Callback):
         self._due = self._due or trainer.state.fn == "fit"
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Likewise for periodic checkpoints."""
+        """A step that writes a periodic checkpoint makes an upload due, at the start of the next one."""
         self._due = self._due or (self.plan is not None and trainer.global_step in self.plan.save_steps)
 
     def on_train_batch_start(

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from typing import Any
 
 import lightning as L
 
@@ -24,6 +23,6 @@ class SelfKill(L.Callback):
         self.step = int(step)
         setattr(self, hook, self._die)
 
-    def _die(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+    def _die(self, trainer: L.Trainer, *args: object, **kwargs: object) -> None:
         if trainer.global_step >= self.step:
             os.kill(os.getpid(), signal.SIGKILL)

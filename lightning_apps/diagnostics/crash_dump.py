@@ -36,8 +36,8 @@ class CrashDump:
         sample_ids: samples of the step, this rank's share.
         run: directory of the run.
         checkpoint: newest checkpoint of the run, None before the first.
-        grad_norms: of the last steps, the failed one last; NaN and Inf are null.
-        losses: likewise.
+        grad_norms: gradient norms of the last steps, the failed one last; NaN and Inf are null.
+        losses: mean losses of the last steps, the failed one last; NaN and Inf are null.
         replay: command that looks at the failure again.
     """
 
@@ -85,7 +85,15 @@ def rng_states(seed: int, step: int, rank: int) -> dict[str, Any]:
 def write_crash_dump(
     folder: Path, crash_dump: CrashDump, *, batch: StepBatch | None, config: Mapping[str, Any], seed: int
 ) -> None:
-    """Write this rank's files of a crash dump over those of an earlier failure of the same step."""
+    """Write this rank's files of a crash dump over those of an earlier failure of the same step.
+
+    Args:
+        folder: of the crash dump, one for all ranks; made if need be.
+        crash_dump: what crash_dump.json will hold.
+        window: the step batch, whose `micro_batches` and `sample_ids` are kept; None where it is not known.
+        config: the run's configuration; rank 0 writes it.
+        seed: the run's seed, from which the random states of the step follow.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     suffix = f".rank{crash_dump.rank}" if crash_dump.rank else ""
     file = folder / f"batch{suffix}.pt"

@@ -80,7 +80,7 @@ def trace_step(module: nn.Module, loss_sum: LossSum, step: StepBatch) -> tuple[N
     running: list[str] = []
 
     def enter(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             given = [*args, *(value for key, value in kwargs.items() if "mask" not in key)]
             for values in _tensors(given):
                 if kind := non_finite_kind(values):
@@ -91,7 +91,7 @@ def trace_step(module: nn.Module, loss_sum: LossSum, step: StepBatch) -> tuple[N
         return hook
 
     def leave(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
+        def hook(_: nn.Module, args: object, output: object) -> None:
             running.pop()
             for values in _tensors(output):
                 if kind := non_finite_kind(values):
@@ -120,7 +120,8 @@ def trace_step(module: nn.Module, loss_sum: LossSum, step: StepBatch) -> tuple[N
     return None, total / targets if targets else 0.0
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
+    """All tensors in a nest of mappings, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

@@ -41,7 +41,7 @@ class ClassificationEvaluation(L.Callback):
         run_directory: whose predictions.jsonl and baselines.json are written.
         baselines: whether the majority class and a linear model are measured on the same splits.
         num_examples: answers to print, the most confident wrong ones.
-        score_weights: see classification_metrics.
+        score_weights: weight of each class in `weighted_score`, a mean F1; None measures none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ClassificationEvaluation(L.Callback):
         self._measure_baselines(trainer, self._split(trainer))
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise."""
+        """Begin the test with nothing, and measure what it will be compared with."""
         self._outputs = []
         self._measure_baselines(trainer, "test")
 
@@ -227,6 +227,13 @@ def prediction_rows(
     `target` and `output` are names, lists of names where a sample bears several labels. `score` is the probability
     that the model gave to the truth (with several labels: the mean over labels), `confidence` the one that it gave to
     its own answer.
+
+    Args:
+        texts: (n,) texts of the samples, in order.
+        probabilities: (n, classes) float32.
+        targets: (n,) int64 class numbers; with `multi_label` (n, classes) of 0 and 1.
+        label_names: the classes in order.
+        multi_label: whether a sample bears any number of labels.
     """
     rows = []
     for index, text in enumerate(texts):
@@ -236,8 +243,8 @@ def prediction_rows(
             true = targets[index] == 1
             confidence = float(torch.where(answer, row, 1 - row).mean())
             score = float(torch.where(true, row, 1 - row).mean())
-            output: Any = [name for name, said in zip(label_names, answer.tolist(), strict=True) if said]
-            target: Any = [name for name, said in zip(label_names, true.tolist(), strict=True) if said]
+            output: str | list[str] = [name for name, said in zip(label_names, answer.tolist(), strict=True) if said]
+            target: str | list[str] = [name for name, said in zip(label_names, true.tolist(), strict=True) if said]
         else:
             said = int(predicted_labels(row))
             confidence, score = float(row[said]), float(row[targets[index]])

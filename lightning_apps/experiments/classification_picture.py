@@ -56,12 +56,12 @@ def draw_classification_summary(
 
     Args:
         path: where to.
-        rows: of metrics.csv.
+        rows: what metrics.csv holds, a logged step each.
         predictions: rows of predictions.jsonl; may be empty.
         label_names: the classes in order.
         references: metrics of each baseline by its name.
-        title: of the picture.
-        best_step: evaluation to mark.
+        title: above the picture.
+        best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
@@ -82,7 +82,14 @@ def draw_scores(
     *,
     best_step: int | None = None,
 ) -> None:
-    """Accuracy and macro F1 over steps with their 95 % bands, and the baselines' accuracy."""
+    """Accuracy and macro F1 over steps with their 95 % bands, and the baselines' accuracy.
+
+    Args:
+        axes: to draw on.
+        rows: what metrics.csv holds, a logged step each.
+        references: baseline -> its metrics, `accuracy` among them.
+        best_step: optimizer step of the evaluation to mark; None marks none.
+    """
     axes.set_title("Scores on validation", pad=TITLE_PAD)
     label_steps(axes, rows)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -122,6 +129,12 @@ def draw_confusion(
     """Counts of true against predicted classes, shaded by the share of the true class.
 
     Where samples bear several labels, the recall and precision of each label as bars.
+
+    Args:
+        figure: that the axes belong to.
+        axes: to draw on.
+        predictions: what predictions.jsonl holds, a sample each; may be empty.
+        label_names: the classes in order.
     """
     if not predictions:
         axes.set_title("Confusion matrix")

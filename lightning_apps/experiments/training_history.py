@@ -31,7 +31,7 @@ def training_history(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Values that are no numbers (NaN, infinities), which JSON does not have, are None.
 
     Args:
-        rows: of metrics.csv.
+        rows: what metrics.csv holds, a logged step each.
     """
     history = []
     losses: list[float] = []

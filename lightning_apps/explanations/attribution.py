@@ -7,12 +7,13 @@ in the encoder at a time, however long the document is.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from models.encoders.hierarchical import HierarchicalClassifier
 
 Array = NDArray[np.float64]
 REMEMBERED_CHUNKS = 4096
@@ -61,7 +62,7 @@ class Chunks:
 
     Attributes:
         input_ids: (chunks, length) int64, with special tokens.
-        attention_mask: (chunks, length).
+        attention_mask: (chunks, length) int64, 1 for tokens and 0 for padding.
         word: (chunks, length) int64 index of the word of each token, -1 for tokens of no word.
         num_words: words that any chunk holds.
     """
@@ -82,13 +83,15 @@ class CachedEncoder:
     """Chunk vectors and logits of a model in evaluation mode; a chunk that was read before is not encoded again.
 
     Args:
-        net: has `encode` and `classify`, see models.encoders.hierarchical.
-        micro_chunks: chunks in the encoder at a time.
+        net: the classifier; put into evaluation mode, and no parameter of it learns any more.
+        micro_chunks: chunks in the encoder at a time, at least 1.
         absent_id: token that stands for a word that is absent.
         device: where the model is.
+        num_encoded: chunks encoded so far.
+        known: vectors (hidden,) on the CPU by the bytes of their chunk's ids and mask.
     """
 
-    net: Any
+    net: HierarchicalClassifier
     micro_chunks: int
     absent_id: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -122,7 +125,7 @@ class CachedEncoder:
             ).cpu()
             self.num_encoded += len(chosen)
             fresh |= {keys[row]: vector for row, vector in zip(chosen, encoded, strict=True)}
-        found = torch.stack([fresh[key] if key in fresh else self.known[key] for key in keys])
+        found = torch.stack([fresh[key] if key in fresh else self.known[key] for key in keys])  # (chunks, hidden)
         if len(self.known) + len(fresh) > REMEMBERED_CHUNKS:
             self.known.clear()
         if len(fresh) <= REMEMBERED_CHUNKS:
@@ -142,8 +145,8 @@ class Attribution:
     """Scores of one method for one document; positive ones speak for the target.
 
     Attributes:
-        words: (words,).
-        chunks: (chunks,).
+        words: (words,) float64 score of each word that the model read.
+        chunks: (chunks,) float64 score of each chunk.
     """
 
     words: Array
@@ -179,8 +182,8 @@ def occlusion(chunks: Chunks, encoder: CachedEncoder, target: Target, sentence: 
     is shared evenly among its words.
 
     Args:
-        chunks: of the document.
-        encoder: of the model.
+        chunks: the document as the model reads it.
+        encoder: the model that reads it.
         target: what F is.
         sentence: (words,) number of the sentence of each word, 0 the first.
     """

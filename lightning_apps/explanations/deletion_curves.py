@@ -39,14 +39,14 @@ def deletion_and_insertion(
     Exactly `round(fraction * words)` words are absent (or present), so that a sentence may be cut at the edge.
 
     Args:
-        chunks: of the document.
-        encoder: of the model; variants of a chunk that were read before cost nothing.
-        target: whose probability.
-        order: (words,) see ranked_words.
-        fractions: of the words, rising from 0 to 1.
+        chunks: the document as the model reads it.
+        encoder: the model; variants of a chunk that were read before cost nothing.
+        target: whose probability is followed.
+        order: (words,) int64 numbers of the words, the one of the highest score first.
+        fractions: shares of the words, rising from 0 to 1.
 
     Returns:
-        Two arrays (fractions,).
+        Two arrays (fractions,) of float64: deletion, insertion.
     """
     deletion: list[float] = []
     insertion: list[float] = []

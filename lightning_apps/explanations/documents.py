@@ -20,8 +20,8 @@ class Document:
 
     Attributes:
         id: name of the document.
-        text: as it is, possibly blank.
-        label: class, where it is known.
+        text: all of it, possibly blank.
+        label: name of its class; None where nobody knows.
         evidence: [start, end) characters that the label rests on; None where nobody knows.
     """
 
@@ -40,9 +40,10 @@ def read_documents(path: Path, *, columns: Mapping[str, str], label_names: Seque
     """Documents of a .jsonl file, one a line; any other file is one document.
 
     Args:
-        path: of the file.
-        columns: see columns_of; only the text must be there.
-        label_names: that the run knows.
+        path: the file, in UTF-8.
+        columns: what a field is to us (`text`, `id`, `label`, ...) -> its name in the file; only the text must be
+            there.
+        label_names: the classes that the run knows.
 
     Raises:
         ConfigError: there is no such file, or a line is wrong, naming it.
@@ -74,6 +75,13 @@ def document_of(
     record: Mapping[str, Any], source: str, number: int, columns: Mapping[str, str], label_names: Sequence[str]
 ) -> Document:
     """One document of line `number` of a file.
+
+    Args:
+        record: the fields of the line.
+        source: name of the file, for messages.
+        number: of the line, from 1.
+        columns: what a field is to us (`text`, `id`, `label`, `evidence_spans`) -> its name in the file.
+        label_names: the classes that the run knows.
 
     Raises:
         ValueError: a field is missing or wrong.
@@ -112,7 +120,7 @@ def choose_rows(
         labels: (n,) their classes.
         ids: those asked for; None leaves the choice to `max_documents`.
         max_documents: how many; None for all.
-        seed: of the choice.
+        seed: of the draw that chooses; the same seed chooses the same documents.
 
     Raises:
         ConfigError: there is no document of that name.

@@ -47,7 +47,19 @@ characters (chunks, length, 2), an empty span for special tokens."""
 
 @dataclass(frozen=True)
 class ExplainSettings:
-    """How documents are explained; conf/command/explain.yaml says what each is."""
+    """How documents are explained; conf/command/explain.yaml has the values.
+
+    Attributes:
+        target: what scores are towards: `predicted`, `higher`, or a class.
+        methods: names of the methods, in the order of the page.
+        steps: points at first on the path of integrated gradients; an odd number from 3.
+        tolerance: error of completeness, relative to the change of F, above which stretches of the path are halved.
+        max_steps: points at most on the path.
+        max_sentences: sentences of a document at most; in a longer one neighbouring ones count as one.
+        unit: what is removed by rank in deletion curves: `sentence` or `word`.
+        fractions: shares of the words at which curves are measured, rising from 0 to 1.
+        seed: of the random order that methods are compared with.
+    """
 
     target: str
     methods: Sequence[str]
@@ -67,15 +79,16 @@ class Explanation:
     Attributes:
         document: what was explained.
         prediction: class of the highest probability.
-        probabilities: by class.
+        probabilities: class -> its probability.
         target: what the scores are towards.
         words: those that the model read.
-        chunk_spans: (chunks, 2) characters.
-        chunk_weights: (chunks,) of the pooling.
-        attributions: scores by method.
-        completeness: of integrated gradients, where that is among the methods.
+        chunk_spans: (chunks, 2) [start, end) characters of each chunk.
+        chunk_weights: (chunks,) float64 weights of the pooling, which sum to one.
+        attributions: method -> its scores.
+        completeness: how well integrated gradients add up; None where that is not among the methods.
         curves: by method and `random`, `deletion` and `insertion` at the fractions; empty where not measured.
-        evidence: by method and `random`, see metrics.faithfulness.EVIDENCE; None where no evidence is known or read.
+        evidence: by method and `random`, the measures that faithfulness.EVIDENCE names; None where no evidence is known
+            or read.
         evidence_read: whether the model read any of the evidence; None where none is known.
     """
 
@@ -120,9 +133,9 @@ def explain_document(
     """Explain one document.
 
     Args:
-        document: of any length.
+        document: what to explain, of any length.
         chunk_text: the run's chunking.
-        encoder: of the run's model.
+        encoder: the run's model.
         label_names: the classes in order.
         settings: methods and their settings.
         measure_curves: whether to measure deletion and insertion too, which costs the most.
@@ -177,7 +190,19 @@ def target_of(target: str, predicted: int, label_names: Sequence[str]) -> Target
 def attribute(
     chunks: Chunks, encoder: CachedEncoder, target: Target, weights: Tensor, words: ReadWords, settings: ExplainSettings
 ) -> tuple[dict[str, Attribution], Completeness | None]:
-    """Scores by each of the methods."""
+    """Scores by each of the methods.
+
+    Args:
+        chunks: the document as the model reads it.
+        encoder: the model that reads it.
+        target: what scores are towards.
+        weights: (chunks,) of the pooling.
+        words: those that the model read.
+        settings: the methods and what they need.
+
+    Returns:
+        Method -> its scores, and how well integrated gradients add up; None without that method.
+    """
     found: dict[str, Attribution] = {}
     completeness = None
     for method in settings.methods:
@@ -204,7 +229,15 @@ def measure_evidence(
     spans: Sequence[Span],
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """How well each method, and chance, find evidence that is given as spans of characters."""
+    """How well each method, and chance, find evidence that is given as spans of characters.
+
+    Args:
+        chunks: the document as the model reads it.
+        words: those that the model read.
+        attributions: method -> its scores.
+        spans: [start, end) characters of the evidence, of which the model read at least one word.
+        seed: of the random orders that chance is averaged over.
+    """
     held = [np.unique(row[row >= 0]) for row in chunks.word]
     by_word = inside_spans(words.spans, spans)
     by_chunk = chunks_inside(held, [np.flatnonzero(inside_spans(words.spans, [span])) for span in spans])

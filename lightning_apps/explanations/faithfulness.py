@@ -56,11 +56,11 @@ def evidence_scores(
     sentences, which every method has. Words of equal score form one step of the curve.
 
     Args:
-        words: (words,) scores.
-        chunks: (chunks,) scores.
-        sentence: (words,) number of the sentence of each.
-        word_inside: (words,) which words are evidence; at least one.
-        chunk_inside: (chunks,) which chunks are, see chunks_inside.
+        words: (words,) float64 score of each word.
+        chunks: (chunks,) float64 score of each chunk.
+        sentence: (words,) int64 number of the sentence of each word.
+        word_inside: (words,) bool, which words are evidence; at least one.
+        chunk_inside: (chunks,) bool, which chunks hold evidence, as chunks_inside says.
     """
     lengths = np.bincount(sentence)
     sentence_inside = np.bincount(sentence, word_inside) >= lengths / 2
@@ -146,7 +146,7 @@ def summarise_curves(documents: Sequence[Mapping[str, Any]], fractions: Sequence
 
     Args:
         documents: of each, by method, `deletion` and `insertion` (fractions,).
-        fractions: of the words that are absent, or present.
+        fractions: (fractions,) shares of the words that are absent, or present.
 
     Returns:
         By curve: `area` (compare_with_random), and `mean`, `low`, `high` (fractions,) by method.

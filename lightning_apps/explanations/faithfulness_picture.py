@@ -38,9 +38,9 @@ def draw_faithfulness(path: Path, results: Mapping[str, Any], *, title: str) -> 
     """Write a PNG of 1800 x 660 pixels: deletion, insertion, and evidence.
 
     Args:
-        path: where to.
+        path: where the PNG is written.
         results: what faithfulness.json holds.
-        title: above everything.
+        title: above all three; cut where it is too long.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.012, 0.965, printable(title, 120, tail=48), fontsize=13, fontweight="bold", va="center")
@@ -55,7 +55,14 @@ def draw_faithfulness(path: Path, results: Mapping[str, Any], *, title: str) -> 
 
 
 def draw_curve(axes: Axes, results: Mapping[str, Any], curve: str, title: str) -> None:
-    """Mean probability over the share of words, with a 95 % band over documents, for each method."""
+    """Mean probability over the share of words, with a 95 % band over documents, for each method.
+
+    Args:
+        axes: to draw on.
+        results: what faithfulness.json holds.
+        curve: `deletion` or `insertion`.
+        title: above the axes.
+    """
     axes.set_title(title)
     found = results["curves"][curve]["curves"] if results["num_documents"] else {}
     fractions = np.array(results["fractions"]) * 100

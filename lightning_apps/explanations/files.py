@@ -36,7 +36,18 @@ def write_explanations(
     source: str,
     options: Mapping[str, Any],
 ) -> tuple[list[str], list[Path]]:
-    """Write all files; returns what to say, and the files."""
+    """Write all files.
+
+    Args:
+        folder: where they go.
+        explanations: of the documents, in the order of the page.
+        directory: the run whose model was explained.
+        source: the split or the file that the documents are from.
+        options: the command's configuration.
+
+    Returns:
+        What to say, and the paths of the files.
+    """
     fractions = all_fractions(dict(options))
     lines = [json.dumps(json_safe(record(entry, fractions))) for entry in explanations]
     paths = [folder / name for name in ("explanations.html", "explanations.jsonl", "faithfulness.json",

@@ -21,7 +21,7 @@ class Completeness:
         value: F of the document.
         baseline: F of the document with every word absent.
         total: sum of the scores of all tokens.
-        points: of the path at which a gradient was taken.
+        points: how many points of the path a gradient was taken at.
     """
 
     value: float
@@ -50,11 +50,11 @@ def integrated_gradients(
     readings contributed.
 
     Args:
-        chunks: of the document.
-        encoder: of the model.
+        chunks: the document as the model reads it.
+        encoder: the model that reads it.
         target: what F is.
         steps: points at first, spread evenly from end to end; an odd number from 3.
-        tolerance: of the error, relative to the change of F.
+        tolerance: largest error, relative to the change of F.
         max_steps: points at most, those at first included; they are taken in any case.
 
     Returns:

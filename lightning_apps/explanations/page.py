@@ -40,8 +40,8 @@ class PageLimits:
     """What keeps the page usable.
 
     Attributes:
-        words: of one document that are shown; the others stay out, and the page says so.
-        megabytes: of highlighted text on the page; documents behind that keep map, reading and chunks.
+        words: most words of one document that are shown; the others stay out, and the page says so.
+        megabytes: most highlighted text on the page; documents behind that keep map, reading and chunks.
     """
 
     words: int

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.rating import RatingDataModule
 from datamodules.text.chunking import Chunker, Chunking
@@ -27,8 +27,8 @@ class RatingModel:
     """The exported weights of a run with the chunking that trained them.
 
     Args:
-        directory: of the run.
-        config: of the run.
+        directory: the run, whose model/ is loaded.
+        config: the run's configuration; its data settings say how texts are cut.
         accelerator: auto, cpu, gpu or mps.
 
     Raises:
@@ -49,11 +49,11 @@ class RatingModel:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"run={directory.path}: its model/ cannot be loaded ({error})".splitlines()[0]) from error
-        self.net = net.to(self.device).eval()
+        self.net: HierarchicalClassifier = net.to(self.device).eval()
         self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
 
     def chunk_text(self, text: str) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """See explanation.ChunkText."""
+        """Ids and mask (chunks, length) as in training, and the characters of each token (chunks, length, 2)."""
         chunked = self.chunker.chunk(text)
         return pad_chunks(chunked.input_ids, chunked.spans, self.tokenizer.pad_token_id)
 
@@ -71,11 +71,14 @@ def pad_chunks(
     return torch.from_numpy(ids), torch.from_numpy(mask), padded
 
 
-def absent_token(tokenizer: Any) -> int:
+def absent_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that stands for a word that is absent: mask, else unknown, else padding.
 
     The mask token is what encoders met in pretraining where a word was hidden; padding would shift the positions of
     encoders that count them from the ids (RoBERTa).
+
+    Raises:
+        ConfigError: the tokenizer has none of the three.
     """
     for number in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id):
         if number is not None:

@@ -75,7 +75,15 @@ def png_figure(path: Path, width_px: int, height_px: int) -> Iterator[Figure]:
 
 
 def add_axes_px(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place given in pixels from the lower left corner."""
+    """Axes at a place of a figure.
+
+    Args:
+        figure: to add them to.
+        left: pixels from the figure's left edge.
+        bottom: pixels from the figure's lower edge.
+        width: pixels.
+        height: pixels.
+    """
     total_width, total_height = figure.get_size_inches() * figure.dpi
     return figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
 
@@ -117,8 +125,8 @@ def draw_losses(
 
     Args:
         axes: to draw on.
-        rows: of metrics.csv.
-        best_step: evaluation to mark.
+        rows: what metrics.csv holds, a logged step each.
+        best_step: optimizer step of the evaluation to mark; None marks none.
         train_key: column of the training loss.
         validation_key: column of the validation loss.
         unit: label of the vertical axis.
@@ -147,7 +155,16 @@ def draw_losses(
 def draw_evaluations(
     axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], *, color: str, label: str, dashed: bool = False
 ) -> None:
-    """A curve (n,) with a marker per evaluation; nothing where no value can be shown."""
+    """A curve with a marker per evaluation; nothing where no value can be shown.
+
+    Args:
+        axes: to draw on.
+        steps: (n,) optimizer steps.
+        values: (n,), NaN leaves a gap.
+        color: of line and markers.
+        label: what the legend calls it.
+        dashed: whether line and markers are those of a second curve.
+    """
     if np.isfinite(values).any():
         marker = ("s" if dashed else "o") if len(steps) <= MAX_MARKED_EVALUATIONS else None
         style = "--" if dashed else "-"
@@ -157,7 +174,15 @@ def draw_evaluations(
 def draw_best(
     axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], best_step: int | None, label: str
 ) -> None:
-    """A dotted line at `best_step`, and a ring around its value; `label` formats that value for the legend."""
+    """A dotted line at the best step, and a ring around its value.
+
+    Args:
+        axes: to draw on.
+        steps: (n,) optimizer steps of the evaluations.
+        values: (n,) what they came to.
+        best_step: which of the steps; None draws nothing.
+        label: formats the value for the legend, such as `best {:.3f}`.
+    """
     if best_step is None:
         return
     axes.axvline(best_step, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
@@ -298,6 +323,12 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
     Neighbours that collide share a block around the mean of their wishes (isotonic regression, pool adjacent
     violators). More labels than fit are evenly spaced.
+
+    Args:
+        positions: where the labels would like to be, in any order.
+        gap: least distance between neighbours, in the unit of the positions.
+        low: least position.
+        high: largest position.
     """
     if not positions:
         return []
@@ -328,8 +359,8 @@ def place_labels(
         anchors: (n, 2) points in pixels that the labels belong to.
         sizes: (n, 2) width and height of each label.
         obstacles: (m, 2) points that a label should rather not cover.
-        width: of the frame, whose lower left corner is the origin.
-        height: of the frame.
+        width: pixels of the frame, whose lower left corner is the origin.
+        height: pixels of the frame.
     """
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)

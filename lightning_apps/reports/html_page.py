@@ -38,8 +38,8 @@ def page(title: str, sections: Sequence[str], *, style: str = "", script: str = 
     """A whole document.
 
     Args:
-        title: of the page, plain text.
-        sections: HTML.
+        title: what the page is called, plain text; it is escaped here.
+        sections: HTML, one section behind the other.
         style: CSS behind what every page has.
         script: runs once the document is there; must not hold `</script`.
     """

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals."""
+"""Percentile bootstrap intervals: of a statistic over samples, of one of their sums, of means over clusters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -57,9 +57,9 @@ def bootstrap_totals(
         rows: (n, k) what each sample adds; few distinct ones.
         statistic: called as statistic(totals, n) on totals (num_resamples, k), returns (num_resamples,); resamples
             for which it gives NaN are left out.
-        level: coverage aimed at.
+        level: coverage aimed at, in (0, 1).
         num_resamples: resamples drawn.
-        seed: of the draws.
+        seed: of the draws, so that evaluating again gives the same digits.
 
     Returns:
         Lower and upper end.

@@ -20,11 +20,17 @@ class Comparison:
     Attributes:
         score: name of the column in predictions.jsonl.
         num_questions: n.
-        first: mean of the first model; `first_low` to `first_high` is its 95 % interval.
-        second: likewise.
-        difference: second - first, with its paired 95 % bootstrap interval.
-        won: questions that only the second got right; lost: that only the first did. Where scores are no verdicts,
-            questions with a higher or lower score.
+        first: mean score of the first model.
+        first_low: lower end of its 95 % interval.
+        first_high: upper end of its 95 % interval.
+        second: mean score of the second model.
+        second_low: lower end of its 95 % interval.
+        second_high: upper end of its 95 % interval.
+        difference: mean of second - first over the questions.
+        difference_low: lower end of its paired 95 % bootstrap interval.
+        difference_high: upper end of its paired 95 % bootstrap interval.
+        won: questions that only the second got right; where scores are no verdicts, with a higher score of the second.
+        lost: questions that only the first got right; where scores are no verdicts, with a lower score of the second.
         p_value: exact McNemar test that both are right equally often; None where scores are no verdicts.
     """
 
@@ -93,8 +99,8 @@ def comparison_lines(comparison: Comparison, names: tuple[str, str]) -> list[str
     """What is said of a comparison; loud where the second model is worse and higher scores are better.
 
     Args:
-        comparison: of verdicts.
-        names: of the two models.
+        comparison: the score's means, intervals and counts.
+        names: how the first and the second model are called.
     """
     c = comparison
     if c.p_value is None:

@@ -18,7 +18,7 @@ class Estimate:
     Attributes:
         value: the estimate.
         low: lower end of the interval; None where there is too little to have one.
-        high: upper end.
+        high: upper end of the interval; None where there is too little to have one.
         n: independent observations that it rests on.
     """
 
@@ -39,7 +39,14 @@ class Estimate:
 
 
 def t_estimate(value: float, standard_error: float, degrees_of_freedom: int, n: int) -> Estimate:
-    """An estimate whose error follows Student's t distribution."""
+    """An estimate whose error follows Student's t distribution.
+
+    Args:
+        value: the estimate.
+        standard_error: its standard error, in the unit of the value.
+        degrees_of_freedom: of the distribution, at least 1.
+        n: independent observations that it rests on.
+    """
     half = float(student_t.ppf((1 + LEVEL) / 2, degrees_of_freedom)) * standard_error
     return Estimate(value, value - half, value + half, n)
 

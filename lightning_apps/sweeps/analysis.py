@@ -22,7 +22,7 @@ class Effect:
     """A metric against one numeric key of the grid, everything else fixed.
 
     Attributes:
-        metric: its name.
+        metric: name of the metric.
         factor: key of the grid.
         fixed: the other keys' values.
         means: value of the key -> mean over seeds.
@@ -69,7 +69,8 @@ class ContextCurves:
     Attributes:
         position: (T,) of the window, or (B,) means of groups of positions.
         chosen: mean, lower and upper end over the categories trained on; the ends are None where there is no band.
-        held_out: likewise over the other categories, or None.
+        held_out: mean, lower and upper end over the other categories, with None ends where there is no band; None where
+            no run held categories out.
     """
 
     position: Array
@@ -100,7 +101,7 @@ class ContextSeries:
     num_seeds: int
 
 
-def is_numeric(values: Sequence[Any]) -> bool:
+def is_numeric(values: Sequence[object]) -> bool:
     """Whether these grid values have an order and distances."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 

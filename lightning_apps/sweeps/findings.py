@@ -34,8 +34,8 @@ def sentences(results: SweepResults, fits: Sequence[ScalingSeries], contexts: Se
     """What the numbers say, a few sentences for each metric and study.
 
     Args:
-        results: of the sweep.
-        fits: of loss against tokens; where there are any, the budget has no sentence of its own.
+        results: all jobs of the sweep.
+        fits: power laws of loss against tokens; where there are any, the budget has no sentence of its own.
         contexts: in-context curves.
     """
     said = []

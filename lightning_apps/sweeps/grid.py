@@ -101,7 +101,7 @@ def flat_grid(grid: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]
     return flat
 
 
-def _check_axis(key: str, values: Sequence[Any]) -> None:
+def _check_axis(key: str, values: Sequence[object]) -> None:
     if key.split(".")[0] in NOT_SWEPT:
         raise ConfigError(f"sweep.grid.{key}: {key.split('.')[0]} cannot be swept; start one sweep for each")
     if not values:
@@ -198,7 +198,7 @@ def override_key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def describe_grid(axes: Mapping[str, Sequence[Any]]) -> str:
+def describe_grid(axes: Mapping[str, Sequence[object]]) -> str:
     """`5 num_categories x 3 seed`, in the grid's order."""
     short = short_keys(axes)
     return " x ".join(f"{len(values)} {short[key]}" for key, values in axes.items())

@@ -31,8 +31,8 @@ class Slot:
     """A place for one job at a time.
 
     Attributes:
-        devices: CUDA_VISIBLE_DEVICES of its jobs; None leaves it as it is.
-        threads: OMP_NUM_THREADS likewise.
+        devices: CUDA_VISIBLE_DEVICES of its jobs; None leaves the sweep's own.
+        threads: OMP_NUM_THREADS of its jobs; None leaves the sweep's own.
     """
 
     devices: str | None
@@ -52,7 +52,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A process, and where its output begins in the job's log."""
+    """A job whose process was started and has not been waited for.
+
+    Attributes:
+        job: what runs.
+        slot: where it runs.
+        process: the train command.
+        started: time.monotonic() of its start, in seconds.
+        log_start: byte of the job's log at which its output begins.
+    """
 
     job: Job
     slot: Slot
@@ -68,12 +76,12 @@ class JobRunner:
     them. Jobs are in sessions of their own, so that Ctrl-C in a terminal reaches them once, from here.
 
     Args:
-        folder: of the sweep.
-        state: written at every start and end of a job.
-        jobs: of this start, in order.
+        folder: where the sweep keeps its state, its logs and its locks.
+        state: what is known of all jobs; written at every start and end of one.
+        jobs: what this start runs, in order.
         slots: how many run at once, and on what.
-        settings: of the sweep.
-        command: of every job, up to its overrides.
+        settings: the `sweep` node of the configuration.
+        command: the words that start every job, up to its overrides.
     """
 
     def __init__(

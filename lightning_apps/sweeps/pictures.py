@@ -34,7 +34,7 @@ Picture = tuple[Path, str, str]
 def draw_pictures(
     results: SweepResults, fits: Sequence[ScalingSeries], contexts: Sequence[ContextSeries], *, studied: bool
 ) -> list[Picture]:
-    """Draw what there are data for."""
+    """Draw what there are data for, into the sweep's folder; returns the pictures in the order of the page."""
     pictures = [_final_picture(results, key) for key in axis_keys(results)]
     if any(len(series.points) for series in fits):
         path = results.folder / "loss_tokens.png"

@@ -25,7 +25,7 @@ from lightning_apps.sweeps.analysis import (
 )
 from lightning_apps.sweeps.findings import sentences
 from lightning_apps.sweeps.pictures import Picture, draw_pictures
-from lightning_apps.sweeps.results import SweepResults, read_sweep, show
+from lightning_apps.sweeps.results import Array, SweepResults, read_sweep, show
 from lightning_apps.sweeps.shared_text import CATEGORIES
 
 
@@ -252,7 +252,7 @@ def _effect_json(effect: Effect) -> dict[str, Any]:
     return {**vars(effect), "means": means, "slope": _plain(effect.slope)}
 
 
-def _curves_json(curves: Sequence[Any]) -> dict[str, Any]:
+def _curves_json(curves: Sequence[Array | None]) -> dict[str, list[float] | None]:
     return {
         name: None if curve is None else curve.tolist()
         for name, curve in zip(("mean", "low", "high"), curves, strict=True)

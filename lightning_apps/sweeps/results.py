@@ -32,9 +32,9 @@ class InContext:
 
     Attributes:
         source: file that it was read from.
-        position: (T,) tokens seen before the predicted one, plus one.
+        position: (T,) tokens seen before the predicted one, from 1.
         chosen: (3, T) mean, lower and upper end of its interval over windows, nats, categories trained on.
-        held_out: likewise for the other categories; None where there are none.
+        held_out: (3, T) mean, lower and upper end, nats, of the other categories; None where there are none.
     """
 
     source: str
@@ -48,19 +48,19 @@ class JobResult:
     """One job of the sweep.
 
     Attributes:
-        name: of the job.
+        name: what the job is called within the sweep.
         values: grid key -> value.
         status: completed, running, failed, stopped, interrupted or missing.
         reason: why it is not completed, or why it ended.
-        directory: of its run.
-        steps: optimizer steps.
-        tokens: fed to the model.
-        wall_s: seconds.
-        metrics: final val/ and test/ metrics.
-        monitor: the metric that chose its best checkpoint.
-        commit: of the code that ran it.
-        curve: tokens and val/loss of its evaluations after the warmup.
-        in_context: None where the run has none.
+        directory: where its run wrote.
+        steps: optimizer steps done; None where there is no summary.
+        tokens: tokens fed to the model; None where there is no summary.
+        wall_s: seconds of the run over all its starts; None where there is no summary.
+        metrics: final val/ and test/ metrics by name.
+        monitor: the metric that chose its best checkpoint; None where there is none.
+        commit: git commit of the code that ran it; None where nobody knows.
+        curve: (n,) tokens and (n,) val/loss of its evaluations after the warmup.
+        in_context: loss by position in the window; None where the run has none.
     """
 
     name: str
@@ -105,8 +105,8 @@ class SweepResults:
     """All jobs of a sweep.
 
     Attributes:
-        folder: of the sweep.
-        state: as the last start left it.
+        folder: where sweep.json lies.
+        state: what sweep.json holds, as the last start left it.
         jobs: in the state's order.
         factors: grid keys other than the seed, in the grid's order.
         labels: full grid key -> short one.
@@ -159,14 +159,14 @@ def _validation_first(name: str) -> tuple[int, str]:
     return (0 if name.startswith("val/") else 1), name
 
 
-def sort_key(value: Any) -> tuple[int, float, str]:
+def sort_key(value: object) -> tuple[int, float, str]:
     """Numbers by size, then everything else by its text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, float(value), ""
     return 1, 0.0, str(value)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A grid value for people: whole numbers with thousands separated."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"

@@ -45,7 +45,7 @@ class MetricLine:
     """A metric over the values of a grid key, for one combination of the other keys.
 
     Attributes:
-        label: of the legend.
+        label: what the legend calls the combination.
         means: place on the horizontal axis -> mean over seeds.
         points: (place, value) of every run.
     """
@@ -60,7 +60,7 @@ class TokenLine:
     """Loss against tokens of the runs of one combination.
 
     Attributes:
-        label: of the legend.
+        label: what the legend calls the combination.
         curves: tokens and losses of each run's evaluations.
         finals: tokens and final loss of each run.
         law: fit to draw; None draws none.
@@ -74,7 +74,15 @@ class TokenLine:
 
 @dataclass(frozen=True)
 class PositionLine:
-    """Loss by position in the window: mean and band, each (T,)."""
+    """Loss by position in the window.
+
+    Attributes:
+        label: what the legend calls the line.
+        position: (T,) tokens seen before the predicted one, or means of groups of such positions.
+        mean: (T,) loss in nats.
+        low: (T,) lower end of the band; None where there is none.
+        high: (T,) upper end of the band; None where there is none.
+    """
 
     label: str
     position: Array
@@ -97,7 +105,7 @@ def draw_final_metrics(
     """One panel a metric: a point for every run, the mean over seeds and its interval.
 
     Args:
-        path: of the PNG.
+        path: where the PNG is written.
         panels: metric -> lines, the same combinations in each.
         key: short name of the grid key on the horizontal axis.
         ticks: places on that axis -> their names.
@@ -212,7 +220,14 @@ def _label_counts(axes: Axes, low: float, high: float) -> None:
 
 
 def draw_in_context(path: Path, panels: Mapping[str, Sequence[PositionLine]], *, ordered: bool, band: str) -> None:
-    """One panel for the chosen and one for the held-out categories, on one vertical scale."""
+    """One panel for the chosen and one for the held-out categories, on one vertical scale.
+
+    Args:
+        path: where the PNG is written.
+        panels: title -> lines, one for each combination of the grid.
+        ordered: whether the lines have an order.
+        band: what the bands are, in words.
+    """
     names = list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
     shown = dict(zip(names, colours(min(len(names), MAX_SERIES), ordered=ordered), strict=False))
     with png_figure(path, *_size(len(panels))) as figure:

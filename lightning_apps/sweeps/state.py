@@ -26,16 +26,16 @@ class JobRecord:
     """What the sweep's state knows of one job.
 
     Attributes:
-        name: of the job; its run is called `<sweep>-<name>`.
+        name: what the job is called within the sweep; its run is called `<sweep>-<name>`.
         values: full key of the grid -> value.
-        overrides: of its command, those for all jobs included.
+        overrides: words of its command that make its configuration, those for all jobs included.
         run_directory: where its run writes.
         status: `pending` also means interrupted: it is resumed by the next start.
         reason: why it failed or was interrupted, in one line.
         attempts: processes started for it.
-        exit_code: of the last one; negative for a signal that killed it.
-        started_at: of the last one, UTC.
-        ended_at: likewise.
+        exit_code: what the last process returned; negative for a signal that killed it, None before its end.
+        started_at: when the last process was started, ISO 8601 in UTC.
+        ended_at: when the last process ended, ISO 8601 in UTC; None before its end.
         wall_s: seconds of the run over all its processes, from its summary.
         devices: what CUDA_VISIBLE_DEVICES was.
     """
@@ -59,12 +59,12 @@ class SweepState:
     """What sweep.json holds.
 
     Attributes:
-        name: of the sweep.
-        experiment: of all its jobs.
-        command: of the last start.
-        grid: full key -> values, of the last start.
+        name: what the sweep is called.
+        experiment: which experiment all its jobs run.
+        command: command line of the last start.
+        grid: full key -> values, as the last start gave them.
         settings: resolved configuration that the jobs share, without the grid's keys.
-        jobs: of all starts; those that left the grid stay.
+        jobs: what is known of the jobs of all starts; those that left the grid stay.
     """
 
     name: str
@@ -107,9 +107,9 @@ def continue_state(before: SweepState | None, now: SweepState, folder: Path) -> 
     """The state of a new start: what is known of its jobs is kept, as are jobs that have left the grid.
 
     Args:
-        before: of the earlier starts.
-        now: of this start, every job pending.
-        folder: of the sweep, for messages.
+        before: what the earlier starts left; None at the first.
+        now: what this start wants, every job pending.
+        folder: where the sweep lies, for messages.
 
     Raises:
         ConfigError: this start contradicts the earlier ones.

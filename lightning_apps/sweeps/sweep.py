@@ -120,7 +120,7 @@ def run_sweep(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def read_settings(node: Any, *, option: str) -> SweepSettings:
+def read_settings(node: object, *, option: str) -> SweepSettings:
     """The `sweep` node of a configuration, checked.
 
     Raises:
@@ -279,7 +279,7 @@ def refuse_foreign_run(directory: RunDirectory, config: Config) -> None:
         )
 
 
-def banner(runner: JobRunner, axes: Mapping[str, Sequence[Any]], folder: Path) -> str:
+def banner(runner: JobRunner, axes: Mapping[str, Sequence[object]], folder: Path) -> str:
     """What will happen."""
     slots = runner.slots
     where = (

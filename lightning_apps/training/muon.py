@@ -14,13 +14,13 @@ class MuonWithAdamW(Optimizer):
     the state of this object, so schedules, checkpoints and logs see everything in one place.
 
     Args:
-        hidden: groups of 2-D parameters for Muon.
-        others: groups for AdamW.
+        hidden: groups of 2-D parameters for Muon, at least one.
+        others: groups for AdamW; may be empty.
         lr: learning rate of groups without one.
-        betas: of AdamW.
-        eps: of AdamW.
+        betas: AdamW's decay rates of the first and second moment, each in [0, 1).
+        eps: what AdamW adds to the denominator.
         weight_decay: decoupled, of groups without one.
-        fused: see torch.optim.AdamW.
+        fused: whether AdamW steps all its parameters in one kernel.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class MuonWithAdamW(Optimizer):
             part.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Continue from a state that state_dict gave."""
         super().load_state_dict(state_dict)  # replaces groups and state by new objects
         self._share()
 

@@ -29,8 +29,8 @@ def adamw(
         lr: peak learning rate.
         betas: decay rates of the first and second moment.
         eps: added to the denominator.
-        weight_decay: decoupled, on matrices only.
-        groups: rules with a learning rate or weight decay of their own.
+        weight_decay: decoupled, on matrices only, at least 0; a rule of `groups` may give another one.
+        groups: rules with a learning rate or weight decay of their own; the first that finds a parameter counts.
         layer_decay: factor of the learning rate from one layer to the one before it; None for none.
         fused: one kernel for all parameters; not with a gradient scaler, whose unscaled gradients clipping needs.
     """
@@ -55,12 +55,13 @@ def muon(
     Args:
         module: whose trainable parameters are optimized.
         lr: peak learning rate of both; what suits AdamW suits Muon.
-        betas: of AdamW.
-        eps: of AdamW.
-        weight_decay: as for adamw.
-        groups: as for adamw.
-        layer_decay: as for adamw.
-        fused: as for adamw.
+        betas: AdamW's decay rates of the first and second moment; Muon keeps torch's momentum.
+        eps: what AdamW adds to the denominator; Muon keeps torch's.
+        weight_decay: decoupled, on matrices only, at least 0; a rule of `groups` may give another one.
+        groups: rules with a learning rate or weight decay of their own; the first that finds a parameter counts.
+        layer_decay: factor of the learning rate from one layer to the one before it; None for none.
+        fused: one kernel for all parameters of AdamW; not with a gradient scaler, whose unscaled gradients clipping
+            needs.
 
     Raises:
         ConfigError: no trainable matrix lies in a numbered layer.
@@ -99,9 +100,9 @@ def schedule_free_adamw(
         lr: learning rate; one to ten times that of AdamW.
         betas: share of the average in the point where gradients are taken; decay rate of the second moment.
         eps: added to the denominator.
-        weight_decay: as for adamw.
-        groups: as for adamw.
-        layer_decay: as for adamw.
+        weight_decay: decoupled, on matrices only, at least 0; a rule of `groups` may give another one.
+        groups: rules with a learning rate or weight decay of their own; the first that finds a parameter counts.
+        layer_decay: factor of the learning rate from one layer to the one before it; None for none.
     """
     first, second = betas
     made = parameter_groups(module, lr=lr, weight_decay=weight_decay, groups=groups, layer_decay=layer_decay)

@@ -15,7 +15,13 @@ LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
 
 
 class GroupRule(TypedDict):
-    """Own settings for the parameters that a pattern finds; what is not given is as for the rest."""
+    """Own settings for the parameters that a pattern finds.
+
+    Attributes:
+        pattern: regular expression that is searched in the parameters' names.
+        lr: peak learning rate; that of all other parameters where it is not given.
+        weight_decay: decoupled decay of matrices; that of all other matrices where it is not given.
+    """
 
     pattern: str
     lr: NotRequired[float]
@@ -23,7 +29,12 @@ class GroupRule(TypedDict):
 
 
 class UnfreezeRule(TypedDict):
-    """Parameters that stay as they are before `at_step`: optimizer steps, or a fraction of the run below 1."""
+    """Parameters that start to learn later than the rest.
+
+    Attributes:
+        pattern: regular expression that is searched in the parameters' names.
+        at_step: completed optimizer steps before which they stay as they are; below 1 a fraction of the run.
+    """
 
     pattern: str
     at_step: float
@@ -43,7 +54,7 @@ def matching(key: str, pattern: str, module: nn.Module) -> list[nn.Parameter]:
     A number is found whole or not at all: `layers.1` does not find `layers.12.`, nor does `layers.[0-3]`.
 
     Args:
-        key: of the setting, for the message.
+        key: dotted key of the setting, for the message.
         pattern: searched in the names, as `re.search` does.
         module: whose parameters are asked.
 
@@ -129,7 +140,7 @@ def parameter_groups(
     Args:
         module: whose trainable parameters are grouped.
         lr: learning rate where no rule gives one.
-        weight_decay: likewise.
+        weight_decay: decoupled decay of matrices where no rule gives one; vectors never decay.
         groups: the first rule whose pattern finds a parameter is the one that counts.
         layer_decay: factor from one layer to the one before it; None for none.
 

@@ -57,6 +57,12 @@ def cadence_steps(key: str, cadence: Cadence, *, total_steps: int, epoch_steps: 
     Fractions are spread over the run (0.1 of 95 steps is due at 10, 19, 28, ...), so that ten parts are ten events
     and the last one falls on the last step.
 
+    Args:
+        key: dotted key of the setting, for the message.
+        cadence: optimizer steps, a fraction of the run below 1, `epoch`, or `never`.
+        total_steps: optimizer steps of the whole run.
+        epoch_steps: optimizer steps of one pass over the data.
+
     Raises:
         ConfigError: the cadence is none of the forms that Cadence names.
     """

@@ -13,18 +13,35 @@ def _with_warmup(warmup_steps: float, after: Callable[[float], float]) -> Schedu
 
 
 def constant(*, warmup_steps: float, total_steps: int) -> Schedule:
-    """The peak rate after a linear warmup."""
+    """The peak rate after a linear warmup.
+
+    Args:
+        warmup_steps: steps before the peak is reached.
+        total_steps: steps of the whole run; every schedule is given it, this one does not read it.
+    """
     return _with_warmup(warmup_steps, lambda step: 1.0)
 
 
 def linear(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
-    """Linear warmup, then a straight line from 1 to `floor` at the end of the run."""
+    """Linear warmup, then a straight line from the peak down.
+
+    Args:
+        warmup_steps: steps before the peak is reached.
+        total_steps: steps of the whole run.
+        floor: the factor after the last step, in [0, 1].
+    """
     remaining = max(1, total_steps - warmup_steps)
     return _with_warmup(warmup_steps, lambda step: 1 - (1 - floor) * min(1.0, step / remaining))
 
 
 def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
-    """Linear warmup, then half a cosine from 1 to `floor` (Loshchilov and Hutter 2017, without restarts)."""
+    """Linear warmup, then half a cosine from the peak down (Loshchilov and Hutter 2017, without restarts).
+
+    Args:
+        warmup_steps: steps before the peak is reached.
+        total_steps: steps of the whole run.
+        floor: the factor after the last step, in [0, 1].
+    """
     remaining = max(1, total_steps - warmup_steps)
     return _with_warmup(
         warmup_steps,
@@ -33,7 +50,14 @@ def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
 
 
 def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, decay_share: float) -> Schedule:
-    """Linear warmup, the peak rate, then a straight line to `floor` over the last `decay_share` of the run."""
+    """Linear warmup, the peak rate, then a straight line down (Hu et al. 2024, arXiv:2404.06395, "WSD").
+
+    Args:
+        warmup_steps: steps before the peak is reached.
+        total_steps: steps of the whole run.
+        floor: the factor after the last step, in [0, 1].
+        decay_share: share of the whole run over which the rate falls, in (0, 1].
+    """
     decay_steps = max(1, round(decay_share * total_steps))
     stable_steps = total_steps - warmup_steps - decay_steps
     return _with_warmup(

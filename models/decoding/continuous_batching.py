@@ -23,7 +23,16 @@ CAPACITY_STEP = 64  # the cache grows by so many tokens at a time
 
 
 class SlotCache:
-    """Keys and values of every layer: (slots, key heads, capacity, d), each slot filled from its start."""
+    """Keys and values of every layer: (slots, key heads, capacity, d), each slot filled from its start.
+
+    Args:
+        num_slots: answers in progress at once.
+
+    Attributes:
+        num_slots: answers in progress at once.
+        lengths: tokens in each slot, the shared prefix included.
+        prefix_length: tokens that all prompts share; 0 without such.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -52,6 +61,7 @@ class SlotCache:
         self._is_prefix, self._slots = False, []
         positions = torch.tensor(self.lengths[:active], device=device)
         longest = max(self.lengths[:active]) + 1
+        # (active, 1, 1, longest), True where a slot holds a token or is about to
         self._mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None]
         self._positions, self._longest, self._active = positions, longest, active
         for slot in range(active):
@@ -71,7 +81,19 @@ class SlotCache:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, scaling: float | None
     ) -> Tensor:
-        """Store a layer's new keys and values, and attend to all that the slots hold; returns (n, T, heads, d)."""
+        """Store a layer's new keys and values, and attend to all that the slots hold.
+
+        Args:
+            layer: number of the layer.
+            query: (n, heads, T, d): one row of prompts end to end, or one token in each of the active slots.
+            key: (n, key heads, T, d).
+            value: (n, key heads, T, d).
+            documents: the prompts' lengths; None for one token a slot.
+            scaling: what the scores are multiplied by; None for 1 / sqrt(d).
+
+        Returns:
+            (n, T, heads, d).
+        """
         if documents is None:
             return self._attend_token(layer, query, key, value, scaling)
         if self._is_prefix:
@@ -85,6 +107,7 @@ class SlotCache:
         return attend_by_document(query, key, value, documents, scaling=scaling)
 
     def _store(self, layer: int, key: Tensor, value: Tensor, lengths: Sequence[int]) -> None:
+        """Put prompts' keys and values, (1, key heads, sum of lengths, d), into the slots that are being filled."""
         prefix = self.prefix_length
         keys, values = self._room(layer, key, prefix + max(lengths))
         parts = zip(self._slots, key.split(list(lengths), dim=2), value.split(list(lengths), dim=2), strict=True)
@@ -95,10 +118,12 @@ class SlotCache:
             keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
 
     def _attend_token(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Attention (active, 1, heads, d) of one new token in each active slot to what the slot holds."""
         keys, values = self._room(layer, key, self._longest)
         rows = torch.arange(self._active, device=key.device)
         keys[rows, :, self._positions], values[rows, :, self._positions] = key[:, :, 0], value[:, :, 0]
         heads, key_heads = query.shape[1], key.shape[1]
+        # (active, key heads, group, d): heads that share a key head are its queries
         grouped = query.reshape(self._active, key_heads, heads // key_heads, query.shape[3])
         answer = nn.functional.scaled_dot_product_attention(
             grouped,
@@ -218,10 +243,11 @@ def _forward(
         slots=cache,
         documents=documents,
     ).last_hidden_state
-    return states
+    return states  # (n, T, d)
 
 
 def _logits(net: PreTrainedModel, states: Tensor) -> Tensor:
+    """(n, d) -> (n, V) float32."""
     logits: Tensor = net.get_output_embeddings()(states)
     return logits.float()
 

@@ -1,1 +1,1 @@
-"""Text classifiers."""
+"""Text classifiers: whole texts, and long documents chunk by chunk."""

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
 
 from models.encoders.classifier import cannot_load, check_vocabulary, quiet_report, set_dropouts
@@ -37,24 +37,27 @@ def pretrained_hierarchical(
     """A pretrained encoder in float32 with new parts above it.
 
     Args:
-        vocab_size: of the tokenizer; the encoder's embedding must have as many rows.
-        pad_token_id: of the tokenizer.
+        vocab_size: tokens of the tokenizer; the encoder's embedding must have at least as many rows.
+        pad_token_id: id of the tokenizer's padding; stored where the encoder's configuration names none.
         label_names: the classes in order; kept in the model's configuration.
         pretrained: name on the hub, or a folder; of a classifier, such as the model/ of a run of `imdb` or `rating`,
             the encoder is taken.
-        revision: of the weights on the hub; None for the newest.
-        chunk_pooling: see HierarchicalConfig, as the next four.
-        document_pooling: likewise.
-        attention_size: likewise.
-        attention_heads: likewise.
-        head_size: likewise.
-        hidden_dropout: on hidden states of the encoder in training; None keeps its own, as for the next.
-        attention_dropout: on attention weights of the encoder.
-        head_dropout: inside the head.
+        revision: branch, tag or commit of the weights on the hub; None for the newest.
+        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
+        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
+            `mean` or `max`.
+        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
+        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
+            poolings do not read it.
+        head_size: width of the hidden layer of the head; None for the encoder's width.
+        hidden_dropout: on hidden states of the encoder in training, in [0, 1); None keeps the encoder's own.
+        attention_dropout: on attention weights of the encoder in training, in [0, 1); None keeps the encoder's own.
+        head_dropout: on the hidden layer of the head in training, in [0, 1).
         freeze_embeddings: exclude the embeddings from training.
         freeze_layers: exclude so many layers from training, from the bottom.
-        micro_chunks: see HierarchicalConfig, as the next.
-        recompute: likewise.
+        micro_chunks: chunks that the encoder reads at once, at least 1.
+        recompute: what activation checkpointing keeps for the backward pass: the inputs of each of the encoder's
+            `layers`, or of `chunks` their token ids only.
 
     Raises:
         ValueError: the weights cannot be loaded, or do not fit tokenizer or settings.
@@ -105,7 +108,7 @@ def encoder_weights(pretrained: str, config: PreTrainedConfig, revision: str | N
     }  # fmt: skip
     if isinstance(config, HierarchicalConfig):
         whole, report = AutoModelForSequenceClassification.from_pretrained(pretrained, **options)
-        encoder: Any = whole.encoder
+        encoder: nn.Module = whole.encoder
     else:
         encoder, report = AutoModel.from_pretrained(pretrained, **options)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
@@ -141,25 +144,28 @@ def random_hierarchical(
 
     Args:
         vocab_size: rows of the embedding.
-        pad_token_id: of the tokenizer.
-        label_names: the classes in order.
+        pad_token_id: id of the tokenizer's padding, stored in the configuration.
+        label_names: the classes in order; kept in the model's configuration.
         hidden_size: width, a multiple of `num_attention_heads`.
         num_hidden_layers: encoder blocks.
         num_attention_heads: attention heads of the encoder.
         intermediate_size: width of the MLP.
         max_position_embeddings: longest chunk.
-        chunk_pooling: see HierarchicalConfig, as the next four.
-        document_pooling: likewise.
-        attention_size: likewise.
-        attention_heads: likewise.
-        head_size: likewise.
-        hidden_dropout: on hidden states of the encoder in training.
-        attention_dropout: on attention weights of the encoder.
-        head_dropout: inside the head.
-        freeze_embeddings: see pretrained_hierarchical, as the next three.
-        freeze_layers: likewise.
-        micro_chunks: likewise.
-        recompute: likewise.
+        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
+        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
+            `mean` or `max`.
+        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
+        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
+            poolings do not read it.
+        head_size: width of the hidden layer of the head; None for the encoder's width.
+        hidden_dropout: on hidden states of the encoder in training, in [0, 1).
+        attention_dropout: on attention weights of the encoder in training, in [0, 1).
+        head_dropout: on the hidden layer of the head in training, in [0, 1).
+        freeze_embeddings: exclude the embeddings from training, as random as they are.
+        freeze_layers: exclude so many layers from training, from the bottom.
+        micro_chunks: chunks that the encoder reads at once, at least 1.
+        recompute: what activation checkpointing keeps for the backward pass: the inputs of each of the encoder's
+            `layers`, or of `chunks` their token ids only.
 
     Raises:
         ValueError: sizes do not fit each other.

@@ -18,8 +18,8 @@ class ChunkVectors:
     """Vectors by the token ids of their chunk.
 
     Args:
-        keys: chunk_key of each.
-        vectors: (n, hidden), on the CPU.
+        keys: chunk_key of each chunk.
+        vectors: (n, hidden) floating point, on the CPU, in the order of the keys.
 
     Raises:
         ValueError: there are more of one than of the other.

@@ -44,15 +44,15 @@ def pretrained_classifier(
     """A pretrained encoder in float32 with a head for these classes.
 
     Args:
-        vocab_size: of the tokenizer; the encoder's embedding must have as many rows.
-        pad_token_id: of the tokenizer.
+        vocab_size: tokens of the tokenizer; the encoder's embedding must have at least as many rows.
+        pad_token_id: id of the tokenizer's padding; stored where the encoder's configuration names none.
         label_names: the classes in order; kept in the model's configuration.
         multi_label: whether a text bears any number of labels.
         pretrained: name on the hub, or a folder.
-        revision: of the weights on the hub; None for the newest.
-        hidden_dropout: on hidden states in training; None keeps the encoder's own, as for the next two.
-        attention_dropout: on attention weights.
-        classifier_dropout: before the head.
+        revision: branch, tag or commit of the weights on the hub; None for the newest.
+        hidden_dropout: on hidden states in training, in [0, 1); None keeps the encoder's own.
+        attention_dropout: on attention weights in training, in [0, 1); None keeps the encoder's own.
+        classifier_dropout: before the head in training, in [0, 1); None keeps the encoder's own.
         replace_head: whether a head that was trained for other classes may be thrown away.
         lora: adapters to train in place of the encoder; rank 0 trains it whole.
 
@@ -115,17 +115,17 @@ def random_bert(
 
     Args:
         vocab_size: rows of the embedding.
-        pad_token_id: of the tokenizer.
-        label_names: the classes in order.
+        pad_token_id: id of the tokenizer's padding, stored in the configuration.
+        label_names: the classes in order; kept in the model's configuration.
         multi_label: whether a text bears any number of labels.
         hidden_size: width, a multiple of `num_attention_heads`.
         num_hidden_layers: encoder blocks.
         num_attention_heads: attention heads.
         intermediate_size: width of the MLP.
         max_position_embeddings: longest sequence.
-        hidden_dropout: on hidden states in training.
-        attention_dropout: on attention weights.
-        classifier_dropout: before the head.
+        hidden_dropout: on hidden states in training, in [0, 1).
+        attention_dropout: on attention weights in training, in [0, 1).
+        classifier_dropout: before the head in training, in [0, 1).
     """
     net = BertForSequenceClassification(
         BertConfig(
@@ -151,7 +151,7 @@ def random_bert(
 
 
 def problem_type(*, multi_label: bool) -> Literal["single_label_classification", "multi_label_classification"]:
-    """Name that transformers has for the task; a saved model tells by it how its logits are meant."""
+    """How transformers calls the task: a saved model says by it what its logits mean."""
     return "multi_label_classification" if multi_label else "single_label_classification"
 
 
@@ -240,10 +240,13 @@ def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: floa
     """Loss summed over samples, in float32.
 
     Args:
-        logits: (n, classes).
+        logits: (n, classes) floating point.
         labels: (n,) int64 class numbers: cross-entropy. Or (n, classes) of 0 and 1: binary cross-entropy, the mean
             over classes.
-        label_smoothing: share of each target that is spread over the classes.
+        label_smoothing: share of each target that is spread over the classes, in [0, 1).
+
+    Returns:
+        () float32.
     """
     if labels.ndim == 1:
         return nn.functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
@@ -259,17 +262,20 @@ def weighted_cross_entropy(
     Args:
         logits: (n, classes).
         labels: (n,) int64 class numbers.
-        weights: (classes,) of each class.
-        label_smoothing: share of each target that is spread over the classes.
+        weights: (classes,) float32, what a sample of each class counts.
+        label_smoothing: share of each target that is spread over the classes, in [0, 1).
         focal_gamma: each sample counts (1 - p) ** gamma, p being the probability of its class: the easy ones less (Lin
             et al. 2017, "Focal loss for dense object detection"); 0 counts all alike.
+
+    Returns:
+        () float32.
     """
     logits = logits.float()
     losses = nn.functional.cross_entropy(
         logits, labels, weight=weights, reduction="none", label_smoothing=label_smoothing
-    )
+    )  # (n,)
     if focal_gamma:
-        true = torch.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0].exp()
+        true = torch.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0].exp()  # (n,)
         losses = losses * (1 - true).clamp_min(torch.finfo(logits.dtype).tiny) ** focal_gamma
     return losses.sum()
 
@@ -284,7 +290,7 @@ def cannot_load(pretrained: str, error: Exception) -> ValueError:
 
 
 @contextlib.contextmanager
-def quiet_report() -> Iterator[Any]:
+def quiet_report() -> Iterator[None]:
     """Without the table of weights that are new: it is the head, and check_head has said whether that is meant."""
     logger = logging.getLogger("transformers")
     before = logger.level

@@ -14,7 +14,12 @@ DocumentPooling = Literal["additive", "multi_head", "mean", "max"]
 
 
 class AdditivePooling(nn.Module):
-    """softmax(v tanh(W h + b)) over chunks (Yang et al. 2016, "Hierarchical attention networks", section 2.2)."""
+    """softmax(v tanh(W h + b)) over chunks (Yang et al. 2016, "Hierarchical attention networks", section 2.2).
+
+    Args:
+        hidden_size: width of a chunk's vector.
+        attention_size: rows of W, and the length of v.
+    """
 
     def __init__(self, hidden_size: int, attention_size: int) -> None:
         super().__init__()
@@ -23,13 +28,21 @@ class AdditivePooling(nn.Module):
 
     def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(documents, longest, hidden), (documents, longest) -> (documents, hidden), (documents, longest)."""
-        scores = self.score(torch.tanh(self.project(table))).squeeze(-1)
+        scores = self.score(torch.tanh(self.project(table))).squeeze(-1)  # (documents, longest)
         weights = torch.softmax(scores.float().masked_fill(~mask, float("-inf")), dim=-1)
         return torch.einsum("dc,dch->dh", weights.to(table.dtype), table), weights
 
 
 class MultiHeadPooling(nn.Module):
-    """A learned query for each head over keys and values of chunks (Vaswani et al. 2017; Lee et al. 2019, "PMA")."""
+    """A learned query for each head over keys and values of chunks (Vaswani et al. 2017; Lee et al. 2019, "PMA").
+
+    Args:
+        hidden_size: width of a chunk's vector.
+        num_heads: heads, a divisor of `hidden_size`.
+
+    Raises:
+        ValueError: the width is no multiple of the number of heads.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -46,11 +59,13 @@ class MultiHeadPooling(nn.Module):
         initialization.normal_(self.query, std=self.query.shape[1] ** -0.5)
 
     def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As AdditivePooling; the weights are the mean over heads."""
+        """Pool (documents, longest, hidden) by a mask (documents, longest); the weights are the mean over heads."""
+        # (documents, longest, heads, hidden / heads) each
         keys, values = (part(table).unflatten(-1, (self.num_heads, -1)) for part in (self.key, self.value))
         scores = torch.einsum("nk,dcnk->dnc", self.query.to(keys.dtype), keys) * self.query.shape[1] ** -0.5
+        # (documents, heads, longest)
         weights = torch.softmax(scores.float().masked_fill(~mask[:, None], float("-inf")), dim=-1)
-        pooled = torch.einsum("dnc,dcnk->dnk", weights.to(values.dtype), values).flatten(1)
+        pooled = torch.einsum("dnc,dcnk->dnk", weights.to(values.dtype), values).flatten(1)  # (documents, hidden)
         return self.output(pooled), weights.mean(dim=1)
 
 
@@ -58,7 +73,7 @@ class MeanPooling(nn.Module):
     """Every chunk alike."""
 
     def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As AdditivePooling."""
+        """The mean (documents, hidden) of a table's chunks, and 1 / chunks as the weight of each of a document."""
         weights = mask.float() / mask.sum(dim=1, keepdim=True)
         return torch.einsum("dc,dch->dh", weights.to(table.dtype), table), weights
 
@@ -67,16 +82,23 @@ class MaxPooling(nn.Module):
     """The largest value of each feature; a chunk weighs as much as the share of features that it gave."""
 
     def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As AdditivePooling."""
-        pooled, winners = table.masked_fill(~mask[..., None], float("-inf")).max(dim=1)
-        counts = nn.functional.one_hot(winners, mask.shape[1]).sum(dim=1)
+        """The maxima (documents, hidden) over a table's chunks, and the share of features that each chunk gave."""
+        pooled, winners = table.masked_fill(~mask[..., None], float("-inf")).max(dim=1)  # (documents, hidden) each
+        counts = nn.functional.one_hot(winners, mask.shape[1]).sum(dim=1)  # (documents, longest)
         return pooled, counts.float() / winners.shape[1]
 
 
 def document_pooling(
     kind: DocumentPooling, hidden_size: int, *, attention_size: int, attention_heads: int
 ) -> nn.Module:
-    """The module of that name."""
+    """The pooling of that name.
+
+    Args:
+        kind: `additive` or `multi_head` attention, `mean` or `max`.
+        hidden_size: width of a chunk's vector.
+        attention_size: width of `additive` attention; the others do not read it.
+        attention_heads: heads of `multi_head` attention; the others do not read it.
+    """
     if kind == "additive":
         return AdditivePooling(hidden_size, attention_size)
     if kind == "multi_head":

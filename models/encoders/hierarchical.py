@@ -31,16 +31,18 @@ from models.kernels.attention import first_position_only, use_fast_attention
 
 
 class HierarchicalConfig(PreTrainedConfig):
-    """Settings of a HierarchicalClassifier.
+    """Settings of a HierarchicalClassifier, as its config.json holds them.
 
     Attributes:
         encoder: configuration of the encoder, of any architecture that AutoModel knows.
-        chunk_pooling: the vector of a chunk: its `first` token's, or the `mean` over its tokens.
-        document_pooling: see document_pooling.
-        attention_size: width of additive attention over chunks.
-        attention_heads: of multi-head attention over chunks.
-        head_size: width inside the head; None for that of the encoder.
-        head_dropout: inside the head.
+        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
+        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
+            `mean` or `max`.
+        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
+        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
+            poolings do not read it.
+        head_size: width of the hidden layer of the head; None for the encoder's width.
+        head_dropout: on the hidden layer of the head in training, in [0, 1).
         micro_chunks: chunks encoded at once; what is kept for the backward pass does not depend on it.
         recompute: what gradient checkpointing keeps: the inputs of each of the encoder's `layers`, or of `chunks` only
             the token ids, so that memory is that of one forward pass of `micro_chunks` chunks however many there are.
@@ -78,7 +80,19 @@ class HierarchicalOutput(ModelOutput):
 
 
 class HierarchicalClassifier(PreTrainedModel):
-    """See the head of this file; new ones have random weights."""
+    """An encoder over chunks, a pooling over the chunks of a document, and a head; new ones have random weights.
+
+    Args:
+        config: the encoder's own configuration and the settings of the parts above it.
+
+    Attributes:
+        encoder: any architecture that AutoModel knows, without its pooler.
+        chunk_attention: the module that pools the vectors of a document's chunks.
+        norm: layer norm of the pooled vector.
+        head: from the pooled vector to the logits.
+        recompute_chunks: whether the backward pass computes micro-batches of chunks again from their token ids.
+        chunk_vectors: what a frozen encoder has read before, by chunk; None where nobody keeps it.
+    """
 
     config_class = HierarchicalConfig
     base_model_prefix = "encoder"
@@ -90,7 +104,7 @@ class HierarchicalClassifier(PreTrainedModel):
 
     def __init__(self, config: HierarchicalConfig) -> None:
         super().__init__(config)
-        self.encoder: Any = AutoModel.from_config(config.encoder)
+        self.encoder: PreTrainedModel = AutoModel.from_config(config.encoder)
         if isinstance(getattr(self.encoder, "pooler", None), nn.Module):
             self.encoder.pooler = None  # nothing reads it, and without a gradient it would be in nobody's group
         width: int = self.encoder.config.hidden_size
@@ -109,7 +123,7 @@ class HierarchicalClassifier(PreTrainedModel):
             nn.Linear(head_size, config.num_labels),  # type: ignore[arg-type]
         )
         self.recompute_chunks = False
-        self.chunk_vectors: ChunkVectors | None = None  # of chunks that the encoder has read, while it is frozen
+        self.chunk_vectors: ChunkVectors | None = None
         self.post_init()
         use_fast_attention(self.encoder)
         if config.chunk_pooling == "first":
@@ -173,7 +187,7 @@ class HierarchicalClassifier(PreTrainedModel):
                 vectors.append(checkpoint(self._encode_micro_batch, *micro_batch, use_reentrant=False))
             else:
                 vectors.append(self._encode_micro_batch(*micro_batch))
-        return torch.cat(vectors)[torch.argsort(order)]
+        return torch.cat(vectors)[torch.argsort(order)]  # (chunks, hidden), in the order given
 
     @torch.no_grad()
     def _encode_frozen(self, input_ids: Tensor, lengths: list[int]) -> Tensor:
@@ -187,14 +201,15 @@ class HierarchicalClassifier(PreTrainedModel):
                 chunk = input_ids[row : row + 1, :length]
                 vector = self._encode_micro_batch(chunk, torch.ones_like(chunk))[0]
             vectors.append(vector.to(input_ids.device))
-        return torch.stack(vectors)
+        return torch.stack(vectors)  # (chunks, hidden)
 
     def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors (m, hidden) of m chunks: ids (m, length) or embeddings (m, length, width), and mask (m, length)."""
         key = "inputs_embeds" if given.is_floating_point() else "input_ids"
         hidden: Tensor = self.encoder(attention_mask=attention_mask, **{key: given}).last_hidden_state
         if self.config.chunk_pooling == "first":
             return hidden[:, 0]
-        mask = attention_mask[..., None].to(hidden.dtype)
+        mask = attention_mask[..., None].to(hidden.dtype)  # (m, length, 1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
     def classify(self, chunk_vectors: Tensor, chunk_counts: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -210,6 +225,7 @@ class HierarchicalClassifier(PreTrainedModel):
         counts = chunk_counts.tolist() if isinstance(chunk_counts, Tensor) else list(chunk_counts)
         if sum(counts) != len(chunk_vectors) or min(counts, default=1) < 1:
             raise ValueError(f"{len(chunk_vectors)} chunks cannot be documents of {counts} chunks")
+        # (documents, longest, hidden), zeros where a document has no such chunk
         table = nn.utils.rnn.pad_sequence(list(torch.split(chunk_vectors, counts)), batch_first=True)
         on_cpu = torch.arange(table.shape[1]) < torch.tensor(counts)[:, None]
         mask = to_device(on_cpu, table.device)
@@ -289,12 +305,20 @@ class HierarchicalClassifier(PreTrainedModel):
             layer.train(not resting)
 
     def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: Any = None, every_n_layers: int = 1, offload: bool = False
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """Keep less for the backward pass and compute it again (Chen et al. 2016); see HierarchicalConfig.recompute.
 
         Unlike transformers' own this asks for no gradient of the embeddings: with these and the bottom layers frozen,
         the backward pass would run through them for nothing.
+
+        Args:
+            activation_checkpointing_kwargs: for torch's checkpoint; None for the variant that is not reentrant.
+            every_n_layers: one layer in so many is checkpointed; read where `recompute` is `layers`.
+            offload: of transformers' signature; nothing here reads it.
         """
         if self.config.recompute == "chunks":
             self.recompute_chunks = True

@@ -65,8 +65,8 @@ class DropoutAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Gradients of query, key and value."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query (n, heads, T, d), key and value (n, heads, S, d); None for what is no tensor to learn."""
         query, key, value, mask, output = ctx.saved_tensors
         rescale = _LEVELS / ctx.threshold
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -74,8 +74,9 @@ class DropoutAttention(torch.autograd.Function):
         # sum over keys of weight * its gradient; dropout cancels out of it
         deltas = (grad_output * output).sum(dim=-1, keepdim=True)  # (n, heads, T, 1)
         for block, (row, heads) in enumerate(_blocks(query, key)):
+            # (heads of the block, T or S, d) each
             q, k, v, g = query[row, heads], key[row, heads], value[row, heads], grad_output[row, heads] * rescale
-            weights = _weights(q, k, _mask_of(mask, row, heads), ctx.scale)
+            weights = _weights(q, k, _mask_of(mask, row, heads), ctx.scale)  # (heads of the block, T, S)
             keep = kept(np.random.SFC64([ctx.seed, block]), weights.shape, ctx.threshold).to(weights.dtype)
             torch.bmm((weights * keep).transpose(1, 2), g, out=grad_value[row, heads])
             grad_weights = torch.bmm(g, v.transpose(1, 2)).mul_(keep).sub_(deltas[row, heads]).mul_(weights)
@@ -122,7 +123,19 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> T
 def dropout_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, dropout: float
 ) -> Tensor:
-    """DropoutAttention with a seed from torch's generator, so that seeding torch decides what is dropped."""
+    """DropoutAttention with a seed from torch's generator, so that seeding torch decides what is dropped.
+
+    Args:
+        query: (n, heads, T, d) floating point, on the CPU.
+        key: (n, heads, S, d).
+        value: (n, heads, S, d).
+        mask: broadcasts to (n, heads, T, S): True where a key is seen, or floats that are added; None sees all.
+        scale: what the scores are multiplied by.
+        dropout: share of the weights that is dropped, in (0, 1).
+
+    Returns:
+        (n, heads, T, d).
+    """
     seed = int(torch.randint(2**62, ()))
     output: Tensor = DropoutAttention.apply(query, key, value, mask, scale, dropout, seed)
     return output
@@ -141,6 +154,20 @@ def attention(
     """SDPA as transformers calls it, but for dropout on a CPU; (n, heads, T, d) -> (n, T, heads, d).
 
     Where only the first position counts (see first_position_only) the others come out as copies of it.
+
+    Args:
+        module: the attention layer.
+        query: (n, heads, T, d) floating point.
+        key: (n, heads, S, d).
+        value: (n, heads, S, d).
+        attention_mask: broadcasts to (n, heads, T, S): True where a key is seen, or floats that are added; None sees
+            all.
+        dropout: on attention weights, in [0, 1).
+        scaling: what the scores are multiplied by; None for 1 / sqrt(d).
+        **kwargs: what transformers hands to every implementation; passed on to `sdpa`.
+
+    Returns:
+        (n, T, heads, d), and no weights.
     """
     length = query.shape[2]
     if getattr(module, "first_query_only", False):

@@ -90,6 +90,8 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """Losses (N,) and their sum (); only the sum has gradients, which the forward pass has computed already."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -161,9 +163,9 @@ def _losses_and_gradients(
             continue
         gradient = logits
         if grad_states is not None:
-            grad_states[chunk] = torch.mm(gradient, factor)
+            grad_states[chunk] = torch.mm(gradient, factor)  # (R, d)
         if grad_weight is not None and dtype == exact:
-            grad_weight.addmm_(gradient.t(), rows)
+            grad_weight.addmm_(gradient.t(), rows)  # (V, d)
         elif grad_weight is not None:
             grad_weight += torch.mm(gradient.t(), rows)
         if grad_bias is not None:
@@ -180,8 +182,8 @@ def _losses_then_gradient(
 ) -> Tensor:
     """Losses (n,) of n rows, whose logits (n, V) become the gradient with respect to them."""
     values = logits.to(exact)  # the logits themselves where they are exact
-    at = labels[:, None]
-    score = (1 - label_smoothing) * values.gather(1, at)
+    at = labels[:, None]  # (n, 1)
+    score = (1 - label_smoothing) * values.gather(1, at)  # (n, 1)
     if label_smoothing:
         score += label_smoothing * values.mean(1, keepdim=True)
     highest = values.amax(1, keepdim=True)

@@ -7,7 +7,7 @@ of `sdpa`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,17 @@ class Documents:
     lengths: Sequence[int]
 
 
+class SlotAttention(Protocol):
+    """A cache that attends by itself, as that of continuous batching does."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, scaling: float | None
+    ) -> Tensor:
+        """Attention (n, T, heads, d) of a query (n, heads, T, d) to all that the cache holds by now."""
+
+
 def supports_packed_attention(net: PreTrainedModel) -> bool:
-    """Whether `packed` attention computes what the model means."""
+    """Whether `packed` attention computes what the model means: a known architecture without sliding windows."""
     config = net.config
     slides = getattr(config, "use_sliding_window", getattr(config, "sliding_window", None))
     return config.model_type in SUPPORTED and not slides
@@ -67,28 +76,29 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     documents: Documents | None = None,
-    slots: Any = None,
+    slots: SlotAttention | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it.
 
     Args:
         module: the attention layer.
-        query: (n, heads, T, d).
-        key: (n, key heads, T, d).
-        value: like key.
+        query: (n, heads, T, d) floating point.
+        key: (n, key heads, T, d), in the type of the query; key heads divide heads.
+        value: (n, key heads, T, d), in the type of the query.
         attention_mask: as `sdpa` takes it; not looked at beside documents or slots.
-        scaling: of the scores; None for 1 / sqrt(d).
-        dropout: on attention weights.
+        scaling: what the scores are multiplied by; None for 1 / sqrt(d).
+        dropout: on attention weights, in [0, 1).
         documents: what lies in the row; n is 1 then.
-        slots: a cache that attends by itself, see continuous_batching.
-        other: for `sdpa`.
+        slots: the cache of continuous batching, which attends by itself; None outside decoding.
+        other: what transformers hands to every implementation; passed on to `sdpa`.
 
     Returns:
         (n, T, heads, d), and no weights.
     """
     if slots is not None:
-        return slots.attend(module.layer_idx, query, key, value, documents, scaling), None
+        layer: Any = module.layer_idx  # an int; Module.__getattr__ is typed as a tensor or a module
+        return slots.attend(layer, query, key, value, documents, scaling), None
     if documents is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **other
@@ -105,10 +115,10 @@ def attend_by_document(
     Args:
         query: (1, heads, T, d), T the documents' lengths, and the prefix before them where it is asked.
         key: (1, key heads, P + documents' lengths, d).
-        value: like key.
-        documents: the lengths.
-        scaling: of the scores.
-        dropout: on attention weights.
+        value: (1, key heads, P + documents' lengths, d).
+        documents: the prefix's length P, whether it is asked, and the documents' lengths.
+        scaling: what the scores are multiplied by; None for 1 / sqrt(d).
+        dropout: on attention weights, in [0, 1).
 
     Returns:
         (1, T, heads, d).
@@ -140,7 +150,7 @@ def attend_by_document(
             torch.cat([value_prefix, own_values], dim=2),
         )
         answers.append(_causal(part, seen_keys, seen_values, mask[:length, : prefix + length], scaling, dropout))
-    return torch.cat(answers, dim=2).transpose(1, 2)
+    return torch.cat(answers, dim=2).transpose(1, 2)  # (1, T, heads, d)
 
 
 def _causal(
@@ -148,7 +158,7 @@ def _causal(
 ) -> Tensor:
     """SDPA of one document, (1, heads, T, d); query heads that share a key head are its batch, so no key is copied."""
     heads, key_heads = query.shape[1], key.shape[1]
-    grouped = query.reshape(key_heads, heads // key_heads, *query.shape[2:])
+    grouped = query.reshape(key_heads, heads // key_heads, *query.shape[2:])  # (key heads, group, T, d)
     keys, values = (part[0].unsqueeze(1).expand(-1, heads // key_heads, -1, -1) for part in (key, value))
     answer = nn.functional.scaled_dot_product_attention(
         grouped, keys, values, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
@@ -157,7 +167,10 @@ def _causal(
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:
-    """The same by torch's variable-length flash attention; each document's keys begin with a copy of the prefix."""
+    """attend_by_document by torch's variable-length flash attention.
+
+    Each document's keys begin with a copy of the prefix.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     prefix, lengths = documents.prefix_length, list(documents.lengths)

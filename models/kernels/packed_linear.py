@@ -25,8 +25,8 @@ def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
     the operators, nothing happens.
 
     Args:
-        net: the model.
-        rows: of the inputs to expect; other numbers work as well.
+        net: the model whose linear layers change while the context lasts.
+        rows: rows of the inputs to expect, which the layout is chosen for; other numbers work as well.
     """
     layers = [module for module in net.modules() if isinstance(module, nn.Linear) and _can_be_packed(module)]
     size_bytes = sum(4 * layer.weight.numel() for layer in layers)

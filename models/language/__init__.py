@@ -1,1 +1,1 @@
-"""Causal language models and their loss."""
+"""Causal language models, random and pretrained, and their loss over target tokens."""

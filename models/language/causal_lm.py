@@ -1,4 +1,4 @@
-"""Causal language models from a configuration, and forward passes that skip work nobody needs."""
+"""Causal language models with random or trained weights, their states and their loss, without work nobody needs."""
 
 import itertools
 from typing import Any, Literal
@@ -78,8 +78,8 @@ def pretrained_causal_lm(
     Args:
         pretrained: Hugging Face name or path.
         vocab_size: ids that the data may hold.
-        pad_token_id: set where the model's configuration names none.
-        eos_token_id: likewise.
+        pad_token_id: id of the padding; stored where the model's configuration names none.
+        eos_token_id: id that ends a text; stored where the model's configuration names none.
 
     Raises:
         ValueError: it cannot be loaded, or has fewer embeddings than the data have ids.
@@ -198,7 +198,7 @@ def projected_losses(
         net: a causal language model, for its output projection.
         states: (N, d) last hidden states of the positions that have a target.
         labels: (N,) int64 in the vocabulary.
-        label_smoothing: see target_loss.
+        label_smoothing: share of each target that is spread over the whole vocabulary, in [0, 1).
         reduce: whether to sum; else one loss per position, without a gradient.
 
     Returns:
@@ -223,7 +223,7 @@ def projected_losses(
         )
 
     def loss(states: Tensor, labels: Tensor) -> Tensor:
-        logits = head(states).float()
+        logits = head(states).float()  # (rows, V)
         return nn.functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
 
     if num_logits <= FEW_LOGITS:
@@ -262,13 +262,13 @@ def token_losses(net: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
 
     Args:
         net: a causal language model, in evaluation mode.
-        batch: as for target_loss.
+        batch: `input_ids` and `labels` (n, T) int64, labels -100 where a token is no target; no padding mask is read.
 
     Returns:
         (n, T - 1) float32: column t is the loss of predicting token t + 1; NaN where that is no target.
     """
-    labels = batch["labels"][:, 1:]
-    states = hidden_states(net, batch["input_ids"][:, :-1])
+    labels = batch["labels"][:, 1:]  # (n, T - 1)
+    states = hidden_states(net, batch["input_ids"][:, :-1])  # (n, T - 1, d)
     wanted = labels != IGNORED
     losses = torch.full(labels.shape, float("nan"), device=states.device)
     losses[wanted] = projected_losses(net, states[wanted], labels[wanted], reduce=False)

@@ -42,7 +42,7 @@ def gpt_neox(
         hidden_act: activation of the MLP, by its name in transformers.
         rotary_pct: share of each head's features that carry rotary positions.
         max_position_embeddings: longest sequence.
-        layer_norm_eps: of every layer norm.
+        layer_norm_eps: what every layer norm adds to the variance.
         use_parallel_residual: attention and MLP read the same stream and are added together (Wang 2021).
         tie_word_embeddings: whether the output projection is the embedding.
         attention_dropout: dropout on attention weights in training.

@@ -23,8 +23,8 @@ class WindowLosses:
     Attributes:
         losses: (n, T) nats of each target; column t was predicted from t + 1 tokens.
         category: (n,) position in `categories`.
-        document: (n,) which document a window is from.
-        num_bytes: (n,) bytes of text behind a window's targets.
+        document: (n,) number of the document that a window is from.
+        num_bytes: (n,) float64 bytes of text behind a window's targets.
         categories: names, the chosen ones first.
         num_chosen: how many were trained on.
     """
@@ -58,12 +58,12 @@ class GroupLoss:
     Attributes:
         mean: (T,) loss by position.
         low: (T,) lower end of its 95 % interval.
-        high: (T,) upper end.
+        high: (T,) upper end of its 95 % interval.
         loss: mean over all positions, with its interval, in nats: (value, low, high).
         bits_per_byte: bits per byte of text.
         gain: loss over the first tenth of the positions minus loss over the last tenth, with its interval.
-        num_windows: windows.
-        num_documents: documents they are from.
+        num_windows: windows that were measured.
+        num_documents: documents that these windows are from.
     """
 
     mean: Array
@@ -117,7 +117,14 @@ def measure(windows: WindowLosses, *, num_resamples: int) -> dict[str, GroupLoss
 
 
 def save_in_context(folder: Path, split: str, windows: WindowLosses, measured: dict[str, GroupLoss]) -> None:
-    """Write `<split>.npz`, `<split>.csv` (one row a group and position) and `<split>_categories.csv`."""
+    """Write `<split>.npz`, `<split>.csv` (one row a group and position) and `<split>_categories.csv`.
+
+    Args:
+        folder: where they go; made if need be.
+        split: what the files are called.
+        windows: what was measured.
+        measured: group -> its losses, as measure gives them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     length = windows.losses.shape[1]
     nothing = np.full(length, np.nan)

@@ -41,12 +41,12 @@ def draw_arxiv_summary(
     """Write the picture of a run, a PNG of 1600 x 1160 pixels.
 
     Args:
-        path: where to.
-        rows: of metrics.csv.
-        windows: of the last evaluation.
-        measured: by group, of the last evaluation.
-        title: above everything.
-        best_step: evaluation to mark.
+        path: where the PNG is written.
+        rows: what metrics.csv holds, a logged step each.
+        windows: losses of the last evaluation's windows.
+        measured: group -> what the last evaluation measured of it.
+        title: above everything; cut where it is too long.
+        best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.012, 0.98, printable(title, 150, tail=24), fontsize=13, fontweight="bold", va="center")

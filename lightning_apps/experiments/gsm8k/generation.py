@@ -25,8 +25,8 @@ class SelfConsistency(TypedDict):
 
     Attributes:
         num_samples: answers to each question.
-        temperature: of the draws.
-        top_p: of the draws.
+        temperature: logits are divided by it before a token is drawn; above 0.
+        top_p: tokens are drawn from the most probable ones that together reach this probability; 1 keeps all.
     """
 
     num_samples: int

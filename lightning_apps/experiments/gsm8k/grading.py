@@ -65,7 +65,9 @@ class Grade:
         strict: what lmeval_strict extracted.
         flexible: what lmeval_flexible extracted.
         numeric: the number that was compared by value, as text; None where the output has none.
-        is_strict: whether lmeval_strict calls it right; likewise the next two.
+        is_strict: whether lmeval_strict calls the output right.
+        is_flexible: whether lmeval_flexible calls the output right.
+        is_numeric: whether the number equals the reference's by value.
     """
 
     strict: str

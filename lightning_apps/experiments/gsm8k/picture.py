@@ -46,10 +46,10 @@ def draw_gsm8k_summary(
 
     Args:
         path: where to.
-        rows: of metrics.csv.
+        rows: what metrics.csv holds, a logged step each.
         predictions: rows of predictions.jsonl; may be empty.
-        title: of the picture.
-        best_step: evaluation to mark.
+        title: above the picture.
+        best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")

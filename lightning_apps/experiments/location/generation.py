@@ -106,7 +106,14 @@ def location_references(data: LocationDataModule, split: Split) -> dict[str, flo
 def prediction_rows(
     data: LocationDataModule, split: Split, answers: list[str], distances_km: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
-    """What predictions.jsonl says of each answer; `score` is the distance in km, null where there is no place."""
+    """What predictions.jsonl says of each answer; `score` is the distance in km, null where there is no place.
+
+    Args:
+        data: the cities that were asked for.
+        split: which of its splits.
+        answers: to the split's first prompts, in order.
+        distances_km: (n,) float64 distance of each answer from its city, NaN where it names no place.
+    """
     x, y = data.coordinates(split)
     rows = data.rows[split]
     prompts = data.tokenizer.batch_decode(data.prompts(split)[: len(answers)])

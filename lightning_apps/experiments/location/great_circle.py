@@ -22,7 +22,7 @@ def haversine_km(predicted: NDArray[np.float64], target: NDArray[np.float64]) ->
 
     Args:
         predicted: (..., 2) longitude, latitude in radians.
-        target: (..., 2), same layout.
+        target: (..., 2) longitude, latitude in radians.
 
     Returns:
         (...) distances in km; NaN in gives NaN out.
@@ -80,6 +80,12 @@ def chance_km(
     """Median distance when a random training city is the answer: over all pairs, so there is no draw in it.
 
     More than two thousand training cities are thinned evenly, which moves the median by less than one per cent.
+
+    Args:
+        x: (n,) milliradians, 0 to 6283, of the cities that are asked for.
+        y: (n,) milliradians, 0 to 3141.
+        train_x: (m,) milliradians of the training cities.
+        train_y: (m,) milliradians of the training cities.
     """
     rows = np.linspace(0, len(train_x) - 1, min(len(train_x), 2000)).astype(np.int64)
     return float(np.median(haversine_km(to_radians(train_x[rows], train_y[rows])[None], to_radians(x, y)[:, None])))
@@ -88,7 +94,17 @@ def chance_km(
 def hint_limits_km(
     x: NDArray[np.int64], y: NDArray[np.int64], train_x: NDArray[np.int64], train_y: NDArray[np.int64]
 ) -> dict[str, float]:
-    """Median distances that a spatial id alone allows: answering the cell's centre, or its training cities' mean."""
+    """Median distances that a spatial id alone allows: answering the cell's centre, or its training cities' mean.
+
+    Args:
+        x: (n,) milliradians, 0 to 6283, of the cities that are asked for.
+        y: (n,) milliradians, 0 to 3141.
+        train_x: (m,) milliradians of the training cities.
+        train_y: (m,) milliradians of the training cities.
+
+    Returns:
+        `cell_centre` and `cell_mean` in km.
+    """
     truth = to_radians(x, y)
     centre = to_radians(x // CELL * CELL + CELL / 2, y // CELL * CELL + CELL / 2)
     mean = to_radians(*cell_means(x, y, train_x, train_y))

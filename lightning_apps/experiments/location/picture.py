@@ -77,12 +77,12 @@ def draw_location_summary(
 
     Args:
         path: where to.
-        rows: of metrics.csv.
+        rows: what metrics.csv holds, a logged step each.
         predictions: rows of predictions.jsonl; may be empty.
         background: longitude (m,) and latitude (m,) in degrees of the cities that make up the map.
         references: median distances in km that need no model: `chance`, `cell_centre`, `cell_mean`.
-        title: of the picture.
-        best_step: evaluation to mark.
+        title: above the picture.
+        best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
@@ -101,7 +101,14 @@ def draw_location_summary(
 def draw_distances(
     axes: Axes, rows: Sequence[dict[str, Any]], references: dict[str, float], *, best_step: int | None = None
 ) -> None:
-    """Median with its 95 % band and mean of the distances over steps, in km on a log axis, and the references."""
+    """Median with its 95 % band and mean of the distances over steps, in km on a log axis, and the references.
+
+    Args:
+        axes: to draw on.
+        rows: what metrics.csv holds, a logged step each.
+        references: what is known without a model -> its median distance in km; NaN is left out.
+        best_step: optimizer step of the evaluation to mark; None marks none.
+    """
     steps, median = series(rows, "val/haversine_km_median")
     mean_steps, mean = series(rows, "val/haversine_km_mean")
     banded = [row for row in rows if {"val/haversine_km_median_low", "val/haversine_km_median_high"} <= row.keys()]

@@ -38,7 +38,7 @@ class FeatureCache(L.Callback):
             self._remember(trainer, pl_module, [trainer.datamodule.evaluation_split])  # type: ignore[attr-defined]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise."""
+        """Before the test, whose split no evaluation has read."""
         self._remember(trainer, pl_module, ["test"])
 
     def _remember(self, trainer: L.Trainer, pl_module: L.LightningModule, splits: list[str]) -> None:
