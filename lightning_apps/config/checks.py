@@ -1,141 +1,19 @@
-"""The checks across groups, and what every command derives from a configuration; schema.py has the types.
+"""The checks of a whole configuration, across its groups; binding.py has those of a single node, schema.py the types.
 
-Nothing here imports torch: composing, `--help` and most mistakes are answered in about a second.
+Nothing here imports torch: most mistakes are answered in about a second.
 """
 
-import hashlib
-import importlib
-import inspect
 import re
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-import lightning_apps.config.schema  # noqa: F401 (conf/config.yaml names it)
 from datamodules.storage.errors import StorageError
 from datamodules.storage.object_store import split_url
+from lightning_apps.config.binding import OPTIONAL_CALLBACKS, PROGRAM_KEYS, bind, bind_callback
+from lightning_apps.config.composition import options
 from lightning_apps.config.optimizer_checks import check_optimizer
-from lightning_apps.config.package_folder import in_package
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.safe_stop import max_time_seconds
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-# ${project:tests/data/papers}: a path inside this project, wherever the command is started
-OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
-
-
-RUNTIME_ARGUMENTS = {
-    "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label", "gguf"},
-    "module": {"build_net", "build_optimizer", "schedule", "plan", "class_counts"},
-    "optimizer": {"module", "fused", "total_steps"},
-    "scheduler": {"total_steps"},
-    "callbacks": {"run_directory", "plan", "monitor", "mode", "check_on_train_epoch_end"},
-    "logger": {"save_dir"},
-}
-"""Arguments that the program supplies when it calls a node's target; every other one comes from the configuration."""
-OPTIONAL_CALLBACKS = {
-    "early_stopping": "lightning.pytorch.callbacks.EarlyStopping",
-    "reduce_on_plateau": "lightning_apps.callbacks.reduce_on_plateau.ReduceOnPlateau",
-    "weight_average": "lightning_apps.callbacks.weight_average.ExponentialWeightAverage",
-}
-"""Callbacks that are null or the arguments of one of these."""
-PROGRAM_KEYS = {"optimizer": {"freeze": "freeze_parameters", "unfreeze": "unfreezing_steps"}}
-"""Keys of a node that its target does not take: the program hands each to this function of parameter_groups."""
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain dicts and lists."""
-    try:
-        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        key = re.search(r"full_key: (\S+)", str(error))
-        name = key[1] if key else str(error).rpartition(" ")[2]
-        raise ConfigError(f"{name} is missing: give it on the command line, {name}=...") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
-
-
-def target(key: str, node: Mapping[str, Any]) -> Any:
-    """The callable that a node's `_target_` names.
-
-    Raises:
-        ConfigError: there is no such thing.
-    """
-    path = node.get("_target_")
-    if not isinstance(path, str) or "." not in path:
-        raise ConfigError(f"{key}._target_={path!r}: expected the dotted path of a class or function")
-    module_name, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}._target_={path!r} cannot be imported: {error}") from error
-
-
-def bind(key: str, node: Mapping[str, Any]) -> Any:
-    """A partial of the node's target over its arguments, after checking each name and type against its signature.
-
-    Raises:
-        ConfigError: an argument is unknown, missing, or of the wrong type.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    call = target(key, node)
-    signature = inspect.signature(call, eval_str=True)
-    not_for_target = {"_target_", *PROGRAM_KEYS.get(key, {}).keys() - signature.parameters.keys()}
-    given = {name: in_package(f"{key}.{name}", value) for name, value in node.items() if name not in not_for_target}
-    runtime = RUNTIME_ARGUMENTS.get(key.split(".")[0], set())
-    parameters = {
-        name: parameter
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
-    takes_any = len(parameters) < len(signature.parameters)
-    arguments = {}
-    for name, value in given.items():
-        if name not in parameters and not takes_any:
-            allowed = [known for known in parameters if known not in runtime]
-            raise ConfigError(
-                f"{key}.{name} does not exist{did_you_mean(name, allowed)}; allowed: {', '.join(allowed)}"
-            )
-        annotation = parameters[name].annotation if name in parameters else inspect.Parameter.empty
-        if annotation is inspect.Parameter.empty or takes_any:  # another library's signature
-            arguments[name] = value
-            continue
-        try:
-            arguments[name] = TypeAdapter(annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            # where in a list; the place inside a union is a type's name, which helps nobody
-            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-            place = f" (at {name}{place})" if place.startswith("[") else ""
-            raise ConfigError(
-                f"{key}.{name}={value!r}: {problem['msg'].lower()}{place}; expected {_readable(annotation)}"
-            ) from error
-    for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in {*given, *runtime}:
-            raise ConfigError(f"{key}.{name} is missing; {node['_target_']} needs it")
-    return partial(call, **arguments)
-
-
-def bind_callback(config: Mapping[str, Any], name: str) -> Any:
-    """One of OPTIONAL_CALLBACKS as bind gives it; None where it is off."""
-    node = config["callbacks"][name]
-    if node is None:
-        return None
-    if not isinstance(node, Mapping):
-        raise ConfigError(f"callbacks.{name}={node!r}: give its settings, callbacks.{name}={{key: value}}, or null")
-    return bind(f"callbacks.{name}", {**node, "_target_": OPTIONAL_CALLBACKS[name]})
-
-
-def _readable(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation)
-    return re.sub(r"\b(?:typing|collections\.abc|datamodules|lightning_apps)\.(?:\w+\.)*", "", text)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -166,11 +44,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_data(config["data"], config["hardware"])
     _check_devices(config)
     check_optimizer(config)
-
-
-def options(group: str) -> list[str]:
-    """Options of a config group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def _check_run_name(name: str | None) -> None:
@@ -311,23 +184,3 @@ def _check_devices(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"hardware.devices={config['hardware']['devices']}: with hardware=mps there is one device")
     if accelerator == "mps" and precision == "bf16_true":
         raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")
-
-
-def run_name(overrides: list[str]) -> str:
-    """Name of a run made from its command-line overrides: the same command finds the same run again.
-
-    Settings that do not change what is trained are left out. Long names are cut and end in a hash of the whole.
-    """
-    neutral = ("run.", "experiment=", "hydra.", "hydra/", "logger", "~logger")
-    return name_of_parts(
-        [override.lstrip("+") for override in overrides if not override.lstrip("+").startswith(neutral)]
-    )
-
-
-def name_of_parts(parts: list[str]) -> str:
-    """`key=value` parts, sorted, as a name for a folder; a long one is cut and ends in a hash of the whole."""
-    whole = ",".join(sorted(parts))
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole) or "default"
-    if len(name) > 100:
-        name = f"{name[:80]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
-    return name if name[0].isalnum() else f"run{name}"

@@ -18,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_apps.config.checks import did_you_mean
-from lightning_apps.errors import ConfigError
+from lightning_apps.config.overrides import quote_value
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.console import log_file_only
 
 
@@ -49,17 +49,6 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
     finally:
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-
-
-def quote_value(argument: str) -> str:
-    """`run=outputs/location/seed=1` -> `run="outputs/location/seed=1"`: paths of runs and checkpoints hold `=`.
-
-    Hydra's grammar has no use for an equals sign in a value that is not quoted, so nothing else is meant by it.
-    """
-    key, _, value = argument.partition("=")
-    if argument.startswith("-") or "=" not in value or any(sign in value for sign in "\"'[]{}()$"):
-        return argument
-    return f'{key}="{value}"'
 
 
 def _fail(code: int, message: str, show_traceback: bool) -> None:

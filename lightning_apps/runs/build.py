@@ -24,7 +24,7 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.checks import RUNTIME_ARGUMENTS, bind, bind_callback
+from lightning_apps.config.binding import RUNTIME_ARGUMENTS, bind, bind_callback
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.safe_stop import SafeStop

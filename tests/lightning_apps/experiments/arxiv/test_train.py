@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules.arxiv import ArxivDataModule, choose_categories
-from lightning_apps.config.checks import bind
+from lightning_apps.config.binding import bind
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -151,7 +151,7 @@ def finished(tmp_path_factory):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("arxiv")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

@@ -33,7 +33,7 @@ QUICK = [*TINY, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_ev
 def finished(tmp_path_factory, cache_root):
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("outputs")
     learning = ["data.chunk_size=32", "data.stride=16", "data.device_batch_size=null", "optimizer.groups=[]"]
