@@ -2,23 +2,27 @@
 
 import importlib
 import inspect
-import re
+import typing
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NotRequired, Required, get_args, get_origin
+
+from typing_extensions import Unpack, get_type_hints
 
 from lightning_apps.config.package_folder import in_package
+from lightning_apps.config.value_checks import checked_value
 from lightning_apps.errors import ConfigError, did_you_mean
+from models.from_data import FROM_DATA
 
 RUNTIME_ARGUMENTS = {
-    "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label", "gguf"},
-    "module": {"build_net", "build_optimizer", "schedule", "plan", "class_counts"},
+    "module": {"build_net", "build_optimizer", "schedule", "plan"},
     "optimizer": {"module", "fused", "total_steps"},
     "scheduler": {"total_steps"},
     "callbacks": {"run_directory", "plan", "monitor", "mode", "check_on_train_epoch_end"},
     "logger": {"save_dir"},
 }
-"""Arguments that the program supplies when it calls a node's target; every other one comes from the configuration."""
+"""Arguments that the program itself supplies when it calls a node's target; supplied_by_data names those of the data,
+and every other one comes from the configuration."""
 OPTIONAL_CALLBACKS = {
     "early_stopping": "lightning.pytorch.callbacks.EarlyStopping",
     "reduce_on_plateau": "lightning_apps.callbacks.reduce_on_plateau.ReduceOnPlateau",
@@ -45,25 +49,52 @@ def target(key: str, node: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key}._target_={path!r} cannot be imported: {error}") from error
 
 
+def parameters_of(call: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named parameters of a callable, and whether it takes any others besides.
+
+    The fields of `**options: Unpack[Options]` (PEP 692) are parameters like the others; a field that is not required
+    has the default `...`, for there is one, but only the callable knows it.
+    """
+    parameters: dict[str, inspect.Parameter] = {}
+    takes_any = False
+    for name, parameter in inspect.signature(call, eval_str=True).parameters.items():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            parameters[name] = parameter
+        elif get_origin(parameter.annotation) in (Unpack, typing.Unpack):
+            (options,) = get_args(parameter.annotation)
+            for field, annotation in get_type_hints(options, include_extras=True).items():
+                if get_origin(annotation) in (Required, NotRequired):
+                    (annotation,) = get_args(annotation)
+                default = inspect.Parameter.empty if field in options.__required_keys__ else ...
+                parameters[field] = inspect.Parameter(
+                    field, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+                )
+        else:
+            takes_any = True
+    return parameters, takes_any
+
+
+def supplied_by_data(call: Any) -> set[str]:
+    """Names of the parameters that are marked as coming from the data, `vocab_size: FromData[int]`."""
+    parameters, _ = parameters_of(call)
+    return {
+        name for name, parameter in parameters.items() if FROM_DATA in getattr(parameter.annotation, "__metadata__", ())
+    }
+
+
 def bind(key: str, node: Mapping[str, Any]) -> Any:
     """A partial of the node's target over its arguments, after checking each name and type against its signature.
 
-    Raises:
-        ConfigError: an argument is unknown, missing, or of the wrong type.
-    """
-    from pydantic import TypeAdapter, ValidationError
+    A target with an attribute `check`, see checked_by, has it called with the arguments.
 
+    Raises:
+        ConfigError: an argument is unknown, missing, of the wrong type or out of range.
+    """
     call = target(key, node)
-    signature = inspect.signature(call, eval_str=True)
-    not_for_target = {"_target_", *PROGRAM_KEYS.get(key, {}).keys() - signature.parameters.keys()}
+    parameters, takes_any = parameters_of(call)
+    not_for_target = {"_target_", *PROGRAM_KEYS.get(key, {}).keys() - parameters.keys()}
     given = {name: in_package(f"{key}.{name}", value) for name, value in node.items() if name not in not_for_target}
-    runtime = RUNTIME_ARGUMENTS.get(key.split(".")[0], set())
-    parameters = {
-        name: parameter
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
-    takes_any = len(parameters) < len(signature.parameters)
+    runtime = RUNTIME_ARGUMENTS.get(key.split(".")[0], set()) | supplied_by_data(call)
     arguments = {}
     for name, value in given.items():
         if name not in parameters and not takes_any:
@@ -75,19 +106,15 @@ def bind(key: str, node: Mapping[str, Any]) -> Any:
         if annotation is inspect.Parameter.empty or takes_any:  # another library's signature
             arguments[name] = value
             continue
-        try:
-            arguments[name] = TypeAdapter(annotation).validate_python(value, strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            # where in a list; the place inside a union is a type's name, which helps nobody
-            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-            place = f" (at {name}{place})" if place.startswith("[") else ""
-            raise ConfigError(
-                f"{key}.{name}={value!r}: {problem['msg'].lower()}{place}; expected {_readable(annotation)}"
-            ) from error
+        arguments[name] = checked_value(f"{key}.{name}", value, annotation)
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in {*given, *runtime}:
             raise ConfigError(f"{key}.{name} is missing; {node['_target_']} needs it")
+    if (check := getattr(call, "check", None)) is not None:
+        try:
+            check(arguments)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     return partial(call, **arguments)
 
 
@@ -99,8 +126,3 @@ def bind_callback(config: Mapping[str, Any], name: str) -> Any:
     if not isinstance(node, Mapping):
         raise ConfigError(f"callbacks.{name}={node!r}: give its settings, callbacks.{name}={{key: value}}, or null")
     return bind(f"callbacks.{name}", {**node, "_target_": OPTIONAL_CALLBACKS[name]})
-
-
-def _readable(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation)
-    return re.sub(r"\b(?:typing|collections\.abc|datamodules|lightning_apps)\.(?:\w+\.)*", "", text)

@@ -12,6 +12,8 @@ from datamodules.storage.object_store import split_url
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, PROGRAM_KEYS, bind, bind_callback
 from lightning_apps.config.composition import options
 from lightning_apps.config.optimizer_checks import check_optimizer
+from lightning_apps.config.schema import RANGES
+from lightning_apps.config.value_checks import checked_value
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.safe_stop import max_time_seconds
 
@@ -19,12 +21,20 @@ from lightning_apps.process.safe_stop import max_time_seconds
 def check_config(config: Mapping[str, Any]) -> None:
     """Reject what groups can only get wrong together, and every argument that its target would refuse.
 
+    What needs no import of a target comes first: the targets bring torch, which takes seconds.
+
     Raises:
         ConfigError: with the key, what is allowed and the remedy.
     """
-    for key in ("model", "data", "optimizer", "scheduler", "module"):
-        if not isinstance(config[key], Mapping):
-            raise ConfigError(f"{key}={config[key]!r}: choose an option of the group, {key}=<{'|'.join(options(key))}>")
+    _check_sections(config)
+    _check_run_name(config["run"]["name"])
+    _check_upload(config["run"]["upload"])
+    max_time_seconds(config["trainer"]["max_time"])
+    _check_ranges(config)
+    _check_checkpoints(config["callbacks"]["checkpoints"])
+    _check_guards(config["callbacks"]["guards"])
+    _check_devices(config)
+    for key in BOUND:
         bind(key, config[key])
     for name, function in PROGRAM_KEYS["optimizer"].items():
         if name in config["optimizer"]:
@@ -34,21 +44,43 @@ def check_config(config: Mapping[str, Any]) -> None:
         bind_callback(config, name)
     for group, nodes in (("callbacks.extra", config["callbacks"]["extra"]), ("logger", config["logger"])):
         for name, node in nodes.items():
-            if node is not None:
+            if node:
                 bind(f"{group}.{name}", node)
-    _check_run_name(config["run"]["name"])
-    _check_upload(config["run"]["upload"])
-    _check_numbers(config)
-    _check_guards(config["callbacks"]["guards"])
-    _check_model(config["model"])
     _check_data(config["data"], config["hardware"])
-    _check_devices(config)
     check_optimizer(config)
 
 
+BOUND = ("model", "data", "optimizer", "scheduler", "module")
+"""Sections that name a target."""
+
+
+def _check_sections(config: Mapping[str, Any]) -> None:
+    """Every section is there and has keys; what can be switched off has keys or is off."""
+    for key in (*BOUND, "precision", "hardware", "trainer", "callbacks", "logger", "run"):
+        if key not in config:
+            raise ConfigError(f"{key} is missing: a run needs it; leave ~{key} away")
+        if not isinstance(config[key], Mapping):
+            remedy = f"choose an option of the group, {key}=<{'|'.join(known)}>" if (known := options(key)) else ""
+            raise ConfigError(f"{key}={config[key]!r}: {remedy or 'it has keys of its own, leave it to experiment='}")
+    for group, nodes in (("callbacks.extra", config["callbacks"]["extra"]), ("logger", config["logger"])):
+        for name, node in nodes.items():
+            if node and not isinstance(node, Mapping):
+                raise ConfigError(f"{group}.{name}={node!r}: give its settings, or null or false to switch it off")
+
+
 def _check_run_name(name: str | None) -> None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+@\[\]-]*", name):
+    if name is None:
+        return
+    if len(name) > LONGEST_NAME:
+        raise ConfigError(
+            f"run.name={name[:20]}...: {len(name)} characters; at most {LONGEST_NAME} make the name of a folder"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=,+@\[\]-]*", name):
         raise ConfigError(f"run.name={name!r}: use letters, digits and . _ = , + - (no slashes), starting with one")
+
+
+LONGEST_NAME = 200
+"""File systems allow 255 bytes; partial files and crash dumps add to a name."""
 
 
 def _check_upload(url: str | None) -> None:
@@ -59,42 +91,21 @@ def _check_upload(url: str | None) -> None:
             raise ConfigError(f"run.upload: {error}") from error
 
 
-def _check_numbers(config: Mapping[str, Any]) -> None:
-    max_time_seconds(config["trainer"]["max_time"])
-    trainer, checkpoints = config["trainer"], config["callbacks"]["checkpoints"]
-    if trainer["log_every"] < 1:
-        raise ConfigError(f"trainer.log_every={trainer['log_every']}: must be at least 1")
-    if trainer["clip_norm"] is not None and trainer["clip_norm"] <= 0:
-        raise ConfigError(f"trainer.clip_norm={trainer['clip_norm']}: must be positive, or null for no clipping")
-    if checkpoints["mode"] not in ("min", "max"):
-        raise ConfigError(f"callbacks.checkpoints.mode={checkpoints['mode']!r}: allowed are min, max")
+def _check_ranges(config: Mapping[str, Any]) -> None:
+    for key, (annotation, allowed) in RANGES.items():
+        *sections, name = key.split(".")
+        node: Any = config
+        for section in sections:
+            node = node.get(section) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and name in node:  # a run that is older than the key has none
+            checked_value(key, node[name], annotation, allowed=allowed)
+
+
+def _check_checkpoints(checkpoints: Mapping[str, Any]) -> None:
     if not checkpoints["monitor"].startswith("val/"):
         raise ConfigError(
             f"callbacks.checkpoints.monitor={checkpoints['monitor']!r}: selection looks at val/ metrics only"
         )
-    if checkpoints["keep"] is not None and checkpoints["keep"] < 1:
-        raise ConfigError(f"callbacks.checkpoints.keep={checkpoints['keep']}: must be at least 1, or null for all")
-    ratio = checkpoints["loss_ratio"]
-    if ratio is not None and not 0 < ratio < 1:
-        raise ConfigError(f"callbacks.checkpoints.loss_ratio={ratio}: must lie between 0 and 1, both excluded, or null")
-    average = config["callbacks"]["weight_average"]
-    if average is not None and not 0 < average["decay"] < 1:
-        raise ConfigError(f"callbacks.weight_average.decay={average['decay']}: must lie between 0 and 1, both excluded")
-    plateau = config["callbacks"]["reduce_on_plateau"]
-    if plateau is not None:
-        if not 0 < plateau["factor"] < 1:
-            raise ConfigError(
-                f"callbacks.reduce_on_plateau.factor={plateau['factor']}: must lie between 0 and 1, both excluded"
-            )
-        for name in ("patience", "threshold", "min_factor"):
-            if plateau.get(name, 0) < 0:
-                raise ConfigError(f"callbacks.reduce_on_plateau.{name}={plateau[name]}: must not be negative")
-    if not 0 <= config["module"].get("label_smoothing", 0.0) < 1:
-        raise ConfigError(
-            f"module.label_smoothing={config['module']['label_smoothing']}: must be at least 0 and below 1"
-        )
-    if not 0 <= config["seed"] < 2**32:
-        raise ConfigError(f"seed={config['seed']}: must lie between 0 and 2**32 - 1")
 
 
 GUARD_ACTIONS = {
@@ -114,35 +125,6 @@ def _check_guards(guards: Mapping[str, Any]) -> None:
                 f"callbacks.guards.{name}={guards[name]!r}{did_you_mean(guards[name], list(allowed))}: "
                 f"allowed are {', '.join(allowed)}{hint}"
             )
-    if guards["loss_spike_sigmas"] <= 0:
-        raise ConfigError(f"callbacks.guards.loss_spike_sigmas={guards['loss_spike_sigmas']}: must be positive")
-    if not 0 <= guards["collapsed_after"] <= 1:
-        raise ConfigError(
-            f"callbacks.guards.collapsed_after={guards['collapsed_after']}: a share of the run, between 0 and 1"
-        )
-
-
-def _check_model(model: Mapping[str, Any]) -> None:
-    width, heads, key_heads = (
-        model.get("hidden_size"),
-        model.get("num_attention_heads"),
-        model.get("num_key_value_heads"),
-    )
-    for name, value in model.items():
-        if name.startswith("num_") or name.endswith("_size"):  # noqa: SIM102
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"model.{name}={value}: must be at least 1")
-    if width and heads and width % heads:
-        raise ConfigError(f"model.hidden_size={width} is not a multiple of model.num_attention_heads={heads}")
-    if width and heads and (width // heads) % 2:
-        raise ConfigError(
-            f"model.hidden_size={width} / model.num_attention_heads={heads} = {width // heads}: "
-            "rotary positions need an even head size"
-        )
-    if heads and key_heads and heads % key_heads:
-        raise ConfigError(
-            f"model.num_attention_heads={heads} is not a multiple of model.num_key_value_heads={key_heads}"
-        )
 
 
 def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
@@ -176,8 +158,6 @@ def _check_data(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
 
 def _check_devices(config: Mapping[str, Any]) -> None:
     precision, accelerator = config["precision"]["name"], config["hardware"]["accelerator"]
-    if config["hardware"]["devices"] < 1:
-        raise ConfigError(f"hardware.devices={config['hardware']['devices']}: must be at least 1")
     if accelerator == "cpu" and precision == "fp16_mixed":
         raise ConfigError("precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or bf16_mixed")
     if accelerator == "mps" and config["hardware"]["devices"] > 1:

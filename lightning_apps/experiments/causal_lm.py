@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -36,7 +37,7 @@ class TargetTokenModule(L.LightningModule):
         build_optimizer: Callable[[nn.Module], Optimizer],
         schedule: Schedule,
         plan: RunPlan,
-        label_smoothing: float,
+        label_smoothing: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # step_on_window says why

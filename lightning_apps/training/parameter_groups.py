@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from annotated_types import Ge
 from torch import nn
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
@@ -18,8 +19,8 @@ class GroupRule(TypedDict):
     """Own settings for the parameters that a pattern finds; what is not given is as for the rest."""
 
     pattern: str
-    lr: NotRequired[float]
-    weight_decay: NotRequired[float]
+    lr: NotRequired[Annotated[float, Ge(0)]]
+    weight_decay: NotRequired[Annotated[float, Ge(0)]]
 
 
 class UnfreezeRule(TypedDict):
@@ -129,7 +130,7 @@ def parameter_groups(
     Args:
         module: whose trainable parameters are grouped.
         lr: learning rate where no rule gives one.
-        weight_decay: likewise.
+        weight_decay: weight decay where no rule gives one.
         groups: the first rule whose pattern finds a parameter is the one that counts.
         layer_decay: factor from one layer to the one before it; None for none.
 

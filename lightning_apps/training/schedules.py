@@ -2,9 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 Schedule = Callable[[int], float]
 """Number of completed optimizer steps -> factor for the next one."""
+Steps = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Division = Annotated[float, Ge(1)]
 
 
 def _with_warmup(warmup_steps: float, after: Callable[[float], float]) -> Schedule:
@@ -12,18 +18,18 @@ def _with_warmup(warmup_steps: float, after: Callable[[float], float]) -> Schedu
     return lambda step: (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
 
 
-def constant(*, warmup_steps: float, total_steps: int) -> Schedule:
+def constant(*, warmup_steps: Steps, total_steps: int) -> Schedule:
     """The peak rate after a linear warmup."""
     return _with_warmup(warmup_steps, lambda step: 1.0)
 
 
-def linear(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
+def linear(*, warmup_steps: Steps, total_steps: int, floor: Share) -> Schedule:
     """Linear warmup, then a straight line from 1 to `floor` at the end of the run."""
     remaining = max(1, total_steps - warmup_steps)
     return _with_warmup(warmup_steps, lambda step: 1 - (1 - floor) * min(1.0, step / remaining))
 
 
-def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
+def cosine(*, warmup_steps: Steps, total_steps: int, floor: Share) -> Schedule:
     """Linear warmup, then half a cosine from 1 to `floor` (Loshchilov and Hutter 2017, without restarts)."""
     remaining = max(1, total_steps - warmup_steps)
     return _with_warmup(
@@ -32,7 +38,7 @@ def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
     )
 
 
-def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, decay_share: float) -> Schedule:
+def warmup_stable_decay(*, warmup_steps: Steps, total_steps: int, floor: Share, decay_share: Share) -> Schedule:
     """Linear warmup, the peak rate, then a straight line to `floor` over the last `decay_share` of the run."""
     decay_steps = max(1, round(decay_share * total_steps))
     stable_steps = total_steps - warmup_steps - decay_steps
@@ -42,7 +48,9 @@ def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, 
     )
 
 
-def one_cycle(*, warmup_steps: float, total_steps: int, initial_division: float, final_division: float) -> Schedule:
+def one_cycle(
+    *, warmup_steps: Steps, total_steps: int, initial_division: Division, final_division: Division
+) -> Schedule:
     """Half a cosine up to 1, then one down (Smith and Topin 2018, as in torch's OneCycleLR).
 
     Args:

@@ -1,14 +1,18 @@
 """Hierarchical classifiers as `model=...` makes them: over a pretrained encoder, or a small one with random weights."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
 
+from models.attention_sizes import check_heads, checked_by
 from models.encoders.classifier import cannot_load, check_vocabulary, quiet_report, set_dropouts
 from models.encoders.document_pooling import DocumentPooling
 from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalConfig
+from models.from_data import FromData
+from models.ranges import Count, Dropout
 
 ChunkPooling = Literal["first", "mean"]
 Recompute = Literal["layers", "chunks"]
@@ -16,22 +20,22 @@ Recompute = Literal["layers", "chunks"]
 
 def pretrained_hierarchical(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    label_names: list[str],
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    label_names: FromData[list[str]],
     pretrained: str,
     revision: str | None,
     chunk_pooling: ChunkPooling,
     document_pooling: DocumentPooling,
-    attention_size: int,
-    attention_heads: int,
-    head_size: int | None,
-    hidden_dropout: float | None,
-    attention_dropout: float | None,
-    head_dropout: float,
+    attention_size: Count,
+    attention_heads: Count,
+    head_size: Count | None,
+    hidden_dropout: Dropout | None,
+    attention_dropout: Dropout | None,
+    head_dropout: Dropout,
     freeze_embeddings: bool,
-    freeze_layers: int,
-    micro_chunks: int,
+    freeze_layers: Annotated[int, Ge(0)],
+    micro_chunks: Count,
     recompute: Recompute,
 ) -> HierarchicalClassifier:
     """A pretrained encoder in float32 with new parts above it.
@@ -43,18 +47,18 @@ def pretrained_hierarchical(
         pretrained: name on the hub, or a folder; of a classifier, such as the model/ of a run of `imdb` or `rating`,
             the encoder is taken.
         revision: of the weights on the hub; None for the newest.
-        chunk_pooling: see HierarchicalConfig, as the next four.
-        document_pooling: likewise.
-        attention_size: likewise.
-        attention_heads: likewise.
-        head_size: likewise.
-        hidden_dropout: on hidden states of the encoder in training; None keeps its own, as for the next.
-        attention_dropout: on attention weights of the encoder.
+        chunk_pooling: from the tokens of a chunk to its vector, see HierarchicalConfig.
+        document_pooling: from the vectors of the chunks to that of the document, see HierarchicalConfig.
+        attention_size: width of additive attention over chunks.
+        attention_heads: heads of multi-head attention over chunks.
+        head_size: width inside the head; None for that of the encoder.
+        hidden_dropout: on hidden states of the encoder in training; None keeps its own.
+        attention_dropout: on attention weights of the encoder; None keeps its own.
         head_dropout: inside the head.
         freeze_embeddings: exclude the embeddings from training.
         freeze_layers: exclude so many layers from training, from the bottom.
-        micro_chunks: see HierarchicalConfig, as the next.
-        recompute: likewise.
+        micro_chunks: chunks that are encoded at once.
+        recompute: what activation checkpointing keeps, see HierarchicalConfig.
 
     Raises:
         ValueError: the weights cannot be loaded, or do not fit tokenizer or settings.
@@ -114,27 +118,28 @@ def encoder_weights(pretrained: str, config: PreTrainedConfig, revision: str | N
     return {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
 
 
+@checked_by(check_heads)
 def random_hierarchical(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    label_names: list[str],
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    intermediate_size: int,
-    max_position_embeddings: int,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    label_names: FromData[list[str]],
+    hidden_size: Count,
+    num_hidden_layers: Count,
+    num_attention_heads: Count,
+    intermediate_size: Count,
+    max_position_embeddings: Count,
     chunk_pooling: ChunkPooling,
     document_pooling: DocumentPooling,
-    attention_size: int,
-    attention_heads: int,
-    head_size: int | None,
-    hidden_dropout: float,
-    attention_dropout: float,
-    head_dropout: float,
+    attention_size: Count,
+    attention_heads: Count,
+    head_size: Count | None,
+    hidden_dropout: Dropout,
+    attention_dropout: Dropout,
+    head_dropout: Dropout,
     freeze_embeddings: bool,
-    freeze_layers: int,
-    micro_chunks: int,
+    freeze_layers: Annotated[int, Ge(0)],
+    micro_chunks: Count,
     recompute: Recompute,
 ) -> HierarchicalClassifier:
     """A BERT encoder with random float32 weights under the same parts.
@@ -148,18 +153,18 @@ def random_hierarchical(
         num_attention_heads: attention heads of the encoder.
         intermediate_size: width of the MLP.
         max_position_embeddings: longest chunk.
-        chunk_pooling: see HierarchicalConfig, as the next four.
-        document_pooling: likewise.
-        attention_size: likewise.
-        attention_heads: likewise.
-        head_size: likewise.
+        chunk_pooling: from the tokens of a chunk to its vector, see HierarchicalConfig.
+        document_pooling: from the vectors of the chunks to that of the document, see HierarchicalConfig.
+        attention_size: width of additive attention over chunks.
+        attention_heads: heads of multi-head attention over chunks.
+        head_size: width inside the head; None for that of the encoder.
         hidden_dropout: on hidden states of the encoder in training.
         attention_dropout: on attention weights of the encoder.
         head_dropout: inside the head.
-        freeze_embeddings: see pretrained_hierarchical, as the next three.
-        freeze_layers: likewise.
-        micro_chunks: likewise.
-        recompute: likewise.
+        freeze_embeddings: exclude the embeddings from training.
+        freeze_layers: exclude so many layers from training, from the bottom.
+        micro_chunks: chunks that are encoded at once.
+        recompute: what activation checkpointing keeps, see HierarchicalConfig.
 
     Raises:
         ValueError: sizes do not fit each other.

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from lightning_apps.training.optimizer_step import step_on_window
 from lightning_apps.training.plan import RunPlan
 from lightning_apps.training.schedules import Schedule
 from models.encoders.classifier import weighted_cross_entropy
+from models.from_data import FromData
 
 ClassWeights = Literal["inverse_frequency", "effective_number"]
 
@@ -43,11 +45,11 @@ class RatingModule(ClassificationModule):
         build_optimizer: Callable[[nn.Module], Optimizer],
         schedule: Schedule,
         plan: RunPlan,
-        class_counts: list[int],
+        class_counts: FromData[list[int]],
         class_weights: ClassWeights | list[float] | None,
-        effective_number_beta: float,
-        label_smoothing: float,
-        focal_gamma: float,
+        effective_number_beta: Annotated[float, Ge(0), Lt(1)],
+        label_smoothing: Annotated[float, Ge(0), Lt(1)],
+        focal_gamma: Annotated[float, Ge(0)],
     ) -> None:
         super().__init__(
             build_net=build_net,
