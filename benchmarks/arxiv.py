@@ -28,7 +28,8 @@ def composed(options: argparse.Namespace) -> dict[str, Any]:
     """The experiment's configuration, both sides'."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, check_config, plain
+    from lightning_apps.config.checks import check_config
+    from lightning_apps.config.composition import CONF, plain
 
     overrides = [
         "experiment=arxiv",

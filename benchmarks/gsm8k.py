@@ -43,7 +43,7 @@ def open_data(options: argparse.Namespace, base: Path) -> Any:
     """The experiment's data."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
     from lightning_apps.runs.build import build_datamodule, quiet_libraries
 
     quiet_libraries()
@@ -55,7 +55,7 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
     """Write the weights that everybody starts from, in float32, and the tokenizer."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()

@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.sample_log import SampleLog
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.checks import CONF, plain
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.build import (

@@ -63,7 +63,7 @@ def peer_run(options: argparse.Namespace, *, batch_size: int | None, seed: int) 
         set_seed,
     )
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
     from lightning_apps.config.package_folder import in_package
     from lightning_apps.runs.build import build_datamodule
 

@@ -100,7 +100,7 @@ def location_data(*, blend_cities: int) -> tuple[dict[str, Any], Any]:
     """Configuration and data of the experiment."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
     from lightning_apps.runs.build import build_datamodule
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

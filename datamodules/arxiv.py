@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,8 +85,6 @@ class ArxivDataModule(ExperimentData):
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(**loading)
-        if num_categories is not None and categories is not None:
-            raise ValueError("data.num_categories and data.categories exclude each other: a number, or the names")
         self.source_options: dict[str, Any] = {
             "path": path,
             "hub_name": hub_name,
@@ -110,6 +109,16 @@ class ArxivDataModule(ExperimentData):
         }
         self.store: TokenStore | None = None
         self._evaluation_sets: dict[Split, EvaluationSet] = {}
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Whether the categories are chosen in one way only.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if settings["num_categories"] is not None and settings["categories"] is not None:
+            raise ValueError("data.num_categories and data.categories exclude each other: a number, or the names")
 
     # ------------------------------------------------------------------ preparation and set-up
 

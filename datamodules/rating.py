@@ -1,6 +1,6 @@
 """Long documents with ratings, as chunks that an encoder can take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,6 +141,19 @@ class RatingDataModule(ClassificationData):
             "leaks": leaks,
         }
         self.sampling = sampling
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Whether chunks leave no text out.
+
+        Raises:
+            ValueError: they do.
+        """
+        if settings["stride"] >= settings["chunk_size"]:
+            raise ValueError(
+                f"data.stride={settings['stride']}: chunks of data.chunk_size={settings['chunk_size']} tokens, special "
+                "ones included, would leave text between them out; choose a smaller stride"
+            )
 
     # ------------------------------------------------------------------ preparation
 

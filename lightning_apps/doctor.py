@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.config.checks import CONF, check_config, plain
+from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.composition import CONF, plain
 
 TRAINED = ("\x1b[1;32m", "\x1b[0m")
 """Bold green on terminals."""

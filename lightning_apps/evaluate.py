@@ -9,8 +9,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.config.checks import CONF, plain
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_files.directory import RunDirectory, open_run
 
@@ -154,8 +154,8 @@ def choose_metrics(config: dict[str, Any], wanted: str | list[str] | None) -> No
     extra = config["callbacks"]["extra"]
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     for name in names:
-        if extra.get(name) is None:
-            there = [key for key, node in extra.items() if node is not None]
+        if not extra.get(name):  # null and false switch one off
+            there = [key for key, node in extra.items() if node]
             raise ConfigError(
                 f"metrics={name}: the run measures no such thing{did_you_mean(name, there)}; "
                 f"there are {', '.join(there) or 'none'}"

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, TextIO
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.config.checks import CONF, bind, plain, target
+from lightning_apps.config.binding import bind, target
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_files.directory import RunDirectory, open_run
 

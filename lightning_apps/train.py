@@ -4,8 +4,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.config.checks import CONF, check_config, plain, run_name
+from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.overrides import run_name
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.parent_death import stop_with_parent
 

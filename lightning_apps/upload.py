@@ -6,8 +6,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 
-from lightning_apps.config.checks import CONF, plain
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import open_run
 

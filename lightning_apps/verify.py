@@ -15,8 +15,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.config.checks import CONF, check_config, plain, target
+from lightning_apps.config.binding import target
+from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.run_files.directory import RunDirectory

@@ -3,12 +3,15 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
+
+from models.ranges import Dropout, Positive
 
 
 class Lora(TypedDict):
@@ -22,9 +25,9 @@ class Lora(TypedDict):
         dora: also learn the size of each output's weights (Liu et al. 2024).
     """
 
-    rank: int
-    alpha: float
-    dropout: float
+    rank: Annotated[int, Ge(0)]
+    alpha: Positive
+    dropout: Dropout
     target_modules: str | list[str]
     dora: bool
 

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from lightning_apps.config.checks import CONF, plain, run_name
+from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.overrides import run_name
 from lightning_apps.experiments.gsm8k.small_files import write_small_files
 from tests.s3_server import s3  # noqa: F401 (a fixture)
 from tests.storage_parts import LARGE

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_apps import doctor, evaluate, explain, generate, predict, prepare, replay, report, train, upload, verify
-from lightning_apps.config.checks import CONF
+from lightning_apps.config.composition import CONF
 
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m lightning_apps\.(\w+) ?(.*)$", README, flags=re.MULTILINE)

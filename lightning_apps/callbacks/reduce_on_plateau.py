@@ -1,8 +1,9 @@
 """A lower learning rate where evaluations stop improving."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
+from annotated_types import Ge, Gt, Lt
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_apps.callbacks.checkpoints import monitored_value
@@ -30,10 +31,10 @@ class ReduceOnPlateau(L.Callback):
         *,
         monitor: str,
         mode: Literal["min", "max"],
-        factor: float,
-        patience: int,
-        threshold: float = 1e-4,
-        min_factor: float = 0.0,
+        factor: Annotated[float, Gt(0), Lt(1)],
+        patience: Annotated[int, Ge(0)],
+        threshold: Annotated[float, Ge(0)] = 1e-4,
+        min_factor: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
         self.monitor = monitor
         self.mode = mode

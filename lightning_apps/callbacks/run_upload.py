@@ -16,7 +16,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from datamodules.storage.folders import StorageError, folder_files
-from lightning_apps.config.checks import CONF
+from lightning_apps.config.composition import CONF
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import is_left_out, report_text, retry_command, run_url

@@ -1,7 +1,8 @@
 """Exponential moving average of the weights, evaluated and saved in place of the raw ones."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Gt, Lt
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -16,6 +17,6 @@ class ExponentialWeightAverage(WeightAveraging):
         decay: share that the average keeps; 1 / (1 - decay) steps are remembered.
     """
 
-    def __init__(self, *, decay: float) -> None:
+    def __init__(self, *, decay: Annotated[float, Gt(0), Lt(1)]) -> None:
         options: dict[str, Any] = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
         super().__init__(**options)

@@ -16,11 +16,30 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_apps.config.checks import did_you_mean
-from lightning_apps.errors import ConfigError
+from lightning_apps.config.overrides import quote_value
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.console import log_file_only
+
+LIGHTNING_KEYS = {
+    "accelerator": "hardware.accelerator, which hardware= chooses,",
+    "accumulate_grad_batches": "data.device_batch_size (data.global_batch_size stays what it is)",
+    "callbacks": "callbacks=, with more in callbacks.extra,",
+    "check_val_every_n_epoch": "trainer.evaluate_every",
+    "default_root_dir": "run.output_root",
+    "deterministic": "hardware.deterministic",
+    "devices": "hardware.devices",
+    "gradient_clip_algorithm": "trainer.clip_norm (by norm)",
+    "gradient_clip_val": "trainer.clip_norm",
+    "log_every_n_steps": "trainer.log_every",
+    "logger": "logger=",
+    "num_nodes": "hardware.num_nodes",
+    "precision": "precision=",
+    "strategy": "hardware.strategy, which hardware= chooses,",
+    "val_check_interval": "trainer.evaluate_every",
+}
+"""What arguments of Lightning's Trainer that people type after `trainer.` are called here."""
 
 
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
@@ -35,6 +54,8 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
             return task(cfg)
         except ConfigError as error:
             _fail(2, str(error), show_traceback)
+        except MissingMandatoryValue as error:
+            _fail(2, explain(error, config_path, config_name), show_traceback)
         except KeyboardInterrupt:
             _fail(130, "stopped by Ctrl-C", show_traceback)
         except Exception as error:
@@ -49,17 +70,6 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
     finally:
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-
-
-def quote_value(argument: str) -> str:
-    """`run=outputs/location/seed=1` -> `run="outputs/location/seed=1"`: paths of runs and checkpoints hold `=`.
-
-    Hydra's grammar has no use for an equals sign in a value that is not quoted, so nothing else is meant by it.
-    """
-    key, _, value = argument.partition("=")
-    if argument.startswith("-") or "=" not in value or any(sign in value for sign in "\"'[]{}()$"):
-        return argument
-    return f'{key}="{value}"'
 
 
 def _fail(code: int, message: str, show_traceback: bool) -> None:
@@ -104,6 +114,9 @@ def explain(error: Exception, config_path: Path, config_name: str) -> str:
 
 def _unknown_key(key: str, config_path: Path, config_name: str) -> str:
     """Message for an override that names no key, with the keys that stand beside it."""
+    group, _, name = key.partition(".")
+    if group == "trainer" and name in LIGHTNING_KEYS:
+        return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
             groups = [argument for argument in sys.argv[1:] if _chooses_group(argument, config_path)]

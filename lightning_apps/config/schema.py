@@ -1,8 +1,9 @@
 """Types of the root configuration; the values are in conf/."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt, Predicate
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
@@ -44,6 +45,14 @@ class TrainerConfig:
     save_every: Any = MISSING
     log_every: int = MISSING
     clip_norm: float | None = MISSING
+    # an older run's configuration has none of these
+    fast_dev_run: Any = False
+    limit_train_batches: Any = None
+    limit_val_batches: Any = None
+    limit_test_batches: Any = None
+    overfit_batches: Any = 0
+    detect_anomaly: bool = False
+    profiler: str | None = None
 
 
 @dataclass
@@ -114,5 +123,49 @@ class RootConfig:
     verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
     verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
 
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+WholeOrShare = Annotated[float, Gt(0), Predicate(lambda value: value < 1 or value % 1 == 0)]
+Cadence = Literal["epoch", "never"] | Count | WholeOrShare
+BATCHES = "a number of batches, or a share of them between 0.0 and 1.0"
+CADENCE = "allowed are optimizer steps, a fraction of the run below 1, epoch, never"
+
+RANGES: dict[str, tuple[Any, str | None]] = {
+    "seed": (Annotated[int, Ge(0), Lt(2**32)], "must lie between 0 and 2**32 - 1"),
+    "precision.lightning": (
+        Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"],
+        "allowed are 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, 64-true; precision= chooses one",
+    ),
+    "hardware.accelerator": (Literal["auto", "gpu", "mps", "cpu"], "allowed are auto, gpu, mps, cpu"),
+    "hardware.strategy": (Literal["auto", "ddp"], "allowed are auto, ddp"),
+    "hardware.devices": (Count, None),
+    "hardware.num_threads": (Count | None, None),
+    "hardware.num_workers": (Annotated[int, Ge(0)], None),
+    "trainer.max_steps": (Count | None, None),
+    "trainer.max_epochs": (Annotated[float, Gt(0)] | None, None),
+    "trainer.max_tokens": (Count | None, None),
+    "trainer.evaluate_every": (Cadence, CADENCE),
+    "trainer.save_every": (Cadence, CADENCE),
+    "trainer.log_every": (Count, None),
+    "trainer.clip_norm": (Annotated[float, Gt(0)] | None, None),
+    "trainer.fast_dev_run": (bool | Count, "allowed are false, true, or a number of steps, at least 1"),
+    "trainer.limit_train_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
+    "trainer.limit_val_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
+    "trainer.limit_test_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
+    "trainer.overfit_batches": (Annotated[int, Ge(0)] | Share, f"give {BATCHES}; 0 is off"),
+    "trainer.profiler": (
+        Literal["simple", "advanced", "pytorch"] | None,
+        "allowed are simple, advanced, pytorch, or null",
+    ),
+    "callbacks.checkpoints.mode": (Literal["min", "max"], "allowed are min, max"),
+    "callbacks.checkpoints.keep": (Count | None, None),
+    "callbacks.checkpoints.loss_ratio": (Annotated[float, Gt(0), Lt(1)] | None, None),
+    "callbacks.guards.loss_spike_sigmas": (Annotated[float, Gt(0)], None),
+    "callbacks.guards.collapsed_after": (Share, "a share of the run, between 0 and 1"),
+    "callbacks.early_stopping.patience": (Annotated[int, Ge(0)], None),
+}
+"""What the dataclasses above cannot say, since OmegaConf knows no ranges: the type of each key with its range, and the
+words for what is allowed where the range does not say it itself."""
 
 ConfigStore.instance().store(name="schema", node=RootConfig)

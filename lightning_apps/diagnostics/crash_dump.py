@@ -90,7 +90,7 @@ def write_crash_dump(
     Args:
         folder: of the crash dump, one for all ranks; made if need be.
         crash_dump: what crash_dump.json will hold.
-        window: the step batch, whose `micro_batches` and `sample_ids` are kept; None where it is not known.
+        batch: what fed the step; its `micro_batches` and `sample_ids` are kept. None where it is not known.
         config: the run's configuration; rank 0 writes it.
         seed: the run's seed, from which the random states of the step follow.
     """

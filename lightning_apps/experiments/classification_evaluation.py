@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,8 +50,8 @@ class ClassificationEvaluation(L.Callback):
         *,
         run_directory: RunDirectory,
         baselines: bool,
-        num_examples: int,
-        score_weights: list[float] | None = None,
+        num_examples: Annotated[int, Ge(0)],
+        score_weights: list[Annotated[float, Ge(0)]] | None = None,
     ) -> None:
         self.score_weights = score_weights
         self.run_directory = run_directory

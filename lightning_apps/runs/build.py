@@ -1,7 +1,6 @@
 """From a checked configuration to objects: data, module, callbacks, loggers, trainer."""
 
 import hashlib
-import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.checks import RUNTIME_ARGUMENTS, bind, bind_callback, parameters_of
+from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
@@ -129,8 +128,7 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
         ConfigError: the network is one for another task.
     """
     make = bind("model", config["model"])
-    parameters = inspect.signature(make.func).parameters
-    needed = {name for name in parameters if name in RUNTIME_ARGUMENTS["model"] and name not in make.keywords}
+    needed = supplied_by_data(make.func) - make.keywords.keys()
     if not needed <= set(net_arguments):
         raise ConfigError(
             f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
@@ -141,7 +139,7 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
 
 def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
     """The network; one that cannot be loaded, or does not suit the data, is the configuration's mistake."""
-    wanted = inspect.signature(build.func).parameters  # data may know more than the network needs
+    wanted, _ = parameters_of(build.func)  # data may know more than the network needs
     try:
         return build(**{name: value for name, value in arguments.items() if name in wanted})
     except ValueError as error:
@@ -191,12 +189,12 @@ def build_step_callbacks(config: Config, plan: RunPlan, *, crash_dumps: Path | N
 
 
 def build_extra_callbacks(config: Config, directory: RunDirectory, plan: RunPlan) -> list[L.Callback]:
-    """The callbacks of `callbacks.extra`; null switches one off."""
+    """The callbacks of `callbacks.extra`; null or false switches one off."""
     runtime = {"run_directory": directory, "plan": plan}
     return [
         _call(bind(f"callbacks.extra.{name}", node), runtime)
         for name, node in config["callbacks"]["extra"].items()
-        if node is not None
+        if node
     ]
 
 

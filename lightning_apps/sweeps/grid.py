@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_apps.config.checks import name_of_parts
+from lightning_apps.config.overrides import name_of_parts
 from lightning_apps.errors import ConfigError
 
 OWN_KEYS = ("run.name", "run.resume", "run.overwrite")

@@ -22,8 +22,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_apps.config.checks import CONF, bind, check_config, plain
+from lightning_apps.config.binding import bind
+from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import explain
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.run_files.directory import RunDirectory, locate_run, read_summary

@@ -1,8 +1,9 @@
 """Optimizers, each a function of a module and plain settings."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 from lightning_apps.errors import ConfigError
@@ -10,16 +11,20 @@ from lightning_apps.training.muon import MuonWithAdamW
 from lightning_apps.training.parameter_groups import GroupRule, hidden_matrices, parameter_groups
 from lightning_apps.training.schedule_free import ScheduleFreeAdamW
 
+NotNegative = Annotated[float, Ge(0)]
+Beta = Annotated[float, Ge(0), Lt(1)]
+LayerDecay = Annotated[float, Gt(0), Le(1)]
+
 
 def adamw(
     module: nn.Module,
     *,
-    lr: float,
-    betas: list[float],
-    eps: float,
-    weight_decay: float,
+    lr: NotNegative,
+    betas: list[Beta],
+    eps: NotNegative,
+    weight_decay: NotNegative,
     groups: list[GroupRule],
-    layer_decay: float | None,
+    layer_decay: LayerDecay | None,
     fused: bool,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) over parameter_groups.
@@ -42,12 +47,12 @@ def adamw(
 def muon(
     module: nn.Module,
     *,
-    lr: float,
-    betas: list[float],
-    eps: float,
-    weight_decay: float,
+    lr: NotNegative,
+    betas: list[Beta],
+    eps: NotNegative,
+    weight_decay: NotNegative,
     groups: list[GroupRule],
-    layer_decay: float | None,
+    layer_decay: LayerDecay | None,
     fused: bool,
 ) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for the matrices inside the layers; AdamW for embeddings, heads, norms and biases.
@@ -86,12 +91,12 @@ def muon(
 def schedule_free_adamw(
     module: nn.Module,
     *,
-    lr: float,
-    betas: list[float],
-    eps: float,
-    weight_decay: float,
+    lr: NotNegative,
+    betas: list[Beta],
+    eps: NotNegative,
+    weight_decay: NotNegative,
     groups: list[GroupRule],
-    layer_decay: float | None,
+    layer_decay: LayerDecay | None,
 ) -> torch.optim.Optimizer:
     """Schedule-free AdamW (Defazio et al. 2024); goes with the schedule `constant`, whose warmup it needs.
 

@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from annotated_types import Ge
 from torch import nn
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
@@ -24,8 +25,8 @@ class GroupRule(TypedDict):
     """
 
     pattern: str
-    lr: NotRequired[float]
-    weight_decay: NotRequired[float]
+    lr: NotRequired[Annotated[float, Ge(0)]]
+    weight_decay: NotRequired[Annotated[float, Ge(0)]]
 
 
 class UnfreezeRule(TypedDict):

@@ -2,9 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 Schedule = Callable[[int], float]
 """Number of completed optimizer steps -> factor for the next one."""
+Steps = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Division = Annotated[float, Ge(1)]
 
 
 def _with_warmup(warmup_steps: float, after: Callable[[float], float]) -> Schedule:
@@ -12,7 +18,7 @@ def _with_warmup(warmup_steps: float, after: Callable[[float], float]) -> Schedu
     return lambda step: (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
 
 
-def constant(*, warmup_steps: float, total_steps: int) -> Schedule:
+def constant(*, warmup_steps: Steps, total_steps: int) -> Schedule:
     """The peak rate after a linear warmup.
 
     Args:
@@ -22,7 +28,7 @@ def constant(*, warmup_steps: float, total_steps: int) -> Schedule:
     return _with_warmup(warmup_steps, lambda step: 1.0)
 
 
-def linear(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
+def linear(*, warmup_steps: Steps, total_steps: int, floor: Share) -> Schedule:
     """Linear warmup, then a straight line from the peak down.
 
     Args:
@@ -34,7 +40,7 @@ def linear(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
     return _with_warmup(warmup_steps, lambda step: 1 - (1 - floor) * min(1.0, step / remaining))
 
 
-def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
+def cosine(*, warmup_steps: Steps, total_steps: int, floor: Share) -> Schedule:
     """Linear warmup, then half a cosine from the peak down (Loshchilov and Hutter 2017, without restarts).
 
     Args:
@@ -49,7 +55,7 @@ def cosine(*, warmup_steps: float, total_steps: int, floor: float) -> Schedule:
     )
 
 
-def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, decay_share: float) -> Schedule:
+def warmup_stable_decay(*, warmup_steps: Steps, total_steps: int, floor: Share, decay_share: Share) -> Schedule:
     """Linear warmup, the peak rate, then a straight line down (Hu et al. 2024, arXiv:2404.06395, "WSD").
 
     Args:
@@ -66,7 +72,9 @@ def warmup_stable_decay(*, warmup_steps: float, total_steps: int, floor: float, 
     )
 
 
-def one_cycle(*, warmup_steps: float, total_steps: int, initial_division: float, final_division: float) -> Schedule:
+def one_cycle(
+    *, warmup_steps: Steps, total_steps: int, initial_division: Division, final_division: Division
+) -> Schedule:
     """Half a cosine up to 1, then one down (Smith and Topin 2018, as in torch's OneCycleLR).
 
     Args:

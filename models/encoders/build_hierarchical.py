@@ -1,14 +1,18 @@
 """Hierarchical classifiers as `model=...` makes them: over a pretrained encoder, or a small one with random weights."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
 
+from models.attention_sizes import check_heads, checked_by
 from models.encoders.classifier import cannot_load, check_vocabulary, quiet_report, set_dropouts
 from models.encoders.document_pooling import DocumentPooling
 from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalConfig
+from models.from_data import FromData
+from models.ranges import Count, Dropout
 
 ChunkPooling = Literal["first", "mean"]
 Recompute = Literal["layers", "chunks"]
@@ -16,22 +20,22 @@ Recompute = Literal["layers", "chunks"]
 
 def pretrained_hierarchical(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    label_names: list[str],
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    label_names: FromData[list[str]],
     pretrained: str,
     revision: str | None,
     chunk_pooling: ChunkPooling,
     document_pooling: DocumentPooling,
-    attention_size: int,
-    attention_heads: int,
-    head_size: int | None,
-    hidden_dropout: float | None,
-    attention_dropout: float | None,
-    head_dropout: float,
+    attention_size: Count,
+    attention_heads: Count,
+    head_size: Count | None,
+    hidden_dropout: Dropout | None,
+    attention_dropout: Dropout | None,
+    head_dropout: Dropout,
     freeze_embeddings: bool,
-    freeze_layers: int,
-    micro_chunks: int,
+    freeze_layers: Annotated[int, Ge(0)],
+    micro_chunks: Count,
     recompute: Recompute,
 ) -> HierarchicalClassifier:
     """A pretrained encoder in float32 with new parts above it.
@@ -117,27 +121,28 @@ def encoder_weights(pretrained: str, config: PreTrainedConfig, revision: str | N
     return {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
 
 
+@checked_by(check_heads)
 def random_hierarchical(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    label_names: list[str],
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    intermediate_size: int,
-    max_position_embeddings: int,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    label_names: FromData[list[str]],
+    hidden_size: Count,
+    num_hidden_layers: Count,
+    num_attention_heads: Count,
+    intermediate_size: Count,
+    max_position_embeddings: Count,
     chunk_pooling: ChunkPooling,
     document_pooling: DocumentPooling,
-    attention_size: int,
-    attention_heads: int,
-    head_size: int | None,
-    hidden_dropout: float,
-    attention_dropout: float,
-    head_dropout: float,
+    attention_size: Count,
+    attention_heads: Count,
+    head_size: Count | None,
+    hidden_dropout: Dropout,
+    attention_dropout: Dropout,
+    head_dropout: Dropout,
     freeze_embeddings: bool,
-    freeze_layers: int,
-    micro_chunks: int,
+    freeze_layers: Annotated[int, Ge(0)],
+    micro_chunks: Count,
     recompute: Recompute,
 ) -> HierarchicalClassifier:
     """A BERT encoder with random float32 weights under the same parts.

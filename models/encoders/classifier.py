@@ -17,7 +17,10 @@ from transformers import (
 )
 
 from models.adapters import Lora, add_adapters
+from models.attention_sizes import check_heads, checked_by
+from models.from_data import FromData
 from models.kernels.attention import first_position_only, use_fast_attention
+from models.ranges import Count, Dropout
 
 DROPOUTS = {
     "hidden_dropout": ("hidden_dropout_prob", "hidden_dropout", "dropout", "resid_pdrop"),
@@ -29,15 +32,15 @@ DROPOUTS = {
 
 def pretrained_classifier(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    label_names: list[str],
-    multi_label: bool,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    label_names: FromData[list[str]],
+    multi_label: FromData[bool],
     pretrained: str,
     revision: str | None,
-    hidden_dropout: float | None,
-    attention_dropout: float | None,
-    classifier_dropout: float | None,
+    hidden_dropout: Dropout | None,
+    attention_dropout: Dropout | None,
+    classifier_dropout: Dropout | None,
     replace_head: bool,
     lora: Lora,
 ) -> PreTrainedModel:
@@ -96,20 +99,21 @@ def pretrained_classifier(
     return net
 
 
+@checked_by(check_heads)
 def random_bert(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    label_names: list[str],
-    multi_label: bool,
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    intermediate_size: int,
-    max_position_embeddings: int,
-    hidden_dropout: float,
-    attention_dropout: float,
-    classifier_dropout: float,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    label_names: FromData[list[str]],
+    multi_label: FromData[bool],
+    hidden_size: Count,
+    num_hidden_layers: Count,
+    num_attention_heads: Count,
+    intermediate_size: Count,
+    max_position_embeddings: Count,
+    hidden_dropout: Dropout,
+    attention_dropout: Dropout,
+    classifier_dropout: Dropout,
 ) -> PreTrainedModel:
     """A BERT encoder with random float32 weights and a head.
 

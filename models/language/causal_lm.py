@@ -9,9 +9,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
 
+from models.attention_sizes import check_rotary_heads, checked_by
+from models.from_data import FromData
 from models.kernels.asynchronous_copy import to_device
 from models.kernels.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from models.kernels.packed_attention import Documents, attends_packed, no_mask
+from models.ranges import Count, Dropout, NotNegative
 
 IGNORED = -100
 FEW_LOGITS = 1 << 22
@@ -20,20 +23,21 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm
 """Settings of configurations by which a model's forward pass changes logits after the output projection."""
 
 
+@checked_by(check_rotary_heads)
 def qwen2(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    eos_token_id: int,
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    num_key_value_heads: int,
-    intermediate_size: int,
-    max_position_embeddings: int,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    eos_token_id: FromData[int],
+    hidden_size: Count,
+    num_hidden_layers: Count,
+    num_attention_heads: Count,
+    num_key_value_heads: Count,
+    intermediate_size: Count,
+    max_position_embeddings: Count,
     tie_word_embeddings: bool,
-    attention_dropout: float,
-    init_scale: float,
+    attention_dropout: Dropout,
+    init_scale: NotNegative,
 ) -> PreTrainedModel:
     """A Qwen2 decoder with random float32 weights.
 
@@ -71,7 +75,11 @@ def qwen2(
 
 
 def pretrained_causal_lm(
-    *, pretrained: str, vocab_size: int, pad_token_id: int | None, eos_token_id: int | None
+    *,
+    pretrained: str,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int | None],
+    eos_token_id: FromData[int | None],
 ) -> PreTrainedModel:
     """A causal language model with its trained weights, in float32.
 

@@ -1,31 +1,55 @@
 """GPT-NeoX decoders, the architecture of the Pythia suite (Biderman et al. 2023), with random weights."""
 
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import torch
+from annotated_types import Gt, Le
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from models.attention_sizes import check_rotary_heads, checked_by
+from models.from_data import FromData
+from models.ranges import Count, Dropout, NotNegative, Positive
 
 
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Sizes that go together, and an activation that there is.
+
+    Raises:
+        ValueError: they do not, or there is none of that name.
+    """
+    check_rotary_heads(settings)
+    if settings["hidden_act"] not in ACT2FN:
+        raise ValueError(
+            f"model.hidden_act={settings['hidden_act']!r}: there is no such activation; such are gelu, gelu_new, relu, "
+            "silu, tanh"
+        )
+
+
+@checked_by(check_settings)
 def gpt_neox(
     *,
-    vocab_size: int,
-    pad_token_id: int | None,
-    eos_token_id: int | None,
-    pad_vocab_to_multiple_of: int,
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    intermediate_size: int,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int | None],
+    eos_token_id: FromData[int | None],
+    pad_vocab_to_multiple_of: Count,
+    hidden_size: Count,
+    num_hidden_layers: Count,
+    num_attention_heads: Count,
+    intermediate_size: Count,
     hidden_act: str,
-    rotary_pct: float,
-    max_position_embeddings: int,
-    layer_norm_eps: float,
+    rotary_pct: Annotated[float, Gt(0), Le(1)],
+    max_position_embeddings: Count,
+    layer_norm_eps: Positive,
     use_parallel_residual: bool,
     tie_word_embeddings: bool,
-    attention_dropout: float,
-    hidden_dropout: float,
-    initializer_range: float,
-    init_scale: float,
-    embedding_std: float | None,
+    attention_dropout: Dropout,
+    hidden_dropout: Dropout,
+    initializer_range: NotNegative,
+    init_scale: NotNegative,
+    embedding_std: NotNegative | None,
 ) -> PreTrainedModel:
     """A GPT-NeoX decoder with random float32 weights.
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from models.adapters import Lora, add_adapters
+from models.from_data import FromData
 from models.kernels.packed_attention import supports_packed_attention, use_packed_attention
 
 Attention = Literal["auto", "packed", "sdpa", "eager", "flash_attention_2"]
@@ -14,10 +15,10 @@ Attention = Literal["auto", "packed", "sdpa", "eager", "flash_attention_2"]
 
 def pretrained_chat_lm(
     *,
-    vocab_size: int,
-    pad_token_id: int,
-    eos_token_id: int,
-    gguf: str | None,
+    vocab_size: FromData[int],
+    pad_token_id: FromData[int],
+    eos_token_id: FromData[int],
+    gguf: FromData[str | None],
     pretrained: str,
     package: str | None,
     attention: Attention,

@@ -208,8 +208,8 @@ def test_a_package_that_carries_a_model_stands_in_for_the_hub(monkeypatch):
 
 def test_a_run_of_several_lengths_gives_batches_of_the_right_shapes(build):
     data = build("data.max_length=100")
-    batch = data.evaluation_batch("validation", np.arange(6))
+    batch = data.batch("validation", np.arange(6))
     assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape
     assert batch["input_ids"].dtype == torch.int64
-    assert len(batch["cu_seqlens"]) == 7
+    assert len(batch["borders"]) == 7
     assert data.largest_batch(2)["input_ids"].shape[1] <= 200

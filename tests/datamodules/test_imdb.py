@@ -179,12 +179,12 @@ def test_unknown_tokenizer_is_a_clear_error(make, tmp_path):
 
 
 def test_windows_hold_the_planned_samples_in_micro_batches_of_like_length(make):
-    from datamodules.sampling.step_batches import WindowCollator, micro_batch_ids, window_keys
+    from datamodules.sampling.step_batches import StepCollator, micro_batch_ids, step_key
 
     data = make()
     lengths = data.lengths[data.rows["train"]]
-    epoch, indices = window_keys(3, num_samples=110, global_batch_size=16, seed=5)
-    window = WindowCollator(data.training_batch, 6, lengths)((epoch, indices))
+    epoch, indices = step_key(3, num_samples=110, global_batch_size=16, seed=5)
+    window = StepCollator(data.training_batch, 6, lengths)((epoch, indices))
     assert window["sample_ids"].tolist() == indices.tolist()  # the sample log's order
     ids = micro_batch_ids(window)
     assert list(map(len, ids)) == [6, 6, 4]

@@ -42,7 +42,7 @@ def test_tokenizer_keeps_every_character(tmp_path):
 
 def test_exact_labels_of_one_sentence(make):
     data = make("data.blend_cities=1")
-    batch = data.evaluation_batch("validation", np.array([0]))
+    batch = data.batch("validation", np.array([0]))
     prompt, answer = city_text(str(data.cities["id"][0]), int(data.cities["x"][0]), int(data.cities["y"][0]))
     ids = [*data.tokenizer(prompt + answer)["input_ids"], data.tokenizer.eos_token_id]
     assert batch["input_ids"].tolist() == [ids]
@@ -50,7 +50,7 @@ def test_exact_labels_of_one_sentence(make):
     assert batch["attention_mask"].tolist() == [[1] * 22]
     assert (batch["labels"] != -100).sum() == 10  # nine characters and the end token
 
-    everything = make("data.blend_cities=1", "data.loss_mask=none").evaluation_batch("validation", np.array([0]))
+    everything = make("data.blend_cities=1", "data.loss_mask=none").batch("validation", np.array([0]))
     assert everything["labels"].tolist() == [[-100, *ids[1:]]]
     assert everything["shared_prefix_length"] == 0  # the prefix is trained, so it is not skipped
 

@@ -10,7 +10,7 @@ from datamodules.labelled.store import LabelledRows
 from datamodules.labelled.synthetic_documents import TELLING
 from datamodules.rating import RatingDataModule
 from datamodules.sampling.balanced_order import BalancedOrder
-from datamodules.sampling.step_batches import WindowCollator, WindowSampler
+from datamodules.sampling.step_batches import StepCollator, StepSampler
 from tests.labelled_files import folder
 from tests.tiny_runs import RATING_DATA
 
@@ -248,9 +248,9 @@ def test_settings_that_contradict_each_other(make):
 def test_micro_batches_hold_documents_of_like_length(make):
     data = make()
     lengths = data.lengths[data.rows["train"]]
-    sampler = WindowSampler(num_samples=data.num_train_samples, global_batch_size=16, num_steps=9, seed=5)
-    epoch, indices = sampler.keys(3)
-    window = WindowCollator(data.training_batch, 5, lengths)((epoch, indices))
+    sampler = StepSampler(num_samples=data.num_train_samples, global_batch_size=16, num_steps=9, seed=5)
+    epoch, indices = sampler.key(3)
+    window = StepCollator(data.training_batch, 5, lengths)((epoch, indices))
     assert window["sample_ids"].tolist() == indices.tolist()
     fed = [int(batch["attention_mask"].sum()) for batch in window["micro_batches"]]
     assert len(fed) == 4
@@ -286,12 +286,12 @@ def test_balanced_sampling_reaches_the_windows_and_the_class_counts(make):
     data = make("data.sampling=balanced")
     assert data.class_counts == [80, 80, 80]
     assert make().class_counts == [120, 80, 40]
-    sampler = WindowSampler(num_samples=240, global_batch_size=16, num_steps=30, seed=5, draw=data.draw)
-    ids = np.concatenate([sampler.keys(step)[1] for step in range(15)])
+    sampler = StepSampler(num_samples=240, global_batch_size=16, num_steps=30, seed=5, draw=data.draw)
+    ids = np.concatenate([sampler.key(step)[1] for step in range(15)])
     assert np.bincount(data.labels("train")[ids]).tolist() == [80, 80, 80]
-    assert sampler.keys(20)[1].tolist() == list(sampler)[20][1].tolist()
-    shares = [list(WindowSampler(num_samples=240, global_batch_size=16, num_steps=30, seed=5, draw=data.draw, rank=rank, world_size=2))[20][1] for rank in (0, 1)]  # fmt: skip # noqa: E501
-    assert sorted(np.concatenate(shares).tolist()) == sorted(sampler.keys(20)[1].tolist())
+    assert sampler.key(20)[1].tolist() == list(sampler)[20][1].tolist()
+    shares = [list(StepSampler(num_samples=240, global_batch_size=16, num_steps=30, seed=5, draw=data.draw, rank=rank, world_size=2))[20][1] for rank in (0, 1)]  # fmt: skip # noqa: E501
+    assert sorted(np.concatenate(shares).tolist()) == sorted(sampler.key(20)[1].tolist())
 
 
 def test_groups_do_not_touch_data_without_them(make):

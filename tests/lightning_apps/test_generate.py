@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_apps import generate
-from lightning_apps.config.checks import plain
+from lightning_apps.config.composition import plain
 from lightning_apps.runs.experiment_run import run_experiment
 
 
@@ -14,7 +14,7 @@ def run_path(small_gsm8k, cache_root, tmp_path_factory):
     """A short run of gsm8k."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("generate")
     overrides = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.sampling.step_batches import window_keys
+from datamodules.sampling.step_batches import step_key
 from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.sample_log import check_order
 from lightning_apps.diagnostics.sample_log import SampleLogError, SampleLogWriter, sample_log_row
@@ -109,7 +109,7 @@ def test_a_step_beyond_the_run_is_refused(run, monkeypatch, capsys):
 
 def planned(config, step):
     data = build_datamodule(config)
-    return window_keys(step - 1, num_samples=data.num_train_samples, global_batch_size=8, seed=config["data"]["seed"])[
+    return step_key(step - 1, num_samples=data.num_train_samples, global_batch_size=8, seed=config["data"]["seed"])[
         1
     ].tolist()
 
@@ -193,14 +193,14 @@ def test_a_loader_that_delivers_something_else_is_caught(composed, monkeypatch):
     check_order(1, np.array([1, 2]), np.array([1, 2]))
     with pytest.raises(GuardError, match=r"delivered \[\] at position 2, the order says \[3\]"):
         check_order(1, np.array([1, 2]), np.array([1, 2, 3]))
-    from datamodules.sampling.step_batches import WindowCollator
+    from datamodules.sampling.step_batches import StepCollator
 
-    collate = WindowCollator.__call__
+    collate = StepCollator.__call__
 
     def swap(self, keys):
         window = collate(self, keys)
         return {**window, "sample_ids": torch.roll(window["sample_ids"], 1)}
 
-    monkeypatch.setattr(WindowCollator, "__call__", swap)
+    monkeypatch.setattr(StepCollator, "__call__", swap)
     with pytest.raises(GuardError, match="step 1: the loader delivered"):
         run_experiment(composed(*RUN, name="swapped"))

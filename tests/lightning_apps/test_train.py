@@ -24,7 +24,7 @@ def finished(tmp_path_factory, cache_root):
     """One short run that several tests look at."""
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("outputs")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

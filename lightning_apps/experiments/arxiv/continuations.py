@@ -1,9 +1,10 @@
 """What a language model writes: greedy continuations of evaluation windows after every evaluation."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+from annotated_types import Ge
 
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.process.console import say
@@ -23,7 +24,9 @@ class Continuations(L.Callback):
         max_new_tokens: longest continuation.
     """
 
-    def __init__(self, *, run_directory: RunDirectory, num_samples: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, *, run_directory: RunDirectory, num_samples: Annotated[int, Ge(1)], max_new_tokens: Annotated[int, Ge(1)]
+    ) -> None:
         self.run_directory = run_directory
         self.num_samples = num_samples
         self.max_new_tokens = max_new_tokens

@@ -1,10 +1,11 @@
 """In-context loss after every evaluation: curves by position and tables by category, with intervals, on disk."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
@@ -24,7 +25,7 @@ class InContextLoss(L.Callback):
         num_resamples: bootstrap resamples behind each interval.
     """
 
-    def __init__(self, *, run_directory: RunDirectory, num_resamples: int) -> None:
+    def __init__(self, *, run_directory: RunDirectory, num_resamples: Annotated[int, Ge(1)]) -> None:
         self.folder = run_directory.in_context
         self.name = run_directory.path.name
         self.num_resamples = num_resamples

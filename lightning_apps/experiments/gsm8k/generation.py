@@ -3,9 +3,10 @@
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+from annotated_types import Ge, Gt, Le
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
 from datamodules.gsm8k import Gsm8kDataModule, Split
@@ -29,9 +30,9 @@ class SelfConsistency(TypedDict):
         top_p: tokens are drawn from the most probable ones that together reach this probability; 1 keeps all.
     """
 
-    num_samples: int
-    temperature: float
-    top_p: float
+    num_samples: Annotated[int, Ge(1)]
+    temperature: Annotated[float, Gt(0)]
+    top_p: Annotated[float, Gt(0), Le(1)]
 
 
 class Gsm8kGeneration(L.Callback):
@@ -54,23 +55,13 @@ class Gsm8kGeneration(L.Callback):
         self,
         *,
         run_directory: RunDirectory,
-        num_samples: int | None,
-        batch_size: int,
-        max_new_tokens: int,
-        num_shots: int,
+        num_samples: Annotated[int, Ge(1)] | None,
+        batch_size: Annotated[int, Ge(1)],
+        max_new_tokens: Annotated[int, Ge(1)],
+        num_shots: Annotated[int, Ge(0)],
         self_consistency: SelfConsistency | None,
-        num_examples: int,
+        num_examples: Annotated[int, Ge(0)],
     ) -> None:
-        if self_consistency is not None and (
-            self_consistency["num_samples"] < 1 or self_consistency["temperature"] <= 0
-        ):
-            raise ConfigError(
-                "callbacks.extra.generation.self_consistency: num_samples and temperature must be positive"
-            )
-        if min(batch_size, max_new_tokens) < 1 or num_shots < 0:
-            raise ConfigError(
-                "callbacks.extra.generation: batch_size and max_new_tokens must be positive, num_shots not negative"
-            )
         self.run_directory = run_directory
         self.num_samples = num_samples
         self.batch_size = batch_size

@@ -1,10 +1,11 @@
 """Generation evaluation of `location`: ask for every held-out city, measure how far the answers are."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from datamodules.location import LocationDataModule, Split
@@ -34,7 +35,12 @@ class LocationGeneration(L.Callback):
     """
 
     def __init__(
-        self, *, run_directory: RunDirectory, num_samples: int | None, batch_size: int, num_examples: int
+        self,
+        *,
+        run_directory: RunDirectory,
+        num_samples: Annotated[int, Ge(1)] | None,
+        batch_size: Annotated[int, Ge(1)],
+        num_examples: Annotated[int, Ge(0)],
     ) -> None:
         self.run_directory = run_directory
         self.num_samples = num_samples

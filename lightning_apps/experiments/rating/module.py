@@ -13,6 +13,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.classification import ClassificationExperiment
 from lightning_apps.experiments.experiment import Parts
 from models.encoders.classifier import weighted_cross_entropy
+from models.from_data import FromData
 
 ClassWeights = Literal["inverse_frequency", "effective_number"]
 
@@ -34,7 +35,7 @@ class RatingModule(ClassificationExperiment):
     def __init__(
         self,
         *,
-        class_counts: list[int],
+        class_counts: FromData[list[int]],
         class_weights: ClassWeights | list[float] | None,
         effective_number_beta: Annotated[float, Ge(0), Lt(1)],
         label_smoothing: Annotated[float, Ge(0), Lt(1)],

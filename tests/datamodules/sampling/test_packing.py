@@ -45,7 +45,7 @@ def test_a_known_packing():
 
 def test_a_packed_batch_holds_its_documents_and_their_borders():
     batch = packed_batch(documents(5, 6, prefix=1))
-    assert batch["cu_seqlens"].tolist() == [0, 5, 11]
+    assert batch["borders"] == [0, 5, 11]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]]
     assert batch["attention_mask"].sum() == 11
     first, second = documents(5, 6, prefix=1)
@@ -116,9 +116,7 @@ def test_gradients_of_a_packed_batch_are_the_sum_over_its_documents(prefix, reco
         net = tiny().train()
         if recompute:
             recompute_activations(net)
-        pairs = [
-            target_loss(net, batch, shared_prefix_length=prefix if "cu_seqlens" in batch else 0) for batch in batches
-        ]
+        pairs = [target_loss(net, batch, shared_prefix_length=prefix if "borders" in batch else 0) for batch in batches]
         loss, count = (sum(column) for column in zip(*pairs, strict=True))
         loss.backward()
         assert count == sum(LENGTHS) - 3 * (PREFIX + 1)

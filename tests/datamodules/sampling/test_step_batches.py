@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from datamodules.sampling.step_batches import (
     EvaluationSampler,
-    WindowCollator,
-    WindowLoader,
-    WindowSampler,
+    StepCollator,
+    StepLoader,
+    StepSampler,
     evaluation_loader,
-    window_keys,
+    step_key,
 )
 
 
@@ -20,13 +20,13 @@ def build_batch(epochs, indices):
 
 def sampler(**changes):
     settings = {"num_samples": 10, "global_batch_size": 4, "num_steps": 6, "seed": 3}
-    return WindowSampler(**{**settings, **changes})
+    return StepSampler(**{**settings, **changes})
 
 
 def loader(step=0, device_batch_size=4, **changes):
     workers = changes.pop("num_workers", 0)
-    return WindowLoader(
-        sampler(**changes), WindowCollator(build_batch, device_batch_size), lambda: step, num_workers=workers
+    return StepLoader(
+        sampler(**changes), StepCollator(build_batch, device_batch_size), lambda: step, num_workers=workers
     )
 
 
@@ -40,7 +40,7 @@ def test_an_epoch_visits_every_sample_once_and_ends_in_a_smaller_window():
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 4), st.integers(0, 12))
 def test_ranks_share_each_window_without_overlap(num_samples, global_batch_size, world_size, step):
-    _, expected = window_keys(step, num_samples=num_samples, global_batch_size=global_batch_size, seed=1)
+    _, expected = step_key(step, num_samples=num_samples, global_batch_size=global_batch_size, seed=1)
     shares = []
     for rank in range(world_size):
         of_rank = sampler(
@@ -107,7 +107,7 @@ def test_no_sample_is_an_error():
 
 
 def test_an_empty_share_has_no_micro_batch():
-    window = WindowCollator(build_batch, 4)((0, np.empty(0, dtype=np.int64)))
+    window = StepCollator(build_batch, 4)((0, np.empty(0, dtype=np.int64)))
     assert window["micro_batches"] == []
     assert window["sample_ids"].dtype == torch.int64
     assert np.asarray(window["sample_ids"]).shape == (0,)

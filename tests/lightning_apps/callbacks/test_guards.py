@@ -15,7 +15,6 @@ from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.guards import LOSSES_NEEDED, Guards, describe_spike
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.config.checks import check_config
-from lightning_apps.config.command_line import quote_value
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.experiments.repeated_answers import is_collapsed
@@ -331,9 +330,3 @@ def test_settings_of_the_guards_are_checked(composed):
         check_config(composed("callbacks.guards.non_finite=false"))
     with pytest.raises(ConfigError, match="collapsed_after"):
         check_config(composed("callbacks.guards.collapsed_after=2"))
-
-
-def test_paths_with_an_equals_sign_need_no_quotes():
-    assert quote_value("run=outputs/location/seed=1") == 'run="outputs/location/seed=1"'
-    for same in ("seed=1", "data.continents=[EU]", 'run="a=b"', "callbacks.early_stopping={a: 1}", "--cfg=job", "-m"):
-        assert quote_value(same) == same

@@ -7,7 +7,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightning_apps import train
-from lightning_apps.config.checks import CONF, bind, check_config, options, plain, run_name
+from lightning_apps.config.binding import bind
+from lightning_apps.config.checks import check_config
+from lightning_apps.config.composition import CONF, options, plain
 from lightning_apps.errors import ConfigError
 
 EXPERIMENTS, PRECISIONS, HARDWARE = options("experiment"), options("precision"), options("hardware")
@@ -160,17 +162,6 @@ def test_help_and_cfg_job_answer(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train", "--cfg", "job", "seed=7"])
     train.main()
     assert OmegaConf.create(capsys.readouterr().out).seed == 7
-
-
-def test_run_names_are_stable_and_distinct():
-    assert run_name([]) == "default"
-    assert run_name(["experiment=location", "run.resume=auto", "logger=wandb"]) == "default"
-    assert run_name(["seed=1", "model.hidden_size=64"]) == "model.hidden_size=64,seed=1"
-    assert run_name(["model.hidden_size=64", "seed=1"]) == run_name(["seed=1", "model.hidden_size=64"])
-    assert run_name(["data.countries=[FR,DE]"]) == "data.countries=_FR,DE_"
-    long = run_name([f"model.x{number}={number}" for number in range(30)])
-    assert len(long) < 100
-    assert long != run_name([f"model.x{number}={number}" for number in range(1, 31)])
 
 
 def test_the_saved_configuration_composes_again(composed, tmp_path):

@@ -13,7 +13,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from lightning_apps import train, verify
-from lightning_apps.config.checks import CONF, check_config, plain
+from lightning_apps.config.checks import check_config
+from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import wandb_run_id

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules.arxiv import ArxivDataModule, choose_categories
-from lightning_apps.config.checks import bind
+from lightning_apps.config.binding import bind
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -94,10 +94,10 @@ def test_the_evaluation_set_is_fixed_and_knows_what_is_held_out(make):
     evaluated = data.evaluation_set("validation")
     assert evaluated.ranges.categories == [*data.chosen, *data.held_out]
     assert len(evaluated.windows.starts) == 12
-    batch = data.evaluation_batch("validation", np.arange(12))
+    batch = data.batch("validation", np.arange(12))
     assert batch["held_out"].tolist() == [False] * 8 + [True] * 4
     assert batch["category"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    again = make("data.evaluation_windows_per_category=4", "data.seed=9").evaluation_batch("validation", np.arange(12))
+    again = make("data.evaluation_windows_per_category=4", "data.seed=9").batch("validation", np.arange(12))
     assert batch["input_ids"].equal(again["input_ids"])
     without = make("data.evaluate_held_out=false", "data.evaluation_windows_per_category=4")
     assert len(without.evaluation_set("validation").windows.starts) == 8
@@ -115,14 +115,14 @@ def test_splits_without_a_window_are_found_before_training(make, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_same_seed_gives_the_same_windows_on_any_worker_count(make, num_workers):
-    from datamodules.sampling.step_batches import WindowCollator, WindowLoader, WindowSampler
+    from datamodules.sampling.step_batches import StepCollator, StepLoader, StepSampler
 
     data = make()
-    sampler = WindowSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed)
-    loader = WindowLoader(sampler, WindowCollator(data.training_batch, 3), lambda: 0, num_workers=num_workers)
+    sampler = StepSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed)
+    loader = StepLoader(sampler, StepCollator(data.training_batch, 3), lambda: 0, num_workers=num_workers)
     seen = [torch.cat([batch["input_ids"] for batch in window["micro_batches"]]) for window in loader]
     for step, tokens in enumerate(seen):
-        ids = list(WindowSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed))[step]
+        ids = list(StepSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed))[step]
         epoch, indices = ids
         assert tokens.equal(data.training_batch(np.full_like(indices, epoch), indices)["input_ids"])
     assert not seen[0].equal(seen[8])  # the second epoch draws other windows
@@ -133,7 +133,7 @@ def finished(tmp_path_factory):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("arxiv")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

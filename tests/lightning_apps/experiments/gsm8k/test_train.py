@@ -188,10 +188,10 @@ def test_comparisons_pair_the_same_questions_and_know_other_scores():
     [
         (["model.quantize=4bit"], "model.quantize=4bit freezes the weights: give adapters to train"),
         (["model.quantize=4bit", "model.lora.rank=4"], "model.quantize=4bit needs"),
-        (["model.lora.rank=-2"], "model.lora: rank=-2"),
+        (["model.lora.rank=-2"], "model.lora.rank=-2: must be a number that is not negative"),
         (["model.lora.rank=2", "model.lora.target_modules=[nothing]"], "nothing"),
         (["model.attention=flash_attention_2"], "model.attention=flash_attention_2: "),
-        (["callbacks.extra.generation.num_shots=-1"], "num_shots not negative"),
+        (["callbacks.extra.generation.num_shots=-1"], "num_shots=-1: must be a number that is not negative"),
     ],
 )
 def test_mistakes_are_named(overrides, expected, config):

@@ -29,7 +29,7 @@ RUN = [*IMDB, "data.device_batch_size=6", "optimizer.lr=0.01", "trainer.max_step
 def finished(tmp_path_factory, cache_root):
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("outputs")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

@@ -31,7 +31,7 @@ QUICK = [*RATING, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_
 def finished(tmp_path_factory, cache_root):
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF, plain
+    from lightning_apps.config.composition import CONF, plain
 
     root = tmp_path_factory.mktemp("outputs")
     learning = ["data.chunk_size=32", "data.stride=16", "data.device_batch_size=null", "optimizer.groups=[]"]
@@ -206,10 +206,10 @@ def test_the_loss_of_a_window_is_its_weighted_mean_however_it_is_cut(composed):
 
 
 def first_window(config, data):
-    from datamodules.sampling.step_batches import window_keys
+    from datamodules.sampling.step_batches import step_key
 
     size = config["data"]["global_batch_size"]
-    return window_keys(0, num_samples=data.num_train_samples, global_batch_size=size, seed=config["data"]["seed"])[1]
+    return step_key(0, num_samples=data.num_train_samples, global_batch_size=size, seed=config["data"]["seed"])[1]
 
 
 @pytest.mark.parametrize("pooling", ["additive", "multi_head", "mean", "max"])

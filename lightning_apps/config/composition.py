@@ -1,0 +1,34 @@
+"""Where conf/ is, what its options are, and a composed configuration as plain values; nothing here imports torch."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+import lightning_apps.config.schema  # noqa: F401 (conf/config.yaml names it)
+from lightning_apps.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+# ${project:tests/data/papers}: a path inside this project, wherever the command is started
+OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dicts and lists."""
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = re.search(r"full_key: (\S+)", str(error))
+        name = key[1] if key else str(error).rpartition(" ")[2]
+        raise ConfigError(f"{name} is missing: give it on the command line, {name}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def options(group: str) -> list[str]:
+    """Options of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
