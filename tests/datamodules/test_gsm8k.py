@@ -93,11 +93,11 @@ def test_the_shared_prefix_ends_before_what_differs(build):
     assert build("data.batching=length_grouped").shared_prefix_length == 0
 
 
-def test_windows_grouped_by_length(build):
+def test_steps_grouped_by_length(build):
     data = build("data.batching=length_grouped", "data.device_batch_size=3")
-    window = data.collator(8)((0, np.arange(8)))
-    assert window["sample_ids"].tolist() == list(range(8))
-    lengths = [batch["attention_mask"].sum(1).tolist() for batch in window["micro_batches"]]
+    step = data.step_collator(8)((0, np.arange(8)))
+    assert step.sample_ids.tolist() == list(range(8))
+    lengths = [batch["attention_mask"].sum(1).tolist() for batch in step.micro_batches]
     assert [len(group) for group in lengths] == [3, 3, 2]
     flat = [length for group in lengths for length in group]
     assert flat == sorted(flat, reverse=True)

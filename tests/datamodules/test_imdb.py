@@ -184,14 +184,14 @@ def test_windows_hold_the_planned_samples_in_micro_batches_of_like_length(make):
     data = make()
     lengths = data.lengths[data.rows["train"]]
     epoch, indices = step_key(3, num_samples=110, global_batch_size=16, seed=5)
-    window = StepCollator(data.training_batch, 6, lengths)((epoch, indices))
-    assert window["sample_ids"].tolist() == indices.tolist()  # the sample log's order
-    ids = micro_batch_ids(window)
+    step = StepCollator(data.training_batch, 6, lengths)((epoch, indices))
+    assert step.sample_ids.tolist() == indices.tolist()  # the sample log's order
+    ids = micro_batch_ids(step)
     assert list(map(len, ids)) == [6, 6, 4]
     rows = [row for rows in ids for row in rows]
     assert sorted(rows) == sorted(indices.tolist())
     assert [lengths[row] for row in rows] == sorted(lengths[indices], reverse=True)
-    for batch, rows in zip(window["micro_batches"], ids, strict=True):
+    for batch, rows in zip(step.micro_batches, ids, strict=True):
         assert batch["labels"].tolist() == data.labels("train")[rows].tolist()
         assert batch["attention_mask"].sum(1).tolist() == lengths[rows].tolist()
 

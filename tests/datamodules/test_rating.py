@@ -63,7 +63,7 @@ def test_texts_from_outside_are_cut_as_in_training(make):
     outside = data.text_batch(data.texts("train")[:4], data.tokenizer)
     assert outside.keys() == {"input_ids", "attention_mask", "chunk_counts", "chunk_lengths"}
     for key, values in outside.items():
-        assert torch.equal(values, inside[key]), key
+        assert torch.equal(torch.as_tensor(values), torch.as_tensor(inside[key])), key
 
 
 def test_blank_and_short_texts_from_outside(make):
@@ -250,12 +250,12 @@ def test_micro_batches_hold_documents_of_like_length(make):
     lengths = data.lengths[data.rows["train"]]
     sampler = StepSampler(num_samples=data.num_train_samples, global_batch_size=16, num_steps=9, seed=5)
     epoch, indices = sampler.key(3)
-    window = StepCollator(data.training_batch, 5, lengths)((epoch, indices))
-    assert window["sample_ids"].tolist() == indices.tolist()
-    fed = [int(batch["attention_mask"].sum()) for batch in window["micro_batches"]]
+    step = StepCollator(data.training_batch, 5, lengths)((epoch, indices))
+    assert step.sample_ids.tolist() == indices.tolist()
+    fed = [int(batch["attention_mask"].sum()) for batch in step.micro_batches]
     assert len(fed) == 4
     assert fed == sorted(fed, reverse=True)
-    for batch in window["micro_batches"]:
+    for batch in step.micro_batches:
         ids = batch["sample_ids"].numpy()
         counts = data.chunk_counts[data.rows["train"]][ids]
         assert batch["chunk_counts"] == counts.tolist()
@@ -282,7 +282,7 @@ def test_balanced_epochs(labels, seed):
     assert order(3, places).tolist() == epochs[3][places].tolist()  # any place is looked up alone
 
 
-def test_balanced_sampling_reaches_the_windows_and_the_class_counts(make):
+def test_balanced_sampling_reaches_the_steps_and_the_class_counts(make):
     data = make("data.sampling=balanced")
     assert data.class_counts == [80, 80, 80]
     assert make().class_counts == [120, 80, 40]

@@ -1,11 +1,11 @@
 """The sample log, and steps done again."""
 
 import sys
+from dataclasses import replace
 
 import lightning as L
 import numpy as np
 import pytest
-import torch
 
 from datamodules.sampling.step_batches import step_key
 from lightning_apps import replay as replay_command
@@ -198,8 +198,8 @@ def test_a_loader_that_delivers_something_else_is_caught(composed, monkeypatch):
     collate = StepCollator.__call__
 
     def swap(self, keys):
-        window = collate(self, keys)
-        return {**window, "sample_ids": torch.roll(window["sample_ids"], 1)}
+        batch = collate(self, keys)
+        return replace(batch, sample_ids=np.roll(batch.sample_ids, 1))
 
     monkeypatch.setattr(StepCollator, "__call__", swap)
     with pytest.raises(GuardError, match="step 1: the loader delivered"):

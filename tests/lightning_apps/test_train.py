@@ -187,8 +187,8 @@ def _losses(config):
     return [row["train/loss"] for row in read_metrics(RunDirectory(_root(config) / config["run"]["name"]).metrics)]
 
 
-def test_an_epoch_shorter_than_the_accumulation_is_one_smaller_window(composed):
-    """110 cities, windows of 500: each step sees all of them once, whatever the micro-batches."""
+def test_an_epoch_shorter_than_the_accumulation_is_one_smaller_step(composed):
+    """110 cities, steps of 500: each step sees all of them once, whatever the micro-batches."""
     run = [*LOCATION, "trainer.max_steps=3", "data.global_batch_size=500", "callbacks.extra.picture=null"]
     whole = composed(*run, name="whole")
     split = composed(*run, "data.device_batch_size=50", name="split")

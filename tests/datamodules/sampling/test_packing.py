@@ -53,26 +53,26 @@ def test_a_packed_batch_holds_its_documents_and_their_borders():
     assert batch["labels"][0, [0, 5]].tolist() == [-100, -100]
 
 
-def test_a_window_keeps_its_order_and_its_micro_batches_name_their_samples():
+def test_a_step_keeps_its_order_and_its_micro_batches_name_their_samples():
     store = documents(*(5 + number for number in range(9)))
     indices = np.array([7, 2, 5, 0, 8, 1])
     collate = PackingCollator(
         lambda rows: [store[row] for row in rows], max_length=24, rows_per_micro_batch=1, shared_prefix_length=PREFIX
     )
-    window = collate((3, indices))
-    assert window["sample_ids"].tolist() == indices.tolist()
-    named = micro_batch_ids(window)
+    step = collate((3, indices))
+    assert step.sample_ids.tolist() == indices.tolist()
+    named = micro_batch_ids(step)
     assert sorted(sample for ids in named for sample in ids) == sorted(indices.tolist())
-    for batch, ids in zip(window["micro_batches"], named, strict=True):
+    for batch, ids in zip(step.micro_batches, named, strict=True):
         assert batch["input_ids"].shape[1] <= 24
         assert batch["input_ids"][0].tolist() == [token for sample in ids for token in store[sample].ids.tolist()]
-    assert window["token_range"] == (
-        min(batch["input_ids"].min() for batch in window["micro_batches"]),
-        max(batch["input_ids"].max() for batch in window["micro_batches"]),
+    assert step.token_range == (
+        min(batch["input_ids"].min() for batch in step.micro_batches),
+        max(batch["input_ids"].max() for batch in step.micro_batches),
     )
     together = PackingCollator(collate.read, max_length=24, rows_per_micro_batch=None, shared_prefix_length=PREFIX)
     assert [sorted(ids) for ids in micro_batch_ids(together((3, indices)))] == [sorted(indices.tolist())]
-    assert together((0, indices[:0]))["micro_batches"] == []  # a rank without a sample
+    assert together((0, indices[:0])).micro_batches == []  # a rank without a sample
 
 
 # ---------------------------------------------------------------------- attention

@@ -8,7 +8,7 @@ from lightning_apps.runs.experiment_run import run_experiment
 from tests.killed_runs import assert_same, final_state, killed, resumed
 from tests.tiny_runs import LOCATION
 
-# 14 windows an epoch: steps 15 and later are in the second one
+# 14 steps an epoch: steps 15 and later are in the second one
 RUN = [
     *LOCATION,
     "trainer.max_steps=32",
@@ -51,7 +51,7 @@ def uninterrupted():
         ("on_validation_start", 8),  # step done, evaluation not
         ("on_validation_end", 8),  # evaluation done and saved
         ("on_train_batch_start", 14),  # at the epoch's end
-        ("on_before_optimizer_step", 17),  # epoch 2, gradients of a window accumulated, update not made
+        ("on_before_optimizer_step", 17),  # epoch 2, gradients of a step accumulated, update not made
         ("on_train_batch_end", 25),  # epoch 2
         ("on_validation_end", 32),  # the last evaluation, before it is saved
         ("on_train_end", 32),  # all is saved; best not yet evaluated again
@@ -73,4 +73,4 @@ def test_resumed_equals_uninterrupted(hook, step, composed, monkeypatch, capsys,
     for row, expected in zip(rows, expected_rows, strict=True):
         assert repr(sorted(row.items())) == repr(sorted(expected.items()))
     assert_same(state, expected_state)
-    assert summary["tokens_seen"] == (2 * 110 + 4 * 8) * 22  # two epochs of 110 cities and four more windows
+    assert summary["tokens_seen"] == (2 * 110 + 4 * 8) * 22  # two epochs of 110 cities and four more steps

@@ -63,7 +63,7 @@ def test_a_run_grades_every_question_and_exports_a_model_that_says_the_same(conf
         assert tokenizer.decode(produced, skip_special_tokens=True) == row["output"]
 
 
-def test_packed_and_padded_and_split_windows_learn_the_same(config):
+def test_packed_and_padded_and_split_steps_learn_the_same(config):
     runs = {}
     for name, overrides in {
         "packed": [],

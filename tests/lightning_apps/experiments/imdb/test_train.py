@@ -54,7 +54,7 @@ def test_metrics_of_every_evaluation(finished):
         assert {"val/auroc", "val/calibration_error", "val/f1_negative", "val/recall_positive"} <= row.keys()
     assert summary["best"]["metric"] == "val/f1_macro"
     assert {"test/accuracy", "test/f1_macro", "test/loss"} <= summary["metrics"].keys()
-    assert summary["target_tokens_seen"] == sum([16] * 21) + 3 * 14  # 110 texts: every seventh window holds 14
+    assert summary["target_tokens_seen"] == sum([16] * 21) + 3 * 14  # 110 texts: every seventh step holds 14
 
 
 def test_predictions_give_the_metrics(finished, tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ def test_weights_come_from_the_training_split_as_it_is_drawn(composed):
     assert "class_weights" not in parts(composed)[2].state_dict()
 
 
-def test_the_loss_of_a_window_is_its_weighted_mean_however_it_is_cut(composed):
+def test_the_loss_of_a_step_is_its_weighted_mean_however_it_is_cut(composed):
     def losses(size):
         config = composed(*QUICK, f"data.device_batch_size={size}", name=f"by{size}")
         run_experiment(config)
@@ -196,7 +196,7 @@ def test_the_loss_of_a_window_is_its_weighted_mean_however_it_is_cut(composed):
     whole = losses("null")
     assert losses(5) == pytest.approx(whole, rel=1e-4)
     config, _, module, data = parts(composed, *QUICK)
-    batch = data.training_batch(np.zeros(16, dtype=np.int64), first_window(config, data))
+    batch = data.training_batch(np.zeros(16, dtype=np.int64), first_step(config, data))
     with torch.no_grad():
         logits = module.logits(batch)
     weights = torch.tensor([240 / 360, 240 / 240, 240 / 120])
@@ -205,7 +205,7 @@ def test_the_loss_of_a_window_is_its_weighted_mean_however_it_is_cut(composed):
     assert whole[0] != pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch["labels"])), rel=1e-3)
 
 
-def first_window(config, data):
+def first_step(config, data):
     from datamodules.sampling.step_batches import step_key
 
     size = config["data"]["global_batch_size"]
@@ -273,7 +273,7 @@ def test_early_stopping_is_on_by_default(composed):
                       "callbacks.early_stopping.patience=2")  # fmt: skip
     assert composed(*RATING)["callbacks"]["early_stopping"] == {"patience": 5, "min_delta": 0.001}
     summary = run_experiment(config)
-    assert summary["reason"] == "early stopping at step 6"  # two windows an epoch, nothing learned
+    assert summary["reason"] == "early stopping at step 6"  # two steps an epoch, nothing learned
     assert summary["best"]["metric"] == "val/f1_macro"
 
 
