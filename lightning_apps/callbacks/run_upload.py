@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import lightning as L
 
 from datamodules.storage.folders import StorageError, folder_files
-from lightning_apps.config.checks import CONF
+from lightning_apps.config.checks import PACKAGE
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import is_left_out, report_text, retry_command, run_url
@@ -184,7 +184,7 @@ class _Pass:
         arguments = [str(run.resolve()), str(folder.resolve()), url, str(os.getpid())]
         self.process = subprocess.Popen(  # noqa: S603 (this program)
             [sys.executable, "-m", "lightning_apps.run_files.upload", *arguments],
-            cwd=CONF.parent,  # where this package is, whatever folder the run was started in
+            cwd=PACKAGE.parent,  # where this package is, whatever folder the run was started in
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.DEVNULL if in_background else None,

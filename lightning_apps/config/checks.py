@@ -23,10 +23,9 @@ from lightning_apps.config.package_folder import in_package
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.safe_stop import max_time_seconds
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-# ${project:tests/data/papers}: a path inside this project, wherever the command is started
-OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
-
+PACKAGE = Path(__file__).resolve().parents[1]
+# beside the package in a checkout, inside it where a wheel was installed
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 RUNTIME_ARGUMENTS = {
     "model": {"vocab_size", "pad_token_id", "eos_token_id", "label_names", "multi_label", "gguf"},

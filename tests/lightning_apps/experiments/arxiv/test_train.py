@@ -12,25 +12,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-
-PAPERS = ["data.path=${project:tests/data/papers}", "data.tokenizer=${project:tests/data/papers/tokenizer}"]
-TINY = [
-    "experiment=arxiv",
-    *PAPERS,
-    "model.hidden_size=16",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=16",
-    "data.full_dataset=true",
-    "data.preparation_workers=1",
-    "data.sequence_length=17",
-    "data.windows_per_epoch=64",
-    "data.num_categories=2",
-    "data.global_batch_size=8",
-    "trainer.max_tokens=1536",
-    "trainer.evaluate_every=4",
-    "hardware=cpu",
-]
+from tests.tiny_arxiv import TINY
 
 
 @pytest.fixture
