@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_apps.config.checks import CONF, check_config, plain, target
 from lightning_apps.config.command_line import run_command
+from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.run_files.directory import RunDirectory
@@ -56,9 +57,17 @@ class Proof:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where verify trains: a folder, and the arguments that make a run of seconds."""
+    """Where verify trains, and on what.
+
+    Attributes:
+        folder: output root of the runs.
+        experiment: folder of the runs in it, which a configuration names as it likes.
+        arguments: of the train command, for a run of seconds.
+        last_step: where such a run ends.
+    """
 
     folder: Path
+    experiment: str
     arguments: tuple[str, ...]
     last_step: int
 
@@ -82,12 +91,7 @@ class Bench:
         if done.returncode != expected:
             lines = (done.stderr or done.stdout).strip().splitlines()
             raise RuntimeError(f"run {name} ended with {done.returncode}: {lines[-1] if lines else 'no output'}")
-        return RunDirectory(self.folder / experiment_of(self.arguments) / name)
-
-
-def experiment_of(arguments: tuple[str, ...]) -> str:
-    """The experiment that train arguments choose."""
-    return next(word.partition("=")[2] for word in arguments if word.startswith("experiment="))
+        return RunDirectory(self.folder / self.experiment / name)
 
 
 def bits_that_differ(first: RunDirectory, second: RunDirectory) -> float:
@@ -285,21 +289,23 @@ def verify(cfg: DictConfig) -> list[Proof]:
 
     quiet_libraries()
     open_console()
-    given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "run."))]
+    hydra_config = HydraConfig.get()
+    given = [word for word in hydra_config.overrides.task if not word.startswith(("experiment=", "run."))]
+    experiment = f"experiment={hydra_config.runtime.choices['experiment']}"
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         made = write_files(config, Path(folder) / "files")
-        tiny = [f"experiment={config['experiment']}", *config["verify"], *made, *given]
+        tiny = [*search_path_override(sys.argv[1:]), experiment, *config["verify"], *made, *given]
         GlobalHydra.instance().clear()
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
         check_config(small)
         plan = build_plan(small, build_datamodule(small))
         cache = f"run.cache_root={Path(config['run']['cache_root']).resolve()}"
-        proofs = run_proofs(small, Bench(Path(folder), (*tiny, cache), plan.total_steps))
+        proofs = run_proofs(small, Bench(Path(folder), small["experiment"], (*tiny, cache), plan.total_steps))
     path = Path(config["run"]["output_root"]) / config["experiment"] / "verify.json"
     write_json_atomically(path, [{**asdict(proof), "outcome": proof.outcome} for proof in proofs])
     counts = Counter(proof.outcome for proof in proofs)

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from datamodules.storage.errors import StorageError
 from datamodules.storage.object_store import split_url
 from lightning_apps.config.optimizer_checks import check_optimizer
 from lightning_apps.config.package_folder import in_package
+from lightning_apps.config.search_path import group_options
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.safe_stop import max_time_seconds
 
@@ -168,8 +170,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def options(group: str) -> list[str]:
-    """Options of a config group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Options of a config group, those that the command line adds to conf/ included."""
+    return group_options(CONF, group, sys.argv[1:])
 
 
 def _check_run_name(name: str | None) -> None:
