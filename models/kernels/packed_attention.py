@@ -174,7 +174,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
         seen = [prefix] * (len(asked) > len(lengths)) + [prefix + length for length in lengths]
     else:
         seen = lengths
-    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     if grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11: equal heads alone
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
         grouped = {}
