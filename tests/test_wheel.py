@@ -36,7 +36,7 @@ from lightning_apps import verify
 
 def run_proofs(config, bench):
     trained = config["experiment"] == "arxiv"
-    return [verify.reloaded(bench.train("whole"))] if trained else []
+    return [verify.reloaded(config, bench.train("whole"))] if trained else []
 
 verify.run_proofs = run_proofs
 for name in ("location", "gsm8k", "arxiv", "imdb", "rating"):
@@ -114,7 +114,7 @@ def run(wheel, tmp_path_factory):
 
     def call(*words):
         done = subprocess.run(
-            [str(python), *words], capture_output=True, text=True, cwd=folder, env=variables, timeout=300
+            [str(python), *words], capture_output=True, text=True, cwd=folder, env=variables, timeout=1200
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

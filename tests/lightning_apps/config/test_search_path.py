@@ -18,6 +18,7 @@ defaults:
   - _self_
 
 experiment: big_towns
+seed: 7
 
 data:
   min_population: 4000000
@@ -134,6 +135,13 @@ def test_completion_knows_the_experiments_of_the_folder(call, mine, monkeypatch)
     assert call(train, "-sc", "query=bash")[:2] == (0, "experiment=location\n")
 
 
+@pytest.mark.parametrize(("more", "seed"), [([], 7), (["seed=8"], 8)])
+def test_an_experiment_of_the_folder_may_set_the_seed_and_the_command_line_another(more, seed, call, mine):
+    code, out, _ = call(train, "--config-dir", mine.name, "experiment=towns", *more, "--cfg", "job")
+    assert code == 0
+    assert f"\nseed: {seed}\n" in out
+
+
 def test_an_experiment_of_the_folder_is_prepared_and_looked_at(call, mine, cache_root):
     words = ["--config-dir", mine.name, "experiment=towns", f"run.cache_root={cache_root}"]
     assert call(prepare, *words)[0] == 0
@@ -163,7 +171,7 @@ def test_verify_hands_the_folder_on_and_finds_the_runs(call, mine, cache_root, m
 
 @pytest.mark.slow
 def test_verify_trains_an_experiment_of_the_folder_in_processes_of_their_own(call, mine, cache_root, monkeypatch):
-    monkeypatch.setattr(verify, "run_proofs", lambda config, bench: [verify.reloaded(bench.train("whole"))])
+    monkeypatch.setattr(verify, "run_proofs", lambda config, bench: [verify.reloaded(config, bench.train("whole"))])
     monkeypatch.chdir(mine.parent)
     monkeypatch.setenv("PYTHONPATH", str(CONF.parent))
     tiny = [word for word in TINY if not word.startswith("data.min_population")]
