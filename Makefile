@@ -58,6 +58,10 @@ verify: $(VENV)/.runtime  ## prove on this machine: exact resume, honest loss, s
 bench: $(VENV)/.dev  ## compare location with transformers' Trainer on this machine, side by side
 	$(BIN)/python -m benchmarks.location $(ARGS)
 
+.PHONY: wheel
+wheel: $(VENV)/.dev  ## build the wheel into dist/, without a network
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
 .PHONY: clean
-clean:  ## remove .venv, caches and prepared data; outputs/ stays
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+clean:  ## remove .venv, caches, builds and prepared data; outputs/ stays
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

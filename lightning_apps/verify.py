@@ -19,6 +19,7 @@ from lightning_apps.config.binding import target
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.run_files.directory import RunDirectory
@@ -58,9 +59,17 @@ class Proof:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where verify trains: a folder, and the arguments that make a run of seconds."""
+    """Where verify trains, and on what.
+
+    Attributes:
+        folder: output root of the runs.
+        experiment: folder of the runs in it, which a configuration names as it likes.
+        arguments: of the train command, for a run of seconds.
+        last_step: where such a run ends.
+    """
 
     folder: Path
+    experiment: str
     arguments: tuple[str, ...]
     last_step: int
 
@@ -84,12 +93,7 @@ class Bench:
         if done.returncode != expected:
             lines = (done.stderr or done.stdout).strip().splitlines()
             raise RuntimeError(f"run {name} ended with {done.returncode}: {lines[-1] if lines else 'no output'}")
-        return RunDirectory(self.folder / experiment_of(self.arguments) / name)
-
-
-def experiment_of(arguments: tuple[str, ...]) -> str:
-    """The experiment that train arguments choose."""
-    return next(word.partition("=")[2] for word in arguments if word.startswith("experiment="))
+        return RunDirectory(self.folder / self.experiment / name)
 
 
 def bits_that_differ(first: RunDirectory, second: RunDirectory) -> float:
@@ -177,18 +181,18 @@ def compiled(bench: Bench, whole: RunDirectory) -> Proof:
     return Proof(claim, loss_difference(whole, bench.train("compiled", "hardware.compile=true")), 1e-4, why)
 
 
-def reloaded(whole: RunDirectory) -> Proof:
-    """The exported model against the best checkpoint."""
+def reloaded(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
+    """The exported model, as transformers loads it, against the best checkpoint."""
     import torch
-    from safetensors.torch import load_file
 
-    state = torch.load(whole.checkpoint("best"), map_location="cpu", weights_only=True)["state_dict"]
-    exported = load_file(whole.model / "model.safetensors")
-    kept = {name.removeprefix("net."): tensor for name, tensor in state.items()}
-    # tied weights are stored once
-    missing = kept.keys() - exported.keys()
-    tied = all(any(kept[name].equal(tensor) for tensor in exported.values()) for name in missing)
-    difference = largest_difference({name: kept[name] for name in exported}, exported) if tied else float("inf")
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan
+
+    datamodule = build_datamodule(config)
+    module: Any = build_module(config, datamodule, build_plan(config, datamodule))
+    module.load_state_dict(torch.load(whole.checkpoint("best"), map_location="cpu", weights_only=True)["state_dict"])
+    # not the file's own names: transformers writes some architectures (GPT-NeoX) under those of the hub
+    exported = type(module.net).from_pretrained(whole.model, dtype=torch.float32)
+    difference = largest_difference(module.net.state_dict(), exported.state_dict())
     return Proof("saved, exported, reloaded = original", difference, 0.0, "files hold the same bits")
 
 
@@ -252,7 +256,7 @@ def run_proofs(config: Mapping[str, Any], bench: Bench) -> list[Proof]:
         lambda: several_processes(bench, whole),
         lambda: batched_generation(config, whole),
         lambda: packed(config, whole),
-        lambda: reloaded(whole),
+        lambda: reloaded(config, whole),
         lambda: compiled(bench, whole),
     ]
     proofs = []
@@ -290,21 +294,23 @@ def verify(cfg: DictConfig) -> list[Proof]:
 
     quiet_libraries()
     open_console()
-    given = [word for word in HydraConfig.get().overrides.task if not word.startswith(("experiment=", "run."))]
+    hydra_config = HydraConfig.get()
+    given = [word for word in hydra_config.overrides.task if not word.startswith(("experiment=", "run."))]
+    experiment = f"experiment={hydra_config.runtime.choices['experiment']}"
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         made = write_files(config, Path(folder) / "files")
-        tiny = [f"experiment={config['experiment']}", *config["verify"], *made, *given]
+        tiny = [*search_path_override(sys.argv[1:]), experiment, *config["verify"], *made, *given]
         GlobalHydra.instance().clear()
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
         check_config(small)
         plan = build_plan(small, build_datamodule(small))
         cache = f"run.cache_root={Path(config['run']['cache_root']).resolve()}"
-        proofs = run_proofs(small, Bench(Path(folder), (*tiny, cache), plan.total_steps))
+        proofs = run_proofs(small, Bench(Path(folder), small["experiment"], (*tiny, cache), plan.total_steps))
     path = Path(config["run"]["output_root"]) / config["experiment"] / "verify.json"
     write_json_atomically(path, [{**asdict(proof), "outcome": proof.outcome} for proof in proofs])
     counts = Counter(proof.outcome for proof in proofs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_apps.config.checks import CONF
+from lightning_apps.config.composition import CONF
 
 
 def shared(*parts: str) -> Path:

@@ -1,7 +1,9 @@
 """Overrides that make a run of each experiment take a second or two, and where such a run is found."""
 
+import tempfile
 from pathlib import Path
 
+from lightning_apps.experiments.arxiv.small_files import write_small_files
 from lightning_apps.run_files.directory import RunDirectory
 
 LOCATION = [
@@ -28,7 +30,9 @@ RATING_DATA = [
 RATING = [*RATING_DATA, "model.hidden_size=16", "model.intermediate_size=16", "model.num_hidden_layers=1",
         "data.device_batch_size=4", "optimizer.lr=0.01", "optimizer.groups=[]"]  # fmt: skip
 
-ARXIV_DATA = ["data.path=${project:tests/data/papers}", "data.tokenizer=${project:tests/data/papers/tokenizer}"]
+PAPERS_FOLDER = tempfile.TemporaryDirectory()  # goes with the process
+PAPERS = Path(PAPERS_FOLDER.name)
+ARXIV_DATA = write_small_files(PAPERS)
 ARXIV = [
     "experiment=arxiv",
     *ARXIV_DATA,

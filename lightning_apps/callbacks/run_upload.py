@@ -16,7 +16,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from datamodules.storage.folders import StorageError, folder_files
-from lightning_apps.config.composition import CONF
+from lightning_apps.config.composition import PACKAGE
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import is_left_out, report_text, retry_command, run_url
@@ -191,7 +191,7 @@ class _Pass:
         arguments = [str(run.resolve()), str(folder.resolve()), url, str(os.getpid())]
         self.process = subprocess.Popen(  # noqa: S603 (this program)
             [sys.executable, "-m", "lightning_apps.run_files.upload", *arguments],
-            cwd=CONF.parent,  # where this package is, whatever folder the run was started in
+            cwd=PACKAGE.parent,  # where this package is, whatever folder the run was started in
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.DEVNULL if in_background else None,

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_apps.config.overrides import quote_value
+from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.console import log_file_only
 
@@ -45,7 +46,7 @@ LIGHTNING_KEYS = {
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys.argv[1:] = map(quote_value, sys.argv[1:])
+    sys.argv[1:] = [*config_dir_of_completion(sys.argv[1:]), *map(quote_value, sys.argv[1:])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
 
     @functools.wraps(task)
@@ -55,7 +56,7 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
         except ConfigError as error:
             _fail(2, str(error), show_traceback)
         except MissingMandatoryValue as error:
-            _fail(2, explain(error, config_path, config_name), show_traceback)
+            _fail(2, explain(error, config_path, config_name, sys.argv[1:]), show_traceback)
         except KeyboardInterrupt:
             _fail(130, "stopped by Ctrl-C", show_traceback)
         except Exception as error:
@@ -66,7 +67,7 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
         hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         GlobalHydra.instance().clear()
-        _fail(2, explain(error, config_path, config_name), show_traceback)
+        _fail(2, explain(error, config_path, config_name, sys.argv[1:]), show_traceback)
     finally:
         if not show_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -79,26 +80,33 @@ def _fail(code: int, message: str, show_traceback: bool) -> None:
     sys.exit(code)
 
 
-def explain(error: Exception, config_path: Path, config_name: str) -> str:
-    """One line for a composition error: the key, what is allowed, the nearest match."""
+def explain(error: Exception, config_path: Path, config_name: str, words: Sequence[str]) -> str:
+    """One line for a composition error: the key, what is allowed, the nearest match.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+        config_path: folder of the configuration, conf/ or conf/command.
+        config_name: of its primary file.
+        words: of the command line, or of the overrides that were composed.
+    """
     text = str(error)
     if text.startswith("Config group override must be"):
-        given = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.endswith("=null")]
-        group = next((name for name in given if (config_path / name).is_dir()), "group")
+        given = [argument.partition("=")[0] for argument in words if argument.endswith("=null")]
+        group = next((name for name in given if is_group(config_path, name, words)), "group")
         return f"{group}=null: name one of the options of {group}; to leave a group away write ~{group}"
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
-        known = sorted(path.stem for path in (config_path / group).glob("*.yaml"))
+        known = group_options(config_path, group, words)
         if known:
             return (
                 f"{group}={option}: there is no such option{did_you_mean(option, known)}; allowed: {', '.join(known)}"
             )
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1].split("@")[0], config_path, config_name)
+        return _unknown_key(match[1].split("@")[0], config_path, config_name, words)
     if match := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text + cause):
         full = re.search(r"full_key: (\S+)", text + cause)
-        return _unknown_key(full[1] if full else match[1], config_path, config_name)
+        return _unknown_key(full[1] if full else match[1], config_path, config_name, words)
     if "could not be converted" in text + cause or "is not a valid" in text + cause or "Unsupported" in text + cause:
         source = cause if "full_key" in cause else text
         key = re.search(r"full_key: (\S+)", source)
@@ -112,15 +120,15 @@ def explain(error: Exception, config_path: Path, config_name: str) -> str:
     return " ".join([first, *others[:1]])
 
 
-def _unknown_key(key: str, config_path: Path, config_name: str) -> str:
+def _unknown_key(key: str, config_path: Path, config_name: str, words: Sequence[str]) -> str:
     """Message for an override that names no key, with the keys that stand beside it."""
     group, _, name = key.partition(".")
     if group == "trainer" and name in LIGHTNING_KEYS:
         return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
-            groups = [argument for argument in sys.argv[1:] if _chooses_group(argument, config_path)]
-            cfg: Any = hydra.compose(config_name, overrides=groups)
+            groups = [word for word in words if _chooses_group(word, config_path, words)]
+            cfg: Any = hydra.compose(config_name, overrides=[*search_path_override(words), *groups])
     except Exception:
         return f"{key} does not exist; see --cfg job for the keys that do"
     parent: Any = cfg
@@ -142,6 +150,6 @@ def _unknown_key(key: str, config_path: Path, config_name: str) -> str:
     return f"{key} does not exist{did_you_mean(last, known)}{beside}"
 
 
-def _chooses_group(argument: str, config_path: Path) -> bool:
+def _chooses_group(argument: str, config_path: Path, words: Sequence[str]) -> bool:
     name = argument.split("=")[0].lstrip("+~")
-    return "=" in argument and "." not in name and (config_path / name).is_dir()
+    return "=" in argument and "." not in name and is_group(config_path, name, words)

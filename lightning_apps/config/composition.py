@@ -1,6 +1,7 @@
 """Where conf/ is, what its options are, and a composed configuration as plain values; nothing here imports torch."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import lightning_apps.config.schema  # noqa: F401 (conf/config.yaml names it)
+from lightning_apps.config.search_path import group_options
 from lightning_apps.errors import ConfigError
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-# ${project:tests/data/papers}: a path inside this project, wherever the command is started
-OmegaConf.register_new_resolver("project", lambda path: str(CONF.parent / path), replace=True)
+PACKAGE = Path(__file__).resolve().parents[1]
+# beside the package in a checkout, inside it where a wheel was installed
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -30,5 +32,5 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def options(group: str) -> list[str]:
-    """Options of a config group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """Options of a config group, those that the command line adds to conf/ included."""
+    return group_options(CONF, group, sys.argv[1:])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_apps.config.override_value import override_value
 from lightning_apps.config.overrides import name_of_parts
 from lightning_apps.errors import ConfigError
 
@@ -149,26 +150,6 @@ def short_keys(keys: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
                 break
         short[key] = end
     return short
-
-
-def override_value(value: Any) -> str:
-    """A value in the grammar of Hydra's overrides: parsing it gives the value back."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value)
-        if plain and value.lower() not in ("null", "true", "false", "nan", "inf"):
-            return value
-        # a backslash stands for itself unless it comes before a quote
-        escaped = re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), value)
-        return f"'{escaped}'"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{override_value(entry)}" for key, entry in value.items()) + "}"
-    return "[" + ",".join(map(override_value, value)) + "]"
 
 
 def check_overrides(overrides: Sequence[str], grid_keys: Sequence[str] | Mapping[str, Any], where: str) -> None:

@@ -26,6 +26,8 @@ from lightning_apps.config.binding import bind
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import explain
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.override_value import override_value
+from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.run_files.directory import RunDirectory, locate_run, read_summary
@@ -39,7 +41,6 @@ from lightning_apps.sweeps.grid import (
     expand,
     flat_grid,
     override_key,
-    override_value,
 )
 from lightning_apps.sweeps.jobs import JobRunner, Slot, wait_for_orphans
 from lightning_apps.sweeps.state import (
@@ -73,7 +74,7 @@ def run_sweep(cfg: DictConfig) -> None:
     check_overrides(settings.overrides, axes, "sweep.overrides: ")
     check_overrides(given, axes, "")
     shared = [f"experiment={choices['experiment']}", *_without_experiment(settings.overrides + given)]
-    search_path = search_path_overrides(HydraConfig.get())
+    search_path = search_path_override(sys.argv[1:])
     folder = Path(cfg.run.output_root) / "sweeps" / settings.name
 
     commands = {job.name: [*shared, *job.overrides, *own_overrides(settings.name, job)] for job in jobs}
@@ -146,14 +147,6 @@ def own_overrides(sweep: str, job: Job) -> list[str]:
     return [f"run.name={override_value(f'{sweep}-{job.name}')}", "run.resume=auto"]
 
 
-def search_path_overrides(hydra_config: Any) -> list[str]:
-    """Where the jobs look for options beside conf/, as this command did (`--config-dir`, `hydra.searchpath`)."""
-    sources = hydra_config.runtime.config_sources
-    added = [source for source in sources if source.provider in ("command-line", "hydra.searchpath in command-line")]
-    paths = ["file://" + source.path if source.schema == "file" else source.path for source in added]
-    return [f"hydra.searchpath={override_value(paths)}"] if paths else []
-
-
 def compose_jobs(shared: list[str], overrides: Mapping[str, list[str]]) -> tuple[Config, dict[str, Config]]:
     """The configuration without the grid, missing values as `???`, and that of every job.
 
@@ -165,7 +158,7 @@ def compose_jobs(shared: list[str], overrides: Mapping[str, list[str]]) -> tuple
     from hydra.errors import HydraException
 
     configs: dict[str, Config] = {}
-    name = "without the grid"
+    name, words = "without the grid", shared
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -173,7 +166,7 @@ def compose_jobs(shared: list[str], overrides: Mapping[str, list[str]]) -> tuple
             for name, words in overrides.items():
                 configs[name] = plain(compose("config", overrides=words))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"job {name}: {explain(error, CONF, 'config')}") from error
+        raise ConfigError(f"job {name}: {explain(error, CONF, 'config', words)}") from error
     except ConfigError as error:
         raise ConfigError(f"job {name}: {error}") from error
     assert isinstance(base, dict)

@@ -5,6 +5,7 @@ variable-length flash attention, elsewhere by one causal SDPA call for each docu
 of `sdpa`.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -186,6 +187,10 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
         seen = [prefix] * (len(asked) > len(lengths)) + [prefix + length for length in lengths]
     else:
         seen = lengths
+    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    if grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11: equal heads alone
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+        grouped = {}
     ends_q, ends_k = (torch.tensor([0, *sizes], device=device).cumsum(0, dtype=torch.int32) for sizes in (asked, seen))
     answer = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
@@ -197,7 +202,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
         max(seen),
         window_size=(-1, 0),
         scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(answer, Tensor)
     return answer[None]  # (1, T, heads, d)

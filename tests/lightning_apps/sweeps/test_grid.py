@@ -3,6 +3,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_apps.config.override_value import override_value
 from lightning_apps.errors import ConfigError
 from lightning_apps.sweeps.grid import (
     SweepSettings,
@@ -11,7 +12,6 @@ from lightning_apps.sweeps.grid import (
     describe_grid,
     expand,
     flat_grid,
-    override_value,
     short_keys,
     time_left,
 )

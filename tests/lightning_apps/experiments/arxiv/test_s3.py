@@ -9,7 +9,7 @@ import pytest
 
 from lightning_apps import evaluate, prepare, train
 from tests.s3_server import BUCKET
-from tests.tiny_runs import ARXIV
+from tests.tiny_runs import ARXIV, PAPERS
 
 STORE = f"s3://{BUCKET}/stores/papers"
 
@@ -80,11 +80,10 @@ def test_a_store_that_is_there_is_fetched_and_not_made_again(s3, call, tmp_path,
 
 
 def test_documents_are_read_from_a_prefix(s3, call, tmp_path):
-    source = Path(__file__).parents[3] / "data" / "papers"
     for split in ("train", "validation", "test"):
         target = s3.path(f"sources/papers/{split}.jsonl")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / f"{split}.jsonl", target)
+        shutil.copyfile(PAPERS / f"{split}.jsonl", target)
     assert call(prepare, *ARXIV)[0] == 0
     (local,) = stores(tmp_path / ".cache")
     expected = (local / "tokens.bin").read_bytes()

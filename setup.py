@@ -1,0 +1,12 @@
+"""The list of packages, which pyproject.toml cannot say: conf/ stands at the top here and inside the package there."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[
+        *find_packages(include=["lightning_apps*", "datamodules*", "models*"]),
+        "lightning_apps.conf",
+    ],
+    package_dir={"lightning_apps.conf": "conf"},
+    package_data={"lightning_apps.conf": ["**/*.yaml"]},
+)
