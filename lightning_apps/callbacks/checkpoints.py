@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.process.side_products import side_product
 from lightning_apps.training.plan import RunPlan
 
 TOLERATED_FAILED_WRITES = 3
@@ -203,7 +205,7 @@ class RunCheckpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.stop.asked, all=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare with the best evaluation and save."""
+        """Compare with the best evaluation and save; then whatever follows an evaluation."""
         if trainer.state.fn != "fit":
             return
         step = trainer.global_step
@@ -214,6 +216,10 @@ class RunCheckpoints(Checkpoint):
         names += self._spaced(trainer)
         if not self._save(trainer, names):
             self.load_state_dict(best_before)  # best.ckpt still is the earlier one
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AfterEvaluation):
+                with side_product(type(callback).__name__):
+                    callback.on_evaluation_saved(trainer, pl_module, self.best_step or None)
 
     def _periodic(self, step: int) -> list[str]:
         return [f"step={step:08d}.ckpt"] if step in self.plan.save_steps else []
@@ -227,22 +233,15 @@ class RunCheckpoints(Checkpoint):
         self.spaced_loss = loss
         return [f"loss={loss:.4f}.ckpt"] if loss == loss else []
 
-    def best_step_now(self, trainer: L.Trainer) -> int | None:
-        """Step of the best evaluation, the one that just ended included, which has not been saved yet."""
-        return trainer.global_step if self._beats(trainer) else self.best_step or None
-
-    def _beats(self, trainer: L.Trainer) -> bool:
-        value = monitored_value(trainer, self.monitor)
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        value, best = monitored_value(trainer, self.monitor), self.best_value
         if value != value:  # NaN is never best
             return False
-        return self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
-
-    def _is_best(self, trainer: L.Trainer) -> bool:
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        if not self._beats(trainer):
+        if best is not None and not (value < best if self.mode == "min" else value > best):
             return False
-        self.best_value, self.best_step = monitored_value(trainer, self.monitor), trainer.global_step
-        self.best_metrics = metrics
+        self.best_value, self.best_step = value, trainer.global_step
+        metrics = trainer.callback_metrics.items()
+        self.best_metrics = {key: float(entry) for key, entry in metrics if key.startswith("val/")}
         return True
 
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:

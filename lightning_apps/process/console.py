@@ -14,19 +14,36 @@ SECONDS_BETWEEN_LINES = 15
 """Of progress, where the output is no terminal that could show a bar."""
 
 _log = logging.getLogger("lightning_apps")
+_said: set[str] = set()
 Item = TypeVar("Item")
 
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # a terminal that was closed stops no run
-            tqdm.write(self.format(record), file=sys.stdout)
+        # a terminal that was closed (OSError), or the stream to it (ValueError, or there is none), stops no run
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            tqdm.write(printable_text(self.format(record), sys.stdout.encoding), file=sys.stdout)
             sys.stdout.flush()
+
+
+def printable_text(text: str, encoding: str | None) -> str:
+    """The text with escapes for what the encoding lacks: halves of characters, and most of Unicode in latin-1."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(text: str) -> None:
     """One or more lines for the user."""
     _log.info(text)
+
+
+def say_once(key: str, text: str) -> bool:
+    """Say a text unless this run has said one under the same key; returns whether it was said."""
+    if key in _said:
+        return False
+    _said.add(key)
+    say(text)
+    return True
 
 
 def with_progress(items: Collection[Item], *, name: str, unit: str) -> Iterator[Item]:
@@ -55,6 +72,7 @@ def open_console(log_path: Path | None = None, *, main_process: bool = True) -> 
     """Route `say` to the terminal and to `log_path`; only the main process speaks."""
     _log.setLevel(logging.INFO)
     _log.propagate = False
+    _said.clear()
     for handler in list(_log.handlers):
         handler.close()
         _log.removeHandler(handler)
@@ -65,7 +83,7 @@ def open_console(log_path: Path | None = None, *, main_process: bool = True) -> 
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _log.addHandler(terminal)
     if log_path is not None:
-        file = logging.FileHandler(log_path, encoding="utf-8")
+        file = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         _log.addHandler(file)
 
