@@ -9,6 +9,7 @@ import torch
 
 from datamodules.gsm8k import Gsm8kDataModule
 from datamodules.text.hub import find_tokenizer, package_gguf
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.errors import ConfigError
 from lightning_apps.runs.build import build_datamodule
 
@@ -157,6 +158,24 @@ def test_a_system_prompt_and_a_template_of_ones_own(build, tmp_path):
 def test_mistakes_are_named(overrides, expected, build):
     with pytest.raises(ConfigError, match=re.escape(expected)):
         build(*overrides)
+
+
+def test_every_character_of_a_chat_comes_back_from_the_cache(build, tmp_path):
+    """GSM8K's own row 2381 holds U+2028; lines end at it nowhere."""
+    rows = [
+        {"question": f"{number}\x85a\u2028b\u2029\0c\r\n\x1cd\x0b", "answer": f"x\u2028\n#### {number}"}
+        for number in range(20)
+    ]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    data = build(f"data.path={tmp_path}")
+    found = {
+        int(row): data.chat(split, index).messages
+        for split in ("train", "validation")
+        for index, row in enumerate(data.rows[split])
+    }
+    assert [[message["content"] for message in found[row]] for row in range(20)] == [
+        [row["question"], row["answer"]] for row in rows
+    ]
 
 
 def test_a_bad_line_is_a_configuration_error_with_its_place(build, small_gsm8k, tmp_path):

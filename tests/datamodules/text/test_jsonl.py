@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules.labelled.document_facts import evidence_spans
 from datamodules.text.jsonl import json_line, jsonl_objects, read_jsonl, read_rows, whole_characters, write_jsonl
 from tests.conftest import shared
 
@@ -92,6 +93,11 @@ def test_each_mistake_is_one_line(name, tmp_path):
     with pytest.raises(ValueError, match=re.escape(expected)) as raised:
         next(found)
     assert str(raised.value) == f"{path}, line 3: {expected}"
+
+
+def test_spans_in_a_text_field_nest_no_deeper_than_can_be_read():
+    with pytest.raises(ValueError, match=r"^a, line 1: evidence spans nest too deep to be read"):
+        evidence_spans("[" * 50_000, "text", "a, line 1")
 
 
 def test_numbers_of_too_many_digits_are_named():
