@@ -176,7 +176,7 @@ def _records(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[st
     """Number of line or row and fields of each record; only those that are wanted need be decoded."""
     if path.suffix == ".jsonl":
         return read_jsonl(path, source=path.name)
-    return read_csv(path, wanted) if path.suffix == ".csv" else _read_parquet(path, wanted)
+    return read_csv(path, wanted) if path.suffix == ".csv" else read_parquet(path, wanted)
 
 
 def read_csv(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -221,7 +221,8 @@ def read_csv(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[st
             yield number, dict(zip(header, fields, strict=True))
 
 
-def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_parquet(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row number and fields of each row; see parquet_rows."""
     with open_parquet(path, path.name) as table:
         yield from parquet_rows(table, path.name, wanted)
 

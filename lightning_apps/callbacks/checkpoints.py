@@ -233,15 +233,18 @@ class RunCheckpoints(Checkpoint):
         self.spaced_loss = loss
         return [f"loss={loss:.4f}.ckpt"] if loss == loss else []
 
-    def _is_best(self, trainer: L.Trainer) -> bool:
-        value, best = monitored_value(trainer, self.monitor), self.best_value
+    def _beats(self, trainer: L.Trainer) -> bool:
+        value = monitored_value(trainer, self.monitor)
         if value != value:  # NaN is never best
             return False
-        if best is not None and not (value < best if self.mode == "min" else value > best):
+        return self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        if not self._beats(trainer):
             return False
-        self.best_value, self.best_step = value, trainer.global_step
-        metrics = trainer.callback_metrics.items()
-        self.best_metrics = {key: float(entry) for key, entry in metrics if key.startswith("val/")}
+        self.best_value, self.best_step = monitored_value(trainer, self.monitor), trainer.global_step
+        self.best_metrics = metrics
         return True
 
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:

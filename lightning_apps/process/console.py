@@ -14,27 +14,42 @@ SECONDS_BETWEEN_LINES = 15
 """Of progress, where the output is no terminal that could show a bar."""
 
 _log = logging.getLogger("lightning_apps")
-_said: set[str] = set()
 Item = TypeVar("Item")
 
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # a terminal that was closed (OSError), or the stream to it (ValueError, or there is none), stops no run
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            tqdm.write(printable_text(self.format(record), sys.stdout.encoding), file=sys.stdout)
+        if sys.stdout is None:  # a program without a terminal
+            return
+        text = self.format(record)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        with contextlib.suppress(OSError, ValueError, LookupError):  # a terminal that was closed stops no run
+            tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
             sys.stdout.flush()
 
 
-def printable_text(text: str, encoding: str | None) -> str:
-    """The text with escapes for what the encoding lacks: halves of characters, and most of Unicode in latin-1."""
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+class _LogFile(logging.FileHandler):
+    """train.log; where it cannot be written (a full disk), the run goes on without it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say nothing: the terminal has the line."""
+
+    def close(self) -> None:
+        """Close, whatever is left in the buffer."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def say(text: str) -> None:
     """One or more lines for the user."""
     _log.info(text)
+
+
+_said: set[str] = set()  # keys of say_once
 
 
 def say_once(key: str, text: str) -> bool:
@@ -70,9 +85,9 @@ def human_time(seconds: float) -> str:
 
 def open_console(log_path: Path | None = None, *, main_process: bool = True) -> None:
     """Route `say` to the terminal and to `log_path`; only the main process speaks."""
+    _said.clear()
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    _said.clear()
     for handler in list(_log.handlers):
         handler.close()
         _log.removeHandler(handler)
@@ -83,9 +98,7 @@ def open_console(log_path: Path | None = None, *, main_process: bool = True) -> 
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _log.addHandler(terminal)
     if log_path is not None:
-        file = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        _log.addHandler(file)
+        _log.addHandler(_LogFile(log_path))
 
 
 def log_file_only(text: str) -> None:
