@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.chat.files import Chat, file_digest, hub_rows, read_jsonl, split_files, to_chat
+from datamodules.chat.files import Chat, chat_rows, file_digest, hub_rows, split_files, to_chat
 from datamodules.chat.proofs import DataReport, prove_chats
 from datamodules.chat.rendering import Message, encode_prompt
 from datamodules.chat.store import ChatStore, write_chats
@@ -113,7 +113,7 @@ class Gsm8kDataModule(ExperimentData):
         return prepared_folder(self.cache_root, "gsm8k", settings, lambda folder: self._write(folder, files, source))
 
     def _write(self, folder: Path, files: dict[str, Path] | None, source: TokenizerSource) -> dict[str, Any]:
-        rows = {name: read_jsonl(file) for name, file in files.items()} if files is not None else hub_rows(*DATASET)
+        rows = {name: chat_rows(file) for name, file in files.items()} if files is not None else hub_rows(*DATASET)
         chats = {
             name: [
                 to_chat(*row, system_prompt=self.system_prompt, calculator_annotations=self.calculator_annotations)

@@ -27,8 +27,8 @@ from datamodules.text.tokenized_texts import (
     open_tokenizer,
     padded,
     save_ragged,
-    tokenizer_identity,
 )
+from datamodules.text.tokenizer_identity import tokenizer_identity
 
 PREPARATION_VERSION = 1
 """Raise it whenever prepare_data writes something else for the same settings."""

@@ -1,6 +1,5 @@
 """`python -m lightning_apps.predict run=outputs/imdb/default input=FILE|-`: classify texts, streaming."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -61,31 +60,30 @@ def read_texts(lines: Iterable[bytes], source: str, *, kind: str, text_column: s
     Raises:
         ConfigError: a line is not UTF-8, no JSON object, or has no text, naming the line.
     """
-    from datamodules.labelled.texts import decode_line, json_object
+    from datamodules.text.jsonl import decoded_lines, json_object, line_place
 
-    for number, raw in enumerate(lines, start=1):
-        try:
-            line = decode_line(raw, source, number).rstrip("\r\n")
+    try:
+        for number, line in enumerate(decoded_lines(lines, source), start=1):
             if not line.strip():
                 continue
             if kind == "auto":
                 kind = "jsonl" if line.lstrip().startswith("{") else "text"
             if kind == "text":
-                yield InputText(number, line)
+                yield InputText(number, line.rstrip("\r\n"))
                 continue
             record = json_object(line, source, number)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        text = record.get(text_column)
-        if text_column not in record:
-            hint = did_you_mean(text_column, list(record))
-            raise ConfigError(
-                f"{source}, line {number:,}: there is no field {text_column!r}{hint}; it has "
-                f"{', '.join(record) or 'none'}; name the right one with text_column=..."
-            )
-        if not isinstance(text, str):
-            raise ConfigError(f"{source}, line {number:,}: {text_column} is not a text")
-        yield InputText(number, text, record.get("id"))
+            text = record.get(text_column)
+            if text_column not in record:
+                hint = did_you_mean(text_column, list(record))
+                raise ValueError(
+                    f"{line_place(source, number)}: there is no field {text_column!r}{hint}; it has "
+                    f"{', '.join(record) or 'none'}; name the right one with text_column=..."
+                )
+            if not isinstance(text, str):
+                raise ValueError(f"{line_place(source, number)}: {text_column} is not a text")
+            yield InputText(number, text, record.get("id"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def predict(cfg: DictConfig) -> None:
@@ -94,6 +92,8 @@ def predict(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the run is not a finished classification run, or the input is wrong.
     """
+    from datamodules.text.jsonl import json_line
+
     options = plain(cfg)
     if options["format"] not in FORMATS:
         hint = did_you_mean(options["format"], list(FORMATS))
@@ -120,7 +120,7 @@ def predict(cfg: DictConfig) -> None:
         texts = read_texts(lines, source, kind=kind, text_column=column)
         try:
             for answer in classifier.answers(texts, options["batch_size"]):
-                out.write(json.dumps(answer, ensure_ascii=True) + "\n")
+                out.write(json_line(answer))
             out.flush()
         except BrokenPipeError:  # who reads has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,6 @@
 """Chats from files and from Hugging Face: every row becomes messages, or a clear error with its file and line."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from datamodules.chat.rendering import Message
 from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.jsonl import line_place, read_jsonl, whole_characters
 
 ROLES = ("system", "user", "assistant")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
@@ -54,25 +54,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    """`file:line` and value of each line that is not blank.
+def chat_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place, in words, and object of each line that is not blank.
 
     Raises:
-        ValueError: a line is not UTF-8 or not JSON, or the file has no row.
+        ValueError: a line is no JSON object in UTF-8, or the file has no row.
     """
     is_empty = True
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            is_empty = False
-            try:
-                value = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start + 1})") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-            yield f"{path}:{number}", value
+    for number, row in read_jsonl(path):
+        is_empty = False
+        yield line_place(str(path), number), row
     if is_empty:
         raise ValueError(f"{path}: the file has no row")
 
@@ -99,7 +90,7 @@ def hub_rows(name: str, config: str) -> dict[str, Iterator[tuple[str, Any]]]:
 
     def rows(split: str) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(loaded[split], start=1):
-            yield f"{name}/{split}:{number}", row
+            yield f"{name}/{split}, row {number:,}", row
 
     return {split: rows(split) for split in loaded}
 
@@ -165,11 +156,7 @@ def _text(where: str, row: Mapping[str, Any], field: str) -> str:
         raise ValueError(f"{where}: {field} must be a text, found {_kind(value)}")
     if not value.strip():
         raise ValueError(f"{where}: {field} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {field} holds half a character (a lone surrogate at {error.start})") from error
-    return value
+    return whole_characters(value)
 
 
 def _kind(value: Any) -> str:

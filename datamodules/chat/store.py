@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.chat.files import Chat
 from datamodules.chat.rendering import ChatError, EncodedChat, encode_chats, render_chat
+from datamodules.text.jsonl import write_jsonl
 from datamodules.text.tokenized_texts import tokenizer_threads
 
 CHUNK = 1000
@@ -33,8 +34,7 @@ def write_chats(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase, cha
     np.save(folder / f"{name}.ends.npy", np.cumsum([len(chat.ids) for chat in encoded], dtype=np.int64))
     answers = [[row, *span] for row, chat in enumerate(encoded) for span in chat.answers]
     np.save(folder / f"{name}.answers.npy", np.array(answers, dtype=np.int64))
-    lines = [json.dumps({"messages": chat.messages, "gold": chat.gold, "origin": chat.origin}) + "\n" for chat in chats]
-    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_jsonl(folder / f"{name}.jsonl", map(vars, chats))
     return len(encoded)
 
 
@@ -62,8 +62,8 @@ class ChatStore:
         self._spans = spans[:, 1:]
         self._span_starts = np.searchsorted(spans[:, 0], np.arange(len(self.ends) + 1))
         self.first_answers: NDArray[np.int64] = self._spans[self._span_starts[:-1], 0]
-        with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
-            self._lines = file.readlines()
+        with (folder / f"{name}.jsonl").open("rb") as file:
+            self._lines = list(file)  # parsed when they are asked for
 
     def __len__(self) -> int:
         return len(self.ends)

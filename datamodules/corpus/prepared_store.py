@@ -21,6 +21,7 @@ from datamodules.storage.folders import (
     upload_folder,
 )
 from datamodules.storage.object_store import ObjectStore
+from datamodules.text.tokenizer_identity import tokenizer_identity
 
 PREPARATION_VERSION = 1
 """Raise it whenever write_store writes something else for the same settings."""
@@ -147,12 +148,3 @@ def _remote_files(url: str) -> dict[str, dict[str, Any]]:
     with ObjectStore(bucket) as store:
         listing = {name.removeprefix(base): found for name, found in store.listing(base).items()}
     return {name: found._asdict() for name, found in listing.items() if name and "/" not in name}
-
-
-def tokenizer_identity(name: str) -> str | dict[str, str]:
-    """What changes when a tokenizer does: the content of a local one, the name of one on the hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".txt", ".model"))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

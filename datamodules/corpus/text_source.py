@@ -14,6 +14,8 @@ import numpy as np
 
 from datamodules.sampling.order import hash_key, permute
 from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.jsonl import decoded_lines, jsonl_objects, line_place, whole_characters
+from datamodules.text.parquet import open_parquet, parquet_rows
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".parquet")
@@ -80,7 +82,7 @@ def file_source(
         for name in files[split]:
             with open_file(name) as file:
                 place = f"{path.rstrip('/')}/{name}"
-                reader = read_jsonl if name.endswith(".jsonl") else read_parquet
+                reader = read_lines if name.endswith(".jsonl") else read_parquet
                 for text, label in reader(file, place, text_column=text_column, label_column=label_column):
                     yield number, text, label
                     number += 1
@@ -89,7 +91,9 @@ def file_source(
         total = 0
         for name in files[split]:
             with open_file(name) as file:
-                total += _count_lines(file) if name.endswith(".jsonl") else _parquet(file, name).metadata.num_rows
+                total += (
+                    _count_lines(file, name) if name.endswith(".jsonl") else open_parquet(file, name).metadata.num_rows
+                )
         return total
 
     def read(split: str, limit: int | None, seed: int) -> Iterator[Row]:
@@ -143,38 +147,24 @@ def _is_of_split(name: str, split: str) -> bool:
     return suffix in SUFFIXES and (stem == split or stem.startswith(f"{split}-"))
 
 
-def read_jsonl(file: IO[bytes], place: str, *, text_column: str, label_column: str) -> Iterator[tuple[str, str]]:
-    """Text and label of each line; blank lines are passed over.
+def read_lines(file: IO[bytes], place: str, *, text_column: str, label_column: str) -> Iterator[tuple[str, str]]:
+    """Text and label of each line of jsonl; blank lines are passed over.
 
     Raises:
-        SourceError: with file and line, what is wrong there.
+        ValueError: with file and line, what is wrong there.
     """
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        where = f"{place}:{number}"
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise SourceError(
-                f"{where}: invalid UTF-8 at byte {error.start} of the line; store the file as UTF-8"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise SourceError(
-                f"{where}: no valid JSON ({error.msg} at column {error.colno}); mend or remove the line"
-            ) from error
-        if not isinstance(record, dict):
-            raise SourceError(f"{where}: expected an object with {text_column} and {label_column}")
-        yield _fields(record.get(text_column), record.get(label_column), where, text_column, label_column, list(record))
+    for number, record in jsonl_objects(file, place):
+        text, label = record.get(text_column), record.get(label_column)
+        yield _fields(text, label, line_place(place, number), text_column, label_column, list(record))
 
 
 def read_parquet(file: IO[bytes], place: str, *, text_column: str, label_column: str) -> Iterator[tuple[str, str]]:
     """Text and label of each row; class ids that the Hugging Face metadata names become names.
 
     Raises:
-        SourceError: a column is missing, or a value is not text.
+        ValueError: a column is missing, or a value is not text.
     """
-    table = _parquet(file, place)
+    table = open_parquet(file, place)
     columns = table.schema_arrow.names
     for column in (text_column, label_column):
         if column not in columns:
@@ -182,23 +172,11 @@ def read_parquet(file: IO[bytes], place: str, *, text_column: str, label_column:
                 f"{place}: no column {column}; there are {', '.join(columns)}; set data.text_column, data.label_column"
             )
     names = _class_names(table.schema_arrow, label_column)
-    number = 0
-    for batch in table.iter_batches(batch_size=64, columns=[text_column, label_column]):
-        for text, label in zip(batch[text_column].to_pylist(), batch[label_column].to_pylist(), strict=True):
-            number += 1
-            if names is not None and isinstance(label, int) and 0 <= label < len(names):
-                label = names[label]
-            yield _fields(text, label, f"{place}, row {number}", text_column, label_column, columns)
-
-
-def _parquet(file: IO[bytes], place: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(file)
-    except pa.ArrowException as error:
-        raise SourceError(f"{place}: no readable parquet file ({str(error).splitlines()[0]})") from error
+    for number, record in parquet_rows(table, place, {text_column, label_column}):
+        text, label = record[text_column], record[label_column]
+        if names is not None and isinstance(label, int) and 0 <= label < len(names):
+            label = names[label]
+        yield _fields(text, label, f"{place}, row {number:,}", text_column, label_column, columns)
 
 
 def _class_names(schema: Any, column: str) -> list[str] | None:
@@ -221,19 +199,13 @@ def _fields(
             )
     if not isinstance(text, str):
         raise SourceError(f"{where}: {text_column} is {type(text).__name__}, expected a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(
-            f"{where}: {text_column} holds half a surrogate pair at character {error.start}; mend it"
-        ) from error
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
         raise SourceError(f"{where}: {label_column}={label!r}, expected a name or a class number")
-    return text, str(label)
+    return whole_characters(text), whole_characters(str(label))
 
 
-def _count_lines(file: IO[bytes]) -> int:
-    return sum(1 for line in file if line.strip())
+def _count_lines(file: IO[bytes], name: str) -> int:
+    return sum(1 for line in decoded_lines(file, name) if line.strip())
 
 
 # ---------------------------------------------------------------------- hub

@@ -27,6 +27,8 @@ def evidence_spans(value: Any, text: str, where: str) -> list[Span] | None:
         value = json.loads(value) if isinstance(value, str) and value.strip() else value
     except ValueError as error:
         raise ValueError(f"{where}: evidence spans are no JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: evidence spans nest too deep to be read; mend or take the field out") from error
     if value is None or value == "":
         return None
     spans = []

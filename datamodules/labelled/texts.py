@@ -3,14 +3,15 @@
 import csv
 import difflib
 import hashlib
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.jsonl import decoded_lines, line_place, read_jsonl
+from datamodules.text.parquet import open_parquet, parquet_rows, refuse_twice
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 SPLIT_FILES = ("train", "validation", "test")
@@ -128,11 +129,13 @@ def read_file(
 
     Raises:
         ValueError: naming file, line and remedy: a missing column, an empty text, a missing label, bytes that are not
-            UTF-8, a line that is no JSON object, a csv whose quotes do not match, no sample at all.
+            UTF-8, a line that is no JSON object, a csv whose quotes do not match, a column that is read and there
+            twice, no sample at all.
     """
     split = LabelledTexts(path.name, unit="row" if path.suffix == ".parquet" else "line")
     columns = {"text_column": text_column, "label_column": label_column}
-    for number, record in {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": _read_parquet}[path.suffix](path):
+    wanted = {text_column, label_column} | {column or name for name, column in (extra_columns or {}).items()}
+    for number, record in _records(path, wanted):
         for key, column in columns.items():
             if column not in record:
                 raise missing_column(f"{split.source}, {split.unit} {number:,}", key, column, list(record))
@@ -169,105 +172,59 @@ def nearest(word: str, known: Sequence[str], cutoff: float = 0.5) -> str:
     return f" (did you mean {match[0]}?)" if match else ""
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with their ends, a byte order mark taken off.
-
-    Raises:
-        ValueError: a line is not UTF-8, naming the line and the byte.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            yield decode_line(line, path.name, number)
+def _records(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of line or row and fields of each record; only those that are wanted need be decoded."""
+    if path.suffix == ".jsonl":
+        return read_jsonl(path, source=path.name)
+    return read_csv(path, wanted) if path.suffix == ".csv" else read_parquet(path, wanted)
 
 
-def decode_line(line: bytes, source: str, number: int) -> str:
-    """One line as text.
-
-    Raises:
-        ValueError: it is not UTF-8, naming the line and the byte.
-    """
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{source}, line {number:,}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; save the "
-            "file as UTF-8"
-        ) from error
-
-
-def json_object(line: str, source: str, number: int) -> dict[str, Any]:
-    """The JSON object in a line.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{source}, line {number:,}: not JSON ({error}); each line must be one object") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{source}, line {number:,}: {_shown(record)} is not a JSON object; each line must be one")
-    return record
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line that is not blank."""
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if line.strip():
-            yield number, json_object(line, path.name, number)
-
-
-def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_csv(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number at which each record begins, and its fields by the names in the first line.
 
     Strict: Python's reader would otherwise take everything behind a broken quote for one field.
 
+    Args:
+        path: of the file.
+        wanted: columns that will be read.
+
     Raises:
-        ValueError: quotes do not match, or a record has not as many fields as the first line.
+        ValueError: quotes do not match, a record has not as many fields as the first line, or a wanted column is there
+            twice.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 131,072 characters of old
-    rows = csv.reader(decoded_lines(path), strict=True)
-    header: list[str] | None = None
-    while True:
-        number = rows.line_num + 1
-        try:
-            fields = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(
-                f"{path.name}, line {number:,}: a quote in the record that begins here is broken ({error}); close it, "
-                'and double each quote inside a quoted field ("")'
-            ) from error
-        if not fields:
-            continue
-        if header is None:
-            header = fields
-            continue
-        if len(fields) != len(header):
-            raise ValueError(
-                f"{path.name}, line {number:,}: {len(fields)} fields, but the first line names {len(header)}; quote "
-                "fields that hold commas or line breaks"
-            )
-        yield number, dict(zip(header, fields, strict=True))
+    with path.open("rb") as file:
+        rows = csv.reader(decoded_lines(file, path.name), strict=True)
+        header: list[str] | None = None
+        while True:
+            number = rows.line_num + 1
+            try:
+                fields = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ValueError(
+                    f"{line_place(path.name, number)}: a quote in the record that begins here is broken ({error}); "
+                    'close it, and double each quote inside a quoted field ("")'
+                ) from error
+            if not fields:
+                continue
+            if header is None:
+                header = fields
+                refuse_twice(header, wanted, line_place(path.name, number))
+                continue
+            if len(fields) != len(header):
+                raise ValueError(
+                    f"{line_place(path.name, number)}: {len(fields)} fields, but the first line names {len(header)}; "
+                    "quote fields that hold commas or line breaks"
+                )
+            yield number, dict(zip(header, fields, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in range(batch.num_rows):
-                    number += 1
-                    record = {name: batch.column(name)[row].as_py() for name in batch.schema.names}
-                    yield number, record
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path.name}: not a parquet file ({error})".splitlines()[0]) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name}, row {number:,}: not UTF-8; write the file again with clean texts") from error
+def read_parquet(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row number and fields of each row; see parquet_rows."""
+    with open_parquet(path, path.name) as table:
+        yield from parquet_rows(table, path.name, wanted)
 
 
 def read_hub_dataset(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.text.jsonl import whole_characters
 from datamodules.text.tokenized_texts import special_tokens_around, tokenizer_threads
 
 Choose = Literal["first", "spread", "last"]
@@ -180,7 +181,7 @@ def tokenize_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase)
     while block := list(islice(pieces, BLOCK_PIECES)):
         with tokenizer_threads():
             encoded = tokenizer(
-                [piece.encode("utf-8", "replace").decode("utf-8") for _, _, piece in block],
+                [whole_characters(piece) for _, _, piece in block],
                 add_special_tokens=False,
                 return_attention_mask=False,
                 return_token_type_ids=False,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.hub_access import hub_commit
+from datamodules.text.tokenizer_identity import tokenizer_files, tokenizer_identity
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class TokenizerSource:
     Attributes:
         name: folder or name on the hub.
         gguf: file in that folder which holds tokenizer and weights; None for the Hugging Face layout.
-        revision: what tells this version from others: the hub's commit, or size and time of the files.
+        revision: what tells this tokenizer from others; see tokenizer_identity.
     """
 
     name: str
@@ -45,15 +46,14 @@ def find_tokenizer(name: str, package: str | None) -> TokenizerSource:
     if path.suffix == ".gguf" and path.is_file():
         return _gguf_source(path)
     if path.is_dir():
-        files = [file for file in sorted(path.glob("*")) if "token" in file.name or file.suffix == ".jinja"]
-        if not files:
+        if not tokenizer_files(path):
             raise ValueError(f"data.tokenizer={name}: the folder holds no tokenizer (tokenizer.json)")
-        return TokenizerSource(str(path), None, _revision(files))
+        return TokenizerSource(str(path), None, tokenizer_identity(name))
     is_local = name.startswith((".", "/", "~")) or path.suffix == ".gguf" or name.count("/") > 1
     if is_local:
         raise ValueError(f"data.tokenizer={name}: there is no such folder or .gguf file")
-    if (commit := _hub_commit(name)) is not None:
-        return TokenizerSource(name, None, commit)
+    if hub_commit(name) is not None:
+        return TokenizerSource(name, None, tokenizer_identity(name))
     if package is not None and (file := package_gguf(package)) is not None:
         return _gguf_source(file)
     carried = (
@@ -89,19 +89,5 @@ def load_tokenizer(source: TokenizerSource) -> PreTrainedTokenizerBase:
         raise ValueError(f"data.tokenizer={source.name}: no tokenizer could be read there ({reason})") from error
 
 
-def _hub_commit(name: str) -> str | None:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        file = hf_hub_download(name, "tokenizer_config.json", local_files_only=not hub_is_reachable())
-    except (OSError, ValueError):  # not there, no access, not cached, no name of a model at all
-        return None
-    return Path(file).parent.name  # .../snapshots/<commit>/tokenizer_config.json
-
-
 def _gguf_source(file: Path) -> TokenizerSource:
-    return TokenizerSource(str(file.parent), file.name, _revision([file]))
-
-
-def _revision(files: list[Path]) -> str:
-    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+    return TokenizerSource(str(file.parent), file.name, tokenizer_identity(str(file)))

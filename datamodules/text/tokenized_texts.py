@@ -1,6 +1,5 @@
 """Texts and their tokens on disk, as flat memory-mapped arrays with row ends, and batches made from them."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.jsonl import whole_characters
 
 Truncation = Literal["end", "middle", "start"]
 """Which part of a text goes where it is too long."""
@@ -103,7 +103,7 @@ def word_tokenizer(texts: Sequence[str], vocab_size: int = 8192) -> PreTrainedTo
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(whole_characters, texts), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
@@ -184,7 +184,7 @@ def encode_texts(
         tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None or None) as bar,
     ):
         for start in range(0, len(texts), BLOCK):
-            block = [text.encode("utf-8", "replace").decode("utf-8") for text in texts[start : start + BLOCK]]
+            block = [whole_characters(text) for text in texts[start : start + BLOCK]]
             encoded = tokenizer(
                 block, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
             )
@@ -216,15 +216,3 @@ def padded(rows: Sequence[NDArray[Any]], pad_token_id: int) -> dict[str, torch.T
         input_ids[number, : len(row)] = row
         attention_mask[number, : len(row)] = 1
     return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
-
-
-def tokenizer_identity(name: str) -> str:
-    """What the cache is keyed by: a name on the hub as it is, a folder by the bytes of its tokenizer files."""
-    folder = Path(name)
-    if name == WORDS or not folder.is_dir():
-        return name
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".txt", ".model") and ("token" in path.name or path.stem in ("vocab", "merges")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:32]

@@ -14,9 +14,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.process.side_products import side_product
 from lightning_apps.training.plan import RunPlan
 
 TOLERATED_FAILED_WRITES = 3
@@ -210,7 +212,7 @@ class RunCheckpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.stop.asked, all=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare with the best evaluation and save."""
+        """Compare with the best evaluation and save; then whatever follows an evaluation."""
         if trainer.state.fn != "fit":
             return
         step = trainer.global_step
@@ -221,6 +223,10 @@ class RunCheckpoints(Checkpoint):
         names += self._spaced(trainer)
         if not self._save(trainer, names):
             self.load_state_dict(best_before)  # best.ckpt still is the earlier one
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AfterEvaluation):
+                with side_product(type(callback).__name__):
+                    callback.on_evaluation_saved(trainer, pl_module, self.best_step or None)
 
     def _periodic(self, step: int) -> list[str]:
         return [f"step={step:08d}.ckpt"] if step in self.plan.save_steps else []
@@ -233,10 +239,6 @@ class RunCheckpoints(Checkpoint):
             return []
         self.spaced_loss = loss
         return [f"loss={loss:.4f}.ckpt"] if loss == loss else []
-
-    def best_step_now(self, trainer: L.Trainer) -> int | None:
-        """Step of the best evaluation, the one that just ended included, which has not been saved yet."""
-        return trainer.global_step if self._beats(trainer) else self.best_step or None
 
     def _beats(self, trainer: L.Trainer) -> bool:
         value = monitored_value(trainer, self.monitor)

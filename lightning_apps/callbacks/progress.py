@@ -11,6 +11,10 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.process.console import SECONDS_BETWEEN_LINES, say
+from lightning_apps.process.side_products import side_product
+
+BAR = "the progress bar"
+"""Its name where it fails: a terminal or a pipe may be closed while the run goes on."""
 
 
 class RunProgress(TQDMProgressBar):
@@ -46,15 +50,27 @@ class RunProgress(TQDMProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from here; a run that goes on starts no Lightning epoch, and what is left is told by its own speed."""
-        super().on_train_start(trainer, pl_module)
+        with side_product(BAR):
+            super().on_train_start(trainer, pl_module)
+            self._name_bar(trainer)
         self._start = self._last_line = time.perf_counter()
         self._start_step = trainer.global_step
-        self._name_bar(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: object) -> None:
         """The whole run is one Lightning epoch, so the bar is not named after it."""
-        super().on_train_epoch_start(trainer, *args)
-        self._name_bar(trainer)
+        with side_product(BAR):
+            super().on_train_epoch_start(trainer, *args)
+            self._name_bar(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the last values."""
+        with side_product(BAR):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, *args: Any) -> None:
+        """Close the bar."""
+        with side_product(BAR):
+            super().on_train_end(*args)
 
     def _name_bar(self, trainer: L.Trainer) -> None:
         bar = self.train_progress_bar
@@ -66,7 +82,8 @@ class RunProgress(TQDMProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar, or say a line now and then."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        with side_product(BAR):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now = time.perf_counter()
         if self.is_terminal or now - self._last_line < SECONDS_BETWEEN_LINES:
             return

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from datamodules.storage.folders import StorageError, folder_files
 from lightning_apps.config.composition import PACKAGE
 from lightning_apps.process.console import say
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import is_left_out, report_text, retry_command, run_url
 from lightning_apps.training.plan import RunPlan
@@ -73,7 +74,8 @@ class RunUpload(L.Callback):
         self._begun = True
         self.plan = plan
         if plan is not None:
-            self._start_pass()
+            with side_product("run.upload"):
+                self._start_pass()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The checkpoint of this evaluation is written after this hook; the next step's start is the time."""
@@ -89,10 +91,11 @@ class RunUpload(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """See how the pass under way has ended, and start one that is due."""
-        if self._pass is not None and self._pass.process.poll() is not None:
-            self._end_pass()
-        if self._begun and self._due and self._pass is None and time.monotonic() >= self._not_before:
-            self._start_pass()
+        with side_product("run.upload"):
+            if self._pass is not None and self._pass.process.poll() is not None:
+                self._end_pass()
+            if self._begun and self._due and self._pass is None and time.monotonic() >= self._not_before:
+                self._start_pass()
 
     def _start_pass(self) -> None:
         self._due = False

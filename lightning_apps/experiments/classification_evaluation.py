@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.storage.cache import fingerprint, prepared_folder
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.experiments.baselines import BASELINES_VERSION, linear_probabilities, majority_probabilities
 from lightning_apps.experiments.classification_metrics import (
     PREDICTED,
@@ -22,7 +23,8 @@ from lightning_apps.experiments.classification_metrics import (
     probabilities_of,
 )
 from lightning_apps.process.console import say
-from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.process.side_products import side_product
+from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
 
 SHOWN_CHARACTERS = 500
@@ -113,8 +115,8 @@ class ClassificationEvaluation(L.Callback):
             rows = prediction_rows(data.texts(split), probabilities, targets, data.label_names, data.multi_label)
             if (names := data.ids(split)) is not None:
                 rows = [{"index": row["index"], "id": name, **row} for row, name in zip(rows, names, strict=True)]
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text_atomically(self.run_directory.predictions, lines.encode("utf-8", "replace").decode())
+            with side_product(self.run_directory.predictions.name):
+                write_jsonl(self.run_directory.predictions, rows)
             self._report(trainer, split, prefix, metrics, rows)
 
     def _options(self, data: Any) -> dict[str, Any]:
@@ -157,7 +159,10 @@ class ClassificationEvaluation(L.Callback):
         if not self.baselines or split in ("train", *self.references) or not trainer.is_global_zero:
             return  # on the texts that it was fitted to, a linear model says nothing
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.references[split] = baseline_metrics(data, split, self._options(data))
+        self.references[split] = {}  # what fails is not tried again at each evaluation
+        with side_product(self.run_directory.baselines.name):
+            self.references[split] = baseline_metrics(data, split, self._options(data))
+            write_json_atomically(self.run_directory.baselines, self.references)
         for name, found in self.references[split].items():
             say(
                 f"baseline on {split}: {name}: "
@@ -168,7 +173,6 @@ class ClassificationEvaluation(L.Callback):
                     if key in found
                 )
             )
-        write_json_atomically(self.run_directory.baselines, self.references)
 
 
 def gather_by_id(outputs: list[tuple[Tensor, Tensor]], total: int, world_size: int) -> Tensor:

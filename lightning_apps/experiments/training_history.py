@@ -6,23 +6,25 @@ from typing import Any
 
 import lightning as L
 
+from lightning_apps.callbacks.after_evaluation import AfterEvaluation
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 
 
-class TrainingHistory(L.Callback):
+class TrainingHistory(AfterEvaluation):
     """Writes the file after every evaluation, out of metrics.csv, so that a resumed run has all of them."""
 
     def __init__(self, *, run_directory: RunDirectory) -> None:
         self.run_directory = run_directory
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_evaluation_saved(self, trainer: L.Trainer, pl_module: L.LightningModule, best_step: int | None) -> None:
         """Write; the evaluation's row is in metrics.csv by now."""
-        if trainer.state.fn == "fit" and trainer.is_global_zero:
-            write_json_atomically(
-                self.run_directory.history, training_history(read_metrics(self.run_directory.metrics))
-            )
+        if trainer.is_global_zero:
+            with side_product(self.run_directory.history.name):
+                history = training_history(read_metrics(self.run_directory.metrics))
+                write_json_atomically(self.run_directory.history, history)
 
 
 def training_history(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

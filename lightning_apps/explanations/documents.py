@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.labelled.document_facts import Span, evidence_spans
-from datamodules.labelled.texts import decode_line, json_object
+from datamodules.text.jsonl import decoded_lines, jsonl_objects, line_place
 from lightning_apps.errors import ConfigError, did_you_mean
 
 DEFAULT_COLUMNS = {"text": "text", "label": "label", "id": "id", "evidence_spans": "evidence_spans"}
@@ -50,20 +50,16 @@ def read_documents(path: Path, *, columns: Mapping[str, str], label_names: Seque
     """
     if not path.is_file():
         raise ConfigError(f"input={path}: there is no such file; name a .jsonl file, or a text file of one document")
-    documents, lines = [], []
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = decode_line(raw, path.name, number)
-                if path.suffix != ".jsonl":
-                    lines.append(line)
-                elif line.strip():
-                    record = json_object(line, path.name, number)
-                    documents.append(document_of(record, path.name, number, columns, label_names))
+            if path.suffix != ".jsonl":
+                return [Document(path.name, "".join(decoded_lines(file, path.name)))]
+            documents = [
+                document_of(record, path.name, number, columns, label_names)
+                for number, record in jsonl_objects(file, path.name)
+            ]
     except ValueError as error:
         raise ConfigError(f"input={path}: {error}") from error
-    if path.suffix != ".jsonl":
-        return [Document(path.name, "".join(lines))]
     if not documents:
         raise ConfigError(
             f"input={path}: it holds no document; each line must be an object with a field {columns['text']}"
@@ -86,7 +82,7 @@ def document_of(
     Raises:
         ValueError: a field is missing or wrong.
     """
-    where, column = f"{source}, line {number:,}", columns["text"]
+    where, column = line_place(source, number), columns["text"]
     if column not in record:
         raise ValueError(
             f"{where}: there is no field {column!r}{did_you_mean(column, list(record))}; it has "

@@ -1,10 +1,10 @@
 """What explain writes: explanations.jsonl, faithfulness.json and .png, explanations.html."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.explanations.explanation import Explanation, completeness_sentence, record
 from lightning_apps.explanations.faithfulness import CURVES, RANDOM, summarise_curves, summarise_evidence
 from lightning_apps.explanations.faithfulness_picture import draw_faithfulness
@@ -12,7 +12,7 @@ from lightning_apps.explanations.page import METHOD_NAMES, PageLimits, document_
 from lightning_apps.explanations.run import all_fractions
 from lightning_apps.explanations.style import SCRIPT, STYLE, method_style
 from lightning_apps.reports.html_page import bullets, facts, figure, page, paragraph, section, table
-from lightning_apps.run_files.atomic_files import json_safe, write_json_atomically, write_text_atomically
+from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory
 
 EVIDENCE_WORDS = {
@@ -49,10 +49,9 @@ def write_explanations(
         What to say, and the paths of the files.
     """
     fractions = all_fractions(dict(options))
-    lines = [json.dumps(json_safe(record(entry, fractions))) for entry in explanations]
     paths = [folder / name for name in ("explanations.html", "explanations.jsonl", "faithfulness.json",
                                         "faithfulness.png")]  # fmt: skip
-    write_text_atomically(paths[1], "".join(f"{line}\n" for line in lines))
+    write_jsonl(paths[1], [record(entry, fractions) for entry in explanations])
     results = summarise(explanations, fractions, options)
     write_json_atomically(paths[2], results)
     name = f"{directory.path.parent.name}/{directory.path.name}"

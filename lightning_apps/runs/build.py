@@ -31,6 +31,7 @@ from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
+from lightning_apps.run_files.side_logger import SideLogger
 from lightning_apps.training.parameter_groups import freeze_parameters, unfreezing_steps
 from lightning_apps.training.plan import RunPlan, plan_run
 from models.language.causal_lm import recompute_activations
@@ -209,9 +210,9 @@ def build_loggers(config: Config, directory: RunDirectory) -> list[Logger]:
     loggers: list[Logger] = [MetricsCSV(directory.metrics)]
     for name, node in config["logger"].items():
         if name == "wandb":
-            loggers.append(_wandb_logger(node, config, directory))
+            loggers.append(SideLogger(_wandb_logger(node, config, directory)))
         else:
-            loggers.append(bind(f"logger.{name}", node)(save_dir=directory.path))
+            loggers.append(SideLogger(bind(f"logger.{name}", node)(save_dir=directory.path)))
     return loggers
 
 

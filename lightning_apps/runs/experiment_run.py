@@ -21,6 +21,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_summary
 from lightning_apps.run_files.settings import different_settings
@@ -124,7 +125,8 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
     finally:
         stop.restore()
         if "wandb" in sys.modules:  # else the jobs of a sweep in one process become one W&B run (wandb#1314)
-            sys.modules["wandb"].finish()
+            with side_product("W&B"):
+                sys.modules["wandb"].finish()
     if outcome.status == "stopped":
         say(f"stopped ({outcome.reason}) after step {trainer.global_step:,}; go on with\n  {resume_command()}")
         if outcome.signum is not None:

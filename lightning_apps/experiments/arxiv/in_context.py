@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
+from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
 from lightning_apps.experiments.arxiv.in_context_picture import draw_in_context
 from lightning_apps.process.console import say
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 
 
-class InContextLoss(L.Callback):
+class InContextLoss(AfterEvaluation):
     """Collects the losses of evaluation windows and writes `in_context/<split>.npz`, `.csv`, `.png` and a table.
 
     Logs `in_context_gain` (loss over the first tenth of the positions minus the last tenth, in nats), the intervals
@@ -83,14 +85,26 @@ class InContextLoss(L.Callback):
             pl_module.log_dict({f"{prefix}/{before}{key}": value for key, value in values.items()}, batch_size=1)
         if not trainer.is_global_zero:
             return
-        save_in_context(self.folder, split, windows, measured)
-        step = f"step {trainer.global_step:,}" if trainer.state.fn == "fit" else split
-        title = f"{split} loss by position, {self.name}, {step}"
-        draw_in_context(self.folder / f"{split}.png", windows=windows, measured=measured, title=title)
+        if trainer.state.fn == "fit":
+            say(f"step {trainer.global_step:,}, {prefix}: {loss_line(measured)}")
+            return  # files follow the checkpoint
+        self._write(split, windows, measured, split)
         if trainer.state.fn == "test":
             say("\n".join(table_lines(split, windows, measured)))
         else:
-            say(f"{f'{step}, ' if trainer.state.fn == 'fit' else ''}{prefix}: {loss_line(measured)}")
+            say(f"{prefix}: {loss_line(measured)}")
+
+    def on_evaluation_saved(self, trainer: L.Trainer, pl_module: L.LightningModule, best_step: int | None) -> None:
+        """Write the files of an evaluation while training."""
+        if trainer.is_global_zero and self.last is not None:
+            split = trainer.datamodule.evaluation_split  # type: ignore[attr-defined]
+            self._write(split, *self.last, f"step {trainer.global_step:,}")
+
+    def _write(self, split: str, windows: WindowLosses, measured: dict[str, GroupLoss], when: str) -> None:
+        with side_product(f"in_context/{split}"):
+            save_in_context(self.folder, split, windows, measured)
+            title = f"{split} loss by position, {self.name}, {when}"
+            draw_in_context(self.folder / f"{split}.png", windows=windows, measured=measured, title=title)
 
 
 def loss_line(measured: dict[str, GroupLoss]) -> str:

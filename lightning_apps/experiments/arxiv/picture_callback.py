@@ -1,33 +1,22 @@
-"""summary.png of `arxiv`, redrawn after every evaluation."""
+"""summary.png of `arxiv`."""
 
-import lightning as L
-
-from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.experiments.arxiv.in_context import InContextLoss
 from lightning_apps.experiments.arxiv.picture import draw_arxiv_summary
-from lightning_apps.run_files.directory import RunDirectory
-from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.experiments.picture import PictureInputs, RunPicture
 
 
-class ArxivPicture(L.Callback):
-    """Draws losses, in-context curves and categories; needs the callback `in_context`."""
+class ArxivPicture(RunPicture):
+    """Losses, in-context curves and categories; draws nothing without the callback `in_context`, which measures."""
 
-    def __init__(self, *, run_directory: RunDirectory) -> None:
-        self.run_directory = run_directory
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw; the evaluation's row is on disk by now."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
-            return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        measured = next((entry.last for entry in callbacks if isinstance(entry, InContextLoss)), None)
-        checkpoints = next(entry for entry in callbacks if isinstance(entry, RunCheckpoints))
-        if measured is not None:
+    def draw(self, inputs: PictureInputs) -> None:
+        """Draw the picture of a language model."""
+        callbacks = inputs.trainer.callbacks  # type: ignore[attr-defined]
+        for measured in [entry.last for entry in callbacks if isinstance(entry, InContextLoss) and entry.last]:
             draw_arxiv_summary(
-                self.run_directory.picture,
-                rows=read_metrics(self.run_directory.metrics),
+                inputs.path,
+                rows=inputs.rows,
                 windows=measured[0],
                 measured=measured[1],
-                title=f"arxiv / {self.run_directory.path.name}: step {trainer.global_step:,}",
-                best_step=checkpoints.best_step_now(trainer),
+                title=f"{inputs.run}: step {inputs.step:,}",
+                best_step=inputs.best_step,
             )

@@ -1,6 +1,5 @@
 """Graded generation of `gsm8k`: ask the questions, grade the answers, keep every one of them."""
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,12 +10,13 @@ from typing_extensions import TypedDict  # pydantic refuses typing's before Pyth
 
 from datamodules.gsm8k import Gsm8kDataModule, Split
 from datamodules.sampling.order import hash_key
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.gsm8k.grading import Grade, accuracy_metrics, grade, majority_answer, numeric_answer
 from lightning_apps.experiments.location.generation import gather_in_order
 from lightning_apps.experiments.repeated_answers import is_repeating
 from lightning_apps.process.console import say
-from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import Answer, Sampling, generate_answers
 
@@ -139,8 +139,8 @@ class Gsm8kGeneration(L.Callback):
     def _report(
         self, trainer: L.Trainer, prefix: str, metrics: dict[str, float], rows: list[dict[str, Any]], elapsed_s: float
     ) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text_atomically(self.run_directory.predictions, text)
+        with side_product(self.run_directory.predictions.name):
+            write_jsonl(self.run_directory.predictions, rows)
         step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
         loss = trainer.callback_metrics.get(f"{prefix}/loss")
         accuracies = ", ".join(

@@ -1,32 +1,18 @@
-"""summary.png of `gsm8k`, redrawn after every evaluation."""
+"""summary.png of `gsm8k`."""
 
-import json
-
-import lightning as L
-
-from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.experiments.gsm8k.picture import draw_gsm8k_summary
-from lightning_apps.run_files.directory import RunDirectory
-from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.experiments.picture import PictureInputs, RunPicture
 
 
-class Gsm8kPicture(L.Callback):
-    """Draws losses, accuracies and the last answers from the files of the run."""
+class Gsm8kPicture(RunPicture):
+    """Losses, accuracies and the last answers."""
 
-    def __init__(self, *, run_directory: RunDirectory) -> None:
-        self.run_directory = run_directory
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw; the evaluation's row and predictions are on disk by now."""
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
-            return
-        files = self.run_directory
-        lines = files.predictions.read_text(encoding="utf-8").splitlines() if files.predictions.is_file() else []
-        checkpoints = next(entry for entry in trainer.callbacks if isinstance(entry, RunCheckpoints))  # type: ignore[attr-defined]
+    def draw(self, inputs: PictureInputs) -> None:
+        """Draw the picture of a run that answers questions."""
         draw_gsm8k_summary(
-            files.picture,
-            rows=read_metrics(files.metrics),
-            predictions=[json.loads(line) for line in lines],
-            title=f"{files.path.parent.name} / {files.path.name}: step {trainer.global_step}",
-            best_step=checkpoints.best_step_now(trainer),
+            inputs.path,
+            rows=inputs.rows,
+            predictions=inputs.predictions,
+            title=inputs.title,
+            best_step=inputs.best_step,
         )

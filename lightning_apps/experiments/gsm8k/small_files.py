@@ -1,9 +1,10 @@
 """A language model of a few thousand parameters and sums to teach it: what `verify` and the tests train on."""
 
 import itertools
-import json
 import random
 from pathlib import Path
+
+from datamodules.text.jsonl import write_jsonl
 
 CHARACTERS = "\n #*+-=.,?0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TEMPLATE = (
@@ -21,7 +22,6 @@ def write_small_files(folder: Path) -> list[str]:
 
 def write_sums(folder: Path, *, num_train: int = 60, num_test: int = 8) -> None:
     """Questions of unequal lengths, answered in the manner of GSM8K."""
-    folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)  # noqa: S311 (no secret)
     for name, count in (("train", num_train), ("test", num_test)):
         rows = []
@@ -30,8 +30,8 @@ def write_sums(folder: Path, *, num_train: int = 60, num_test: int = 8) -> None:
             sums = list(itertools.accumulate(terms))
             steps = "\n".join(f"{sums[at]} + {terms[at + 1]} = {sums[at + 1]}" for at in range(len(terms) - 1))
             question = f"What is {' + '.join(map(str, terms))}?"
-            rows.append(json.dumps({"question": question, "answer": f"{steps}\n#### {sums[-1]}"}) + "\n")
-        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+            rows.append({"question": question, "answer": f"{steps}\n#### {sums[-1]}"})
+        write_jsonl(folder / f"{name}.jsonl", rows)
 
 
 def write_model(folder: Path) -> None:

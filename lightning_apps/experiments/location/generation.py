@@ -1,6 +1,5 @@
 """Generation evaluation of `location`: ask for every held-out city, measure how far the answers are."""
 
-import json
 from typing import Annotated, Any
 
 import lightning as L
@@ -9,6 +8,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from datamodules.location import LocationDataModule, Split
+from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.location.great_circle import (
     answer_distances_km,
@@ -19,7 +19,7 @@ from lightning_apps.experiments.location.great_circle import (
 )
 from lightning_apps.experiments.repeated_answers import is_collapsed
 from lightning_apps.process.console import say
-from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import generate_greedy
 
@@ -83,7 +83,8 @@ class LocationGeneration(L.Callback):
             self._report(trainer, prefix, metrics, rows)
 
     def _report(self, trainer: L.Trainer, prefix: str, metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
-        write_text_atomically(self.run_directory.predictions, "".join(json.dumps(row) + "\n" for row in rows))
+        with side_product(self.run_directory.predictions.name):
+            write_jsonl(self.run_directory.predictions, rows)
         step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
         loss = trainer.callback_metrics.get(f"{prefix}/loss")
         say(

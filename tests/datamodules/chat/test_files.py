@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from datamodules.chat.files import read_jsonl, split_files, to_chat
+from datamodules.chat.files import chat_rows, split_files, to_chat
 
 OPTIONS = {"system_prompt": None, "calculator_annotations": False}
 
@@ -12,7 +12,7 @@ OPTIONS = {"system_prompt": None, "calculator_annotations": False}
 def rows(tmp_path, *lines, **options):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
-    return [to_chat(*row, **{**OPTIONS, **options}) for row in read_jsonl(path)]
+    return [to_chat(*row, **{**OPTIONS, **options}) for row in chat_rows(path)]
 
 
 GOOD = '{"question": "1+1?", "answer": "1+1=<<1+1=2>>2\\n#### 2"}'
@@ -25,7 +25,9 @@ def test_questions_and_answers_become_chats(tmp_path):
         {"role": "assistant", "content": "1+1=2\n#### 2"},
     ]
     assert (chat.gold, other.gold) == ("2", None)
-    assert [chat.origin.rpartition(":")[2], other.origin.rpartition(":")[2]] == ["1", "3"]  # blank lines are counted
+    assert [chat.origin, other.origin] == [
+        f"{tmp_path}/train.jsonl, line {number}" for number in (1, 3)
+    ]  # blank lines are counted
 
 
 def test_annotations_stay_and_system_prompts_come_where_asked_for(tmp_path):
@@ -46,6 +48,12 @@ def test_messages_of_several_turns_are_taken_as_they_are(tmp_path):
     assert chat.gold == "1,200"
 
 
+def test_halves_of_characters_become_question_marks(tmp_path):
+    """As in every experiment: no tokenizer takes them, and NUL is a character like any other."""
+    (chat,) = rows(tmp_path, '{"question": "a\\ud800\\u0000b", "answer": "\\u2028x"}')
+    assert [message["content"] for message in chat.messages] == ["a?\0b", "\u2028x"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -55,11 +63,9 @@ def test_messages_of_several_turns_are_taken_as_they_are(tmp_path):
         ('{"question": "x", "answer": null}', "answer must be a text, found null"),
         ('{"question": "x", "answer": " \\n "}', "answer is empty"),
         ('{"question": "", "answer": "x"}', "question is empty"),
-        ('{"question": "\\ud800", "answer": "x"}', "question holds half a character"),
         ('{"question": "x", ', "not JSON (Expecting property name enclosed in double quotes at column "),
-        ("[1, 2]", "expected an object with question and answer, or messages; found a list"),
-        ('"x"', "expected an object with question and answer, or messages; found a text"),
-        (b'{"question": "\xff"}', "not UTF-8 (invalid start byte at byte 15)"),
+        ("[1, 2]", "[1, 2] is not a JSON object; each line must be one"),
+        (b'{"question": "\xff"}', "byte 15 (0xff) is not UTF-8; save the file as UTF-8"),
         ('{"messages": []}', "messages must be a list of role and content, found an empty list"),
         ('{"messages": "x"}', "messages must be a list of role and content, found a text"),
         ('{"messages": ["x"]}', "message 1 must be an object with role and content, found a text"),
@@ -74,7 +80,7 @@ def test_messages_of_several_turns_are_taken_as_they_are(tmp_path):
 def test_a_bad_line_is_named(line, expected, tmp_path):
     with pytest.raises(ValueError, match=re.escape(expected)) as raised:
         rows(tmp_path, GOOD, line)
-    assert str(raised.value).startswith(f"{tmp_path}/train.jsonl:2: ")
+    assert str(raised.value).startswith(f"{tmp_path}/train.jsonl, line 2: ")
     assert "\n" not in str(raised.value)
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.corpus.prepared_store import find_store
-from datamodules.corpus.text_source import SourceError, file_source, local_files
+from datamodules.corpus.text_source import SourceError, file_source, local_files, read_lines
 from datamodules.corpus.token_store import INDEX_ROW, SPLITS, StoreError, open_store, sha256, token_dtype, write_index
 from datamodules.corpus.tokenize_corpus import load_tokenizer, write_store
 from datamodules.storage.cache import prepared_folder
@@ -235,23 +236,28 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a", "label": ', r"train.jsonl:2: no valid JSON \(.* at column \d+\)"),
-        (b'{"text": "\xff", "label": "x"}', r"train.jsonl:2: invalid UTF-8 at byte 10"),
-        (b'{"label": "x"}', r"train.jsonl:2: no field text; it has label; set data.text_column"),
-        (b'{"text": 3, "label": "x"}', r"train.jsonl:2: text is int, expected a string"),
-        (b'{"text": "a", "label": null}', r"train.jsonl:2: no field label"),
-        (b'{"text": "a", "label": 1.5}', r"train.jsonl:2: label=1.5, expected a name or a class number"),
-        (b'{"text": "\\ud800", "label": "x"}', r"train.jsonl:2: text holds half a surrogate pair at character 0"),
-        (b"[1]", r"train.jsonl:2: expected an object with text and label"),
+        (b'{"text": "a", "label": ', r"train.jsonl, line 2: not JSON \(.* at column \d+\)"),
+        (b'{"text": "\xff", "label": "x"}', r"train.jsonl, line 2: byte 11 \(0xff\) is not UTF-8"),
+        (b'{"label": "x"}', r"train.jsonl, line 2: no field text; it has label; set data.text_column"),
+        (b'{"text": 3, "label": "x"}', r"train.jsonl, line 2: text is int, expected a string"),
+        (b'{"text": "a", "label": null}', r"train.jsonl, line 2: no field label"),
+        (b'{"text": "a", "label": 1.5}', r"train.jsonl, line 2: label=1.5, expected a name or a class number"),
+        (b"[1]", r"train.jsonl, line 2: \[1\] is not a JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(b'{"text": "a", "label": "x"}\n' + line + b"\n")
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(ValueError, match=message):
         make(tmp_path, folder)
     assert [path.name for path in tmp_path.iterdir() if path.name == "arxiv"] == []  # nothing half is left
+
+
+def test_halves_of_characters_become_question_marks_and_marks_and_line_ends_do_not_matter():
+    content = '\ufeff{"text": "a\\ud800\\u0000", "label": "x"}\r\r{"text": "b\u2028c", "label": "y"}'.encode()
+    found = read_lines(io.BytesIO(content), "train.jsonl", text_column="text", label_column="label")
+    assert list(found) == [("a?\0", "x"), ("b\u2028c", "y")]
 
 
 def test_a_folder_without_splits_is_refused(tmp_path):
@@ -273,7 +279,7 @@ def test_a_missing_column_of_a_parquet_file_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"train.parquet: no column text; there are body, label"):
         make(tmp_path / "cache", tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
-    with pytest.raises(SourceError, match="no readable parquet file"):
+    with pytest.raises(ValueError, match="no readable parquet file"):
         make(tmp_path / "cache", tmp_path)
 
 

@@ -44,6 +44,21 @@ def test_three_formats_say_the_same(tmp_path):
         assert read.numbers == numbers
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_lines_may_end_in_three_ways_and_begin_with_a_byte_order_mark(ends, mark, tmp_path):
+    """A column that nobody asked for may be there twice; a quoted line break stays what it is."""
+    lines = ["x,text,label,x", f'1,"a\u2028{ends}b",good,2', "1,c\x85,bad,2", ""]
+    write(tmp_path / "a.csv", mark + ends.join(lines))
+    read = read_file(tmp_path / "a.csv", **COLUMNS)
+    assert (read.texts, read.labels) == ([f"a\u2028{ends}b", "c\x85"], ["good", "bad"])
+    assert read.numbers == [2, 4]
+    rows = ['{"text": "a\u2028b", "label": "good"}', '{"text": "c\x85", "label": "bad"}', ""]
+    write(tmp_path / "a.jsonl", mark + ends.join(rows))
+    read = read_file(tmp_path / "a.jsonl", **COLUMNS)
+    assert (read.texts, read.labels, read.numbers) == (["a\u2028b", "c\x85"], ["good", "bad"], [1, 2])
+
+
 BAD = {
     "missing column": (
         "a.jsonl", jsonl({"txt": "a", "label": 0}),
@@ -64,8 +79,11 @@ BAD = {
     "open quote": ("a.csv", 'text,label\nok,1\n"never closed,1\nmore,0\n', ["a.csv, line 3", "quote", "broken"]),
     "quote too early": ("a.csv", 'text,label\n"a" b,1\n', ["a.csv, line 2", "quote", "broken"]),
     "too many fields": ("a.csv", "text,label\na, b,1\n", ["a.csv, line 2", "3 fields", "names 2"]),
+    "column twice": ("a.csv", "text,label,text\na,1,b\n", ["a.csv, line 1", "2 columns are called 'text'", "drop"]),
+    "field twice": ("a.jsonl", '{"text": "a", "text": "b", "label": 1}', ["a.jsonl, line 1", "'text' is there twice"]),
+    "deep": ("a.jsonl", jsonl(ROWS[0]) + "[" * 50_000, ["a.jsonl, line 2", "nested too deep"]),
     "empty file": ("a.jsonl", "", ["a.jsonl holds no sample"]),
-    "no parquet": ("a.parquet", "nothing", ["a.parquet", "not a parquet file"]),
+    "no parquet": ("a.parquet", "nothing", ["a.parquet", "no readable parquet file"]),
 }  # fmt: skip
 
 
