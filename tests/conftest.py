@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 
 from lightning_apps.config.composition import CONF, plain
@@ -20,7 +20,8 @@ from tests.storage_parts import LARGE
 pytest.register_assert_rewrite("tests.killed_runs", "tests.html_pages")  # so that their asserts say what differed
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-settings.register_profile("project", deadline=None, max_examples=60)
+# a busy machine draws slowly and is not wrong
+settings.register_profile("project", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
@@ -28,6 +29,12 @@ settings.load_profile("project")
 def _few_threads() -> None:
     """One thread, as two workers share the machine, or as many as OMP_NUM_THREADS asks for."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def _own_draws() -> None:
+    """What a test draws without a seed of its own does not depend on which tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

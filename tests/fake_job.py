@@ -40,12 +40,12 @@ def main() -> None:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(signum, lambda number, _: summary(directory, "stopped", "signal", 128 + number))
         (directory / "ready").touch()
-        time.sleep(60)
+        time.sleep(600)
     if behaviour == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         (directory / "ready").touch()
-        time.sleep(60)
+        time.sleep(600)
     time.sleep(0.05)
     summary(directory, "completed", "reached the end", 0)
 

@@ -28,6 +28,8 @@ SIZES = {
     "intermediate_size": 48, "head_dim": 8, "initializer_range": 0.3, "dtype": torch.float32,
 }  # fmt: skip
 PREFIX = 3
+ADDITIONS = SIZES["num_hidden_layers"] * 7 * SIZES["intermediate_size"]
+"""Behind a logit: seven products a layer, one after the other, of at most so many terms."""
 
 
 def tiny(architecture="qwen2", *, by_documents=True, **changes):

@@ -3,7 +3,9 @@
 import torch
 
 
-def assert_same_sum(actual: torch.Tensor, expected: torch.Tensor, *, terms: int, msg: str | None = None) -> None:
+def assert_same_sum(
+    actual: torch.Tensor, expected: torch.Tensor, *, terms: int, largest: float | None = None, msg: str | None = None
+) -> None:
     """Assert that two orders of the same sums agree as far as their type allows.
 
     Each addition rounds by at most eps / 2 of what it has, and roundings point anywhere, so after n of them a sum is
@@ -15,8 +17,15 @@ def assert_same_sum(actual: torch.Tensor, expected: torch.Tensor, *, terms: int,
         actual: any shape.
         expected: same shape and type.
         terms: additions behind an entry: of one matrix product times those of the sum over tokens or documents.
+        largest: of the terms; None takes the largest entry of `expected`, too little where all its sums cancel.
         msg: names the tensor in the message of a failure.
     """
-    eps = torch.finfo(expected.dtype).eps
-    largest = float(expected.detach().abs().max())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=4 * terms**0.5 * eps * largest, msg=msg)
+    if largest is None:
+        largest = float(expected.detach().abs().max())
+    tolerance = largest * relative_rounding(terms, expected.dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=msg)
+
+
+def relative_rounding(terms: int, dtype: torch.dtype = torch.float32) -> float:
+    """How far two orders of a sum of so many additions may be apart, as a share of its largest terms; see above."""
+    return float(4 * terms**0.5 * torch.finfo(dtype).eps)

@@ -70,17 +70,19 @@ class S3Server:
             # 0s would make it spin; with the default it does not see files that a test changes behind its back
             "--config", os.devnull, "--dir-cache-time", "10ms", *flags, str(self.folder),
         ]  # fmt: skip
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
+            if self._process is None or self._process.poll() is not None:
+                with self.log.open("ab") as log:  # again where another program had the port for a moment
+                    self._process = subprocess.Popen(command, stderr=log)
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
+                if self._process.poll() is None:
+                    return
             except OSError:
-                assert self._process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+                pass
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """SIGKILL: no request is finished."""

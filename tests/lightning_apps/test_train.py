@@ -14,6 +14,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
+from tests.rounding import relative_rounding
 from tests.tiny_runs import LOCATION
 
 SHORT = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "trainer.save_every=2"]
@@ -192,7 +193,7 @@ def test_an_epoch_shorter_than_the_accumulation_is_one_smaller_step(composed):
     run = [*LOCATION, "trainer.max_steps=3", "data.global_batch_size=500", "callbacks.extra.picture=null"]
     whole = composed(*run, name="whole")
     split = composed(*run, "data.device_batch_size=50", name="split")
-    assert _losses(split) == pytest.approx(_losses(whole), rel=1e-6)
+    assert _losses(split) == pytest.approx(_losses(whole), rel=relative_rounding(110 * 10))  # targets
     summary = json.loads(RunDirectory(_root(split) / "split").summary.read_text())
     assert summary["tokens_seen"] == 3 * 110 * 22
 

@@ -8,6 +8,7 @@ import torch
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.verify import Proof, largest_difference, line, loss_difference
+from tests.patience import PATIENCE_S
 from tests.tiny_runs import LOCATION
 
 
@@ -63,7 +64,7 @@ def test_two_processes_share_the_work(tmp_path, cache_root):
     run = [*LOCATION[:-1], *where, "data.device_batch_size=3", "trainer.max_steps=15", "callbacks.extra.picture=null"]
     for hardware in ("cpu", "cpu_ddp"):
         command = [sys.executable, "-m", "lightning_apps.train", *run, f"hardware={hardware}", f"run.name={hardware}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr
     one, two = (RunDirectory(tmp_path / "location" / name) for name in ("cpu", "cpu_ddp"))
     assert loss_difference(one, two) < 1e-5

@@ -22,6 +22,7 @@ from datamodules.storage.folders import (
     upload_folder,
 )
 from datamodules.storage.upload import folder_files
+from tests.patience import PATIENCE_S
 from tests.s3_server import BUCKET
 from tests.storage_parts import MIB, PATIENT, QUICK, URL, Hook, contents, marker_of
 
@@ -116,7 +117,7 @@ def test_processes_that_fetch_the_same_folder_wait_for_each_other(s3, folder, tm
     )
     command = [sys.executable, "-c", code, URL, str(tmp_path / "copy")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
-    assert [process.communicate(timeout=60)[1] for process in processes] == [b"", b"", b""]
+    assert [process.communicate(timeout=PATIENCE_S)[1] for process in processes] == [b"", b"", b""]
     assert contents(tmp_path / "copy") == contents(folder)
 
 

@@ -178,7 +178,7 @@ def test_a_server_that_accepts_and_says_nothing_is_noticed(s3, folder, monkeypat
             pytest.raises(StorageUnavailableError, match=r"was silent for 0\.8 s"),
         ):
             store.put("large", bytes(16 * MIB))
-        assert time.monotonic() - begin < 15  # 40 s of patience: a fraction of a minute
+        assert time.monotonic() - begin < 60  # on a busy machine too; such a connection would stand for hours
 
 
 @pytest.mark.parametrize(("was_joined", "code"), [(True, "NoSuchUpload"), (False, "InvalidPart")])

@@ -6,6 +6,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
+from tests.rounding import relative_rounding
 from tests.tiny_runs import LOCATION, directory_of
 
 
@@ -53,4 +54,4 @@ def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
     run_experiment(searched)
     assert "device_batch_size 2: 4 micro-batch(es)" in capsys.readouterr().out
     losses = [[row["train/loss"] for row in read_metrics(directory_of(config).metrics)] for config in (whole, searched)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=relative_rounding(8 * 22))  # tokens of a batch

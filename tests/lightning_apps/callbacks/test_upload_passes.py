@@ -135,7 +135,7 @@ def test_passes_follow_evaluations_and_checkpoints_one_at_a_time(tmp_path, passe
 
 def test_passes_rest(tmp_path, passes, monkeypatch):
     started, _ = passes
-    monkeypatch.setattr("lightning_apps.callbacks.run_upload.REST", 1000.0)
+    monkeypatch.setattr("lightning_apps.callbacks.run_upload.REST", 1e9)
     directory = small_run(tmp_path / "a")
     callback = RunUpload(directory=directory, to=TO, experiment="location", name="a")
     callback.begin(FakePlan())

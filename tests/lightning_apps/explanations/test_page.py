@@ -28,6 +28,7 @@ from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.reports.html_page import page, paragraph
 from lightning_apps.run_files.directory import RunDirectory
 from tests.html_pages import Page
+from tests.patience import PATIENCE_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is here to load the page with")
@@ -177,7 +178,7 @@ def load(path, fragment="", *, action="--dump-dom", size="1280,900", profile):
             f"--user-data-dir={profile}", f"--window-size={size}", "--virtual-time-budget=4000",
             "--enable-logging=stderr", action, f"{path.resolve().as_uri()}{fragment}",
         ],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -17,14 +17,14 @@ from lightning_apps.process.parent_death import stop_with_parent
 signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), os._exit(0)))
 stop_with_parent()
 print("ready", flush=True)
-time.sleep(30)
+time.sleep(600)
 print("forgotten", flush=True)
 """
 PARENT = f"""
 import os, subprocess, sys, time
 environment = {{**os.environ, {PARENT_VARIABLE!r}: str(os.getpid())}}
 child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], env=environment)
-time.sleep(30)
+time.sleep(600)
 """
 
 

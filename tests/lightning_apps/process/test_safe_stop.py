@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.killed_runs import KillAt, assert_same, final_state, killed, resumed
+from tests.patience import PATIENCE_S, wait_until
 from tests.tiny_runs import LOCATION, directory_of
 
 RUN = [
@@ -229,11 +229,9 @@ def test_a_real_process_stops_with_the_signals_code(signum, tmp_path, cache_root
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "location" / "real" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 20) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 20)
     process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + signum, err
     assert "Traceback" not in err
     assert "run.resume=auto" in out

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import open_run
 from lightning_apps.run_files.upload import upload_run
 from lightning_apps.runs.experiment_run import run_experiment
+from tests.patience import PATIENCE_S, wait_until
 from tests.s3_server import SECRET, StallingProxy
 from tests.tiny_runs import LOCATION
 from tests.uploaded_runs import TO, local, small_run, uploaded
@@ -201,18 +201,15 @@ def start(tmp_path, cache_root, flag, *more, **environment):
 
 def ended(process):
     """Exit code and output of a run; nothing went wrong that the program had not foreseen."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert "Traceback" not in out + err
     assert SECRET not in out + err
     return process.returncode, out
 
 
 def until(condition, process):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: condition() or process.poll() is not None)
+    assert condition(), process.communicate()
 
 
 def run_of(tmp_path):

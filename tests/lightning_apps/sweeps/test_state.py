@@ -87,7 +87,7 @@ from lightning_apps.sweeps.state import sign_lock, try_lock
 lock = try_lock(Path(sys.argv[1]))
 sign_lock(lock, {"pid": os.getpid()})
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from lightning_apps.sweeps.grid import SweepSettings, expand
 from lightning_apps.sweeps.jobs import is_running
 from lightning_apps.sweeps.state import read_state
 from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
+from tests.patience import wait_until
 from tests.tiny_runs import LOCATION
 
 RUN = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
@@ -307,11 +307,8 @@ def test_a_sweep_with_a_failing_job(tmp_path, cache_root):
 
 
 def wait_for_steps(tmp_path, names, number):
-    deadline = time.monotonic() + 600
     paths = [tmp_path / "location" / f"s-{name}" / "metrics.csv" for name in names]
-    while time.monotonic() < deadline and not all(p.exists() and p.read_text().count("\n") > number for p in paths):
-        time.sleep(0.05)
-    assert all(path.exists() for path in paths)
+    wait_until(lambda: all(path.exists() and path.read_text().count("\n") > number for path in paths))
 
 
 def losses(directory):

@@ -10,7 +10,21 @@ from models.language.causal_lm import (
     target_loss,
     token_losses,
 )
-from tests.tiny_qwen2 import tiny
+from tests.rounding import assert_same_sum
+from tests.tiny_qwen2 import SIZES, tiny
+
+ADDITIONS = SIZES["num_hidden_layers"] * 7 * SIZES["intermediate_size"]
+"""Behind a logit: seven products a layer, one after the other, of at most so many terms."""
+TERMS = 5 * 14 * ADDITIONS
+"""Behind the loss and an entry of a gradient, which are sums over the tokens of the batch."""
+
+
+def assert_same_loss_and_gradients(losses, gradients):
+    """Of two ways to the same step: the loss, and the gradient of each parameter by its name."""
+    assert_same_sum(losses[1], losses[0], terms=TERMS)
+    assert gradients[1].keys() == gradients[0].keys()
+    for name, expected in gradients[0].items():
+        assert_same_sum(gradients[1][name], expected, terms=TERMS, msg=name)
 
 
 @pytest.fixture
@@ -29,7 +43,7 @@ def test_loss_is_that_of_transformers_times_the_targets(batch):
     reference = net(**batch).loss
     loss, targets = target_loss(net, batch)
     assert targets == 5 * 6 - 2
-    torch.testing.assert_close(loss / targets, reference, rtol=1e-6, atol=0)
+    assert_same_sum(loss / targets, reference, terms=TERMS)
 
 
 @pytest.mark.parametrize("prefix", [1, 4])
@@ -40,16 +54,15 @@ def test_shared_prefix_changes_neither_loss_nor_gradient(batch, prefix):
         loss, targets = target_loss(net, batch, shared_prefix_length=length)
         (loss / targets).backward()
         losses.append(loss.detach())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert_same_loss_and_gradients(losses, gradients)
 
 
 def test_states_after_the_prefix_have_their_positions(batch):
     net = tiny().eval()
     whole = hidden_states(net, batch["input_ids"])
     after = hidden_states(net, batch["input_ids"], shared_prefix_length=4)
-    torch.testing.assert_close(after, whole[:, 4:], rtol=1e-5, atol=1e-6)
+    assert_same_sum(after, whole[:, 4:], terms=ADDITIONS)
 
 
 def test_init_scale_scales_the_initial_weights():
@@ -83,9 +96,8 @@ def test_recomputed_activations_change_neither_loss_nor_gradient(batch, prefix):
         loss, targets = target_loss(net, batch, shared_prefix_length=prefix)
         (loss / targets).backward()
         losses.append(loss.detach())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert_same_loss_and_gradients(losses, gradients)
 
 
 def test_recomputing_runs_each_layer_twice_in_training_and_only_there(batch):
@@ -117,7 +129,7 @@ def test_label_smoothing_by_hand(batch):
     logs = logits[labels != -100].log_softmax(-1)
     exact = -logs.gather(1, labels[labels != -100][:, None]).sum()
     even = -logs.mean(-1).sum()
-    torch.testing.assert_close(smoothed, (1 - share) * exact + share * even, rtol=1e-5, atol=0)
+    assert_same_sum(smoothed, (1 - share) * exact + share * even, terms=TERMS)
     assert targets == len(logs)
 
 
@@ -143,9 +155,8 @@ def test_many_logits_in_chunks_change_neither_loss_nor_gradient(batch, monkeypat
         loss, targets = target_loss(net, batch, label_smoothing=smoothing)
         (loss / targets).backward()
         losses.append(loss.detach())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert_same_loss_and_gradients(losses, gradients)
 
 
 def test_a_plain_head_with_many_logits_takes_the_fused_loss(batch, monkeypatch):
@@ -169,9 +180,9 @@ def test_token_losses_are_those_of_the_logits(batch, monkeypatch, few):
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     assert losses.shape == (5, 13)
     assert losses.isnan().equal(labels == -100)
-    torch.testing.assert_close(losses[labels != -100], expected[labels.flatten() != -100], rtol=1e-5, atol=1e-6)
+    assert_same_sum(losses[labels != -100], expected[labels.flatten() != -100], terms=ADDITIONS)
     total, _ = target_loss(net, batch)
-    torch.testing.assert_close(losses.nansum(), total.detach(), rtol=1e-6, atol=0)
+    assert_same_sum(losses.nansum(), total.detach(), terms=TERMS)
 
 
 @pytest.mark.parametrize("few", [1 << 22, 0])
