@@ -14,9 +14,8 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue
 
 from lightning_apps.config.overrides import quote_value
 from lightning_apps.errors import ConfigError, did_you_mean
@@ -45,7 +44,11 @@ LIGHTNING_KEYS = {
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys.argv[1:] = map(quote_value, sys.argv[1:])
+    multirun = any(argument in ("--multirun", "-m") for argument in sys.argv[1:])
+    sys.argv[1:] = [quote_value(argument, multirun=multirun) for argument in sys.argv[1:]]
+    experiments = sorted({argument for argument in sys.argv[1:] if argument.startswith("experiment=")})
+    if len(experiments) > 1:
+        _fail(2, f"{' '.join(experiments)}: give one experiment; to run several, --multirun experiment=a,b", False)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
 
     @functools.wraps(task)
@@ -64,7 +67,9 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:  # the task's own are reported above; composing fails with more than Hydra's
+        if show_traceback:
+            raise
         GlobalHydra.instance().clear()
         _fail(2, explain(error, config_path, config_name), show_traceback)
     finally:
@@ -86,10 +91,15 @@ def explain(error: Exception, config_path: Path, config_name: str) -> str:
         given = [argument.partition("=")[0] for argument in sys.argv[1:] if argument.endswith("=null")]
         group = next((name for name in given if (config_path / name).is_dir()), "group")
         return f"{group}=null: name one of the options of {group}; to leave a group away write ~{group}"
+    if isinstance(error, TypeError):  # Hydra joins the name of a group with what is no option's name
+        for argument in sys.argv[1:]:
+            group, _, value = argument.partition("=")
+            if value.startswith(("[", "{")) and (known := options_in(config_path, group)):
+                return f"{argument}: name one of the options of {group}: {', '.join(known)}"
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
-        known = sorted(path.stem for path in (config_path / group).glob("*.yaml"))
+        known = options_in(config_path, group)
         if known:
             return (
                 f"{group}={option}: there is no such option{did_you_mean(option, known)}; allowed: {', '.join(known)}"
@@ -110,6 +120,11 @@ def explain(error: Exception, config_path: Path, config_name: str) -> str:
         return f"{match[1]} is missing: give it on the command line, {match[1]}=<value>"
     first, *others = [line.strip() for line in (text or type(error).__name__).splitlines() if line.strip()]
     return " ".join([first, *others[:1]])
+
+
+def options_in(config_path: Path, group: str) -> list[str]:
+    """Options of a group of a configuration folder."""
+    return sorted(path.stem for path in (config_path / group).glob("*.yaml"))
 
 
 def _unknown_key(key: str, config_path: Path, config_name: str) -> str:

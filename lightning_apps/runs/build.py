@@ -24,6 +24,7 @@ from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data
+from lightning_apps.config.composition import chosen
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.safe_stop import SafeStop
@@ -128,8 +129,9 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
     needed = supplied_by_data(make.func) - make.keywords.keys()
     if not needed <= set(net_arguments):
         raise ConfigError(
-            f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
-            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
+            f"{chosen('model', config)} does not go with experiment={config['experiment']}: the network needs "
+            f"{', '.join(sorted(needed - set(net_arguments)))}, and the data give it {', '.join(net_arguments)}; leave "
+            "model= to the experiment, or choose another"
         )
     return partial(_build_net, make, net_arguments)
 
