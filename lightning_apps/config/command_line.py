@@ -33,7 +33,7 @@ LIGHTNING_KEYS = {
     "gradient_clip_val": "trainer.clip_norm",
     "log_every_n_steps": "trainer.log_every",
     "logger": "logger=",
-    "num_nodes": "hardware.num_nodes",
+    "num_nodes": "hardware.devices (of one machine)",
     "precision": "precision=",
     "strategy": "hardware.strategy, which hardware= chooses,",
     "val_check_interval": "trainer.evaluate_every",
@@ -127,11 +127,18 @@ def options_in(config_path: Path, group: str) -> list[str]:
     return sorted(path.stem for path in (config_path / group).glob("*.yaml"))
 
 
+def lightning_hint(key: str) -> str | None:
+    """What an argument of Lightning's Trainer is called here; None for any other key."""
+    group, _, name = key.partition(".")
+    if group != "trainer" or name not in LIGHTNING_KEYS:
+        return None
+    return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
+
+
 def _unknown_key(key: str, config_path: Path, config_name: str) -> str:
     """Message for an override that names no key, with the keys that stand beside it."""
-    group, _, name = key.partition(".")
-    if group == "trainer" and name in LIGHTNING_KEYS:
-        return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
+    if hint := lightning_hint(key):
+        return hint
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
             groups = [argument for argument in sys.argv[1:] if _chooses_group(argument, config_path)]
