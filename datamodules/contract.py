@@ -151,6 +151,9 @@ class ExperimentData(L.LightningDataModule, ABC):
 
     # ------------------------------------------------------------------ what it may say besides
 
+    def setup(self, stage: str | None = None) -> None:
+        """Open what prepare_data has written; called more than once."""
+
     @property
     def module_arguments(self) -> dict[str, Any]:
         """What the module must know of the data, such as `class_counts`; after setup."""
@@ -367,10 +370,21 @@ class DescribesPreparation(Protocol):
         ...
 
 
+@runtime_checkable
+class NeedsData(Protocol):
+    """A callback that works with some data only.
+
+    Attributes:
+        needs: one of the protocols above, or the class of an experiment's data.
+    """
+
+    needs: type
+
+
 def missing_members(data: object, protocol: type) -> list[str]:
     """Names that a protocol (or a class of data) asks for and the data do not have; none where they are one."""
     if isinstance(data, protocol):
         return []
     names = {name for kind in protocol.__mro__[:-1] for name in vars(kind) if not name.startswith("_")}
     names |= set(get_annotations(protocol))
-    return sorted(name for name in names if not hasattr(data, name))
+    return sorted(name for name in names if not hasattr(data, name)) or [f"the base class {protocol.__name__}"]

@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig
 
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.overrides import quoted
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory, open_run
 
@@ -155,8 +156,7 @@ def quote_text(argument: str) -> str:
     key, _, text = argument.partition("=")
     if key not in ("prompt", "system_prompt") or text == "null" or re.fullmatch(r"(['\"]).*\1", text, re.DOTALL):
         return argument
-    text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
-    return f'{key}="{text.replace("${", chr(92) + "${")}"'
+    return f"{key}={quoted(text).replace('${', chr(92) + '${')}"
 
 
 def main() -> Any:

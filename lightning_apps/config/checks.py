@@ -5,14 +5,16 @@ Nothing here imports torch: most mistakes are answered in about a second.
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from datamodules.storage.errors import StorageError
 from datamodules.storage.object_store import split_url
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, PROGRAM_KEYS, bind, bind_callback
+from lightning_apps.config.command_line import lightning_hint
 from lightning_apps.config.composition import options
 from lightning_apps.config.optimizer_checks import check_optimizer
-from lightning_apps.config.schema import RANGES
+from lightning_apps.config.schema import RANGES, HardwareConfig, PrecisionConfig, RunConfig, TrainerConfig
 from lightning_apps.config.value_checks import checked_value
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.safe_stop import max_time_seconds
@@ -54,6 +56,10 @@ BOUND = ("model", "data", "optimizer", "scheduler", "module")
 """Sections that name a target."""
 
 
+SECTION_TYPES = {"trainer": TrainerConfig, "hardware": HardwareConfig, "precision": PrecisionConfig, "run": RunConfig}
+"""Sections whose keys are all known."""
+
+
 def _check_sections(config: Mapping[str, Any]) -> None:
     """Every section is there and has keys; what can be switched off has keys or is off."""
     for key in (*BOUND, "precision", "hardware", "trainer", "callbacks", "logger", "run"):
@@ -62,6 +68,14 @@ def _check_sections(config: Mapping[str, Any]) -> None:
         if not isinstance(config[key], Mapping):
             remedy = f"choose an option of the group, {key}=<{'|'.join(known)}>" if (known := options(key)) else ""
             raise ConfigError(f"{key}={config[key]!r}: {remedy or 'it has keys of its own, leave it to experiment='}")
+    for key, kind in SECTION_TYPES.items():
+        known = [field.name for field in fields(kind)]
+        for name in config[key]:
+            if name not in known:  # added with +, which Hydra allows even here
+                raise ConfigError(
+                    lightning_hint(f"{key}.{name}")
+                    or f"{key}.{name} does not exist{did_you_mean(name, known)}; {key} has: {', '.join(known)}"
+                )
     for group, nodes in (("callbacks.extra", config["callbacks"]["extra"]), ("logger", config["logger"])):
         for name, node in nodes.items():
             if node and not isinstance(node, Mapping):

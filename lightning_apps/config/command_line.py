@@ -14,9 +14,8 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue
 
 from lightning_apps.config.overrides import quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
@@ -35,7 +34,7 @@ LIGHTNING_KEYS = {
     "gradient_clip_val": "trainer.clip_norm",
     "log_every_n_steps": "trainer.log_every",
     "logger": "logger=",
-    "num_nodes": "hardware.num_nodes",
+    "num_nodes": "hardware.devices (of one machine)",
     "precision": "precision=",
     "strategy": "hardware.strategy, which hardware= chooses,",
     "val_check_interval": "trainer.evaluate_every",
@@ -46,7 +45,12 @@ LIGHTNING_KEYS = {
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys.argv[1:] = [*config_dir_of_completion(sys.argv[1:]), *map(quote_value, sys.argv[1:])]
+    multirun = any(argument in ("--multirun", "-m") for argument in sys.argv[1:])
+    quoted = [quote_value(argument, multirun=multirun) for argument in sys.argv[1:]]
+    sys.argv[1:] = [*config_dir_of_completion(sys.argv[1:]), *quoted]
+    experiments = sorted({argument for argument in sys.argv[1:] if argument.startswith("experiment=")})
+    if len(experiments) > 1:
+        _fail(2, f"{' '.join(experiments)}: give one experiment; to run several, --multirun experiment=a,b", False)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
 
     @functools.wraps(task)
@@ -65,7 +69,9 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:  # the task's own are reported above; composing fails with more than Hydra's
+        if show_traceback:
+            raise
         GlobalHydra.instance().clear()
         _fail(2, explain(error, config_path, config_name, sys.argv[1:]), show_traceback)
     finally:
@@ -94,6 +100,11 @@ def explain(error: Exception, config_path: Path, config_name: str, words: Sequen
         given = [argument.partition("=")[0] for argument in words if argument.endswith("=null")]
         group = next((name for name in given if is_group(config_path, name, words)), "group")
         return f"{group}=null: name one of the options of {group}; to leave a group away write ~{group}"
+    if isinstance(error, TypeError):  # Hydra joins the name of a group with what is no option's name
+        for argument in words:
+            group, _, value = argument.partition("=")
+            if value.startswith(("[", "{")) and (known := group_options(config_path, group, words)):
+                return f"{argument}: name one of the options of {group}: {', '.join(known)}"
     cause = str(error.__cause__ or "")
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
@@ -120,11 +131,18 @@ def explain(error: Exception, config_path: Path, config_name: str, words: Sequen
     return " ".join([first, *others[:1]])
 
 
+def lightning_hint(key: str) -> str | None:
+    """What an argument of Lightning's Trainer is called here; None for any other key."""
+    group, _, name = key.partition(".")
+    if group != "trainer" or name not in LIGHTNING_KEYS:
+        return None
+    return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
+
+
 def _unknown_key(key: str, config_path: Path, config_name: str, words: Sequence[str]) -> str:
     """Message for an override that names no key, with the keys that stand beside it."""
-    group, _, name = key.partition(".")
-    if group == "trainer" and name in LIGHTNING_KEYS:
-        return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
+    if hint := lightning_hint(key):
+        return hint
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
             groups = [word for word in words if _chooses_group(word, config_path, words)]

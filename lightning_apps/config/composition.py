@@ -2,9 +2,11 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -29,6 +31,12 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(container, dict)
     return container  # type: ignore[return-value]
+
+
+def chosen(key: str, config: Mapping[str, Any]) -> str:
+    """How the user chose a section of the configuration: `model=distilbert`, or by its `_target_` without Hydra."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return f"{key}={choices[key]}" if choices.get(key) else f"{key}._target_={config[key]['_target_']}"
 
 
 def options(group: str) -> list[str]:

@@ -66,7 +66,7 @@ def _check_names(key: str, value: Any, annotation: Any) -> None:
     """Refuse keys that a TypedDict anywhere in a type does not have; pydantic would drop them."""
     if isinstance(value, list):
         for number, entry in enumerate(value):
-            for part in get_args(_without_metadata(annotation)):
+            for part in _elements(annotation):
                 _check_names(f"{key}[{number}]", entry, part)
     fields = _fields(annotation)
     if isinstance(value, Mapping) and fields:
@@ -76,6 +76,13 @@ def _check_names(key: str, value: Any, annotation: Any) -> None:
                     f"{key}.{name} does not exist{did_you_mean(str(name), list(fields))}; allowed: {', '.join(fields)}"
                 )
             _check_names(f"{key}.{name}", entry, fields[name])
+
+
+def _elements(annotation: Any) -> list[Any]:
+    """Types of the elements of a list, or of the one in a union."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [element for part in get_args(annotation) for element in _elements(part)]
+    return list(get_args(annotation)) if get_origin(annotation) is list else []
 
 
 def _fields(annotation: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.contract import Indices, LabelledData
 from datamodules.storage.cache import fingerprint, prepared_folder
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.experiments.baselines import BASELINES_VERSION, linear_probabilities, majority_probabilities
@@ -46,6 +47,8 @@ class ClassificationEvaluation(L.Callback):
         num_examples: answers to print, the most confident wrong ones.
         score_weights: weight of each class in `weighted_score`, a mean F1; None measures none.
     """
+
+    needs = LabelledData
 
     def __init__(
         self,
@@ -99,8 +102,9 @@ class ClassificationEvaluation(L.Callback):
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, prefix: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        targets = torch.from_numpy(np.ascontiguousarray(data.labels(split)))
-        logits = gather_by_id(self._outputs, len(targets), trainer.world_size)
+        looked_at = data.evaluated(split)
+        targets = torch.from_numpy(np.ascontiguousarray(data.labels(split)[looked_at]))
+        logits = gather_by_id(self._outputs, looked_at, trainer.world_size)
         self._outputs = []
         if not torch.isfinite(logits).all():
             # the loss says so too, and guards look at the weights; metrics of such logits would be inventions
@@ -112,9 +116,18 @@ class ClassificationEvaluation(L.Callback):
         # every rank knows all logits, so each logs the same values without a reduction
         pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
         if trainer.is_global_zero:
-            rows = prediction_rows(data.texts(split), probabilities, targets, data.label_names, data.multi_label)
-            if (names := data.ids(split)) is not None:
-                rows = [{"index": row["index"], "id": name, **row} for row, name in zip(rows, names, strict=True)]
+            texts, names = data.texts(split), data.ids(split)
+            rows = prediction_rows(
+                [texts[index] for index in looked_at.tolist()],
+                probabilities,
+                targets,
+                data.label_names,
+                data.multi_label,
+            )
+            for row, index in zip(rows, looked_at.tolist(), strict=True):
+                row["index"] = index
+            if names is not None:
+                rows = [{"index": row["index"], "id": names[row["index"]], **row} for row in rows]
             with side_product(self.run_directory.predictions.name):
                 write_jsonl(self.run_directory.predictions, rows)
             self._report(trainer, split, prefix, metrics, rows)
@@ -175,18 +188,16 @@ class ClassificationEvaluation(L.Callback):
             )
 
 
-def gather_by_id(outputs: list[tuple[Tensor, Tensor]], total: int, world_size: int) -> Tensor:
-    """All ranks' logits (total, classes), in the order of sample ids."""
+def gather_by_id(outputs: list[tuple[Tensor, Tensor]], indices: Indices, world_size: int) -> Tensor:
+    """All ranks' logits (n, classes), in the order of the samples `indices` (n,), which is ascending."""
     if world_size > 1:
         shares: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(world_size)]
         torch.distributed.all_gather_object(shares, outputs)
         outputs = [pair for share in shares for pair in share]
     ids = torch.cat([ids for ids, _ in outputs])
-    assert torch.equal(ids.sort().values, torch.arange(total)), "an evaluation visits every sample once"
-    logits = torch.cat([logits for _, logits in outputs])
-    in_order = torch.empty_like(logits)
-    in_order[ids] = logits
-    return in_order
+    order = ids.argsort()
+    assert ids[order].tolist() == indices.tolist(), "an evaluation visits every sample once"
+    return torch.cat([logits for _, logits in outputs])[order]
 
 
 def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -12,8 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
-from datamodules.contract import ExperimentData
+from datamodules.contract import ExperimentData, Limits, Split
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
@@ -24,7 +25,8 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data
+from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data, target
+from lightning_apps.config.composition import chosen
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
@@ -63,19 +65,63 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def bind_data(config: Config) -> ExperimentData:
+    """The experiment's data module; nothing is prepared yet.
+
+    Raises:
+        ConfigError: it, or the experiment's module, is another one than Lightning's Trainer is driven with here.
+    """
+    for key, base in (("data", ExperimentData), ("module", Experiment)):
+        kind = target(key, config[key])
+        if not (isinstance(kind, type) and issubclass(kind, base)):
+            inherited = {name for parent in base.__mro__[1:] for name in vars(parent)}
+            lacking = [name for name in vars(base) if not (name.startswith("_") or name in inherited)]
+            raise ConfigError(
+                f"{key}._target_={config[key]['_target_']} is no {base.__name__} ({base.__module__}): it lacks "
+                f"{', '.join(name for name in lacking if not hasattr(kind, name))}; derive it from {base.__name__}, "
+                "docs/own-experiment.md shows how"
+            )
+    datamodule: ExperimentData = bind("data", config["data"])()
+    return datamodule
+
+
 def build_datamodule(config: Config) -> ExperimentData:
     """The experiment's data module, prepared and set up.
 
     Raises:
         ConfigError: the data contradict the configuration.
     """
-    datamodule = bind("data", config["data"])()
+    datamodule = bind_data(config)
     try:
         datamodule.prepare_data()
         datamodule.setup()
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    whole_epoch = datamodule.epoch_steps  # before there are limits
+    datamodule.limits = limits_of(config["trainer"], epoch_steps=whole_epoch)
     return datamodule
+
+
+def limits_of(trainer: Mapping[str, Any], *, epoch_steps: int) -> Limits:
+    """What Lightning's `limit_*_batches` and `overfit_batches` leave of the data; a batch of training is a step.
+
+    Args:
+        trainer: the `trainer` settings; older configurations have none of these.
+        epoch_steps: optimizer steps of a whole epoch.
+    """
+    overfit = trainer.get("overfit_batches") or None
+    train, evaluated = trainer.get("limit_train_batches"), trainer.get("limit_val_batches")
+    tested = trainer.get("limit_test_batches")
+    if overfit is not None:  # as in Lightning: the same batches again and again, and as many in each evaluation
+        train = evaluated = overfit
+    if isinstance(train, float):
+        train = max(1, int(train * epoch_steps))
+    batches: dict[Split, int | float | None] = {"train": evaluated, "validation": evaluated, "test": tested}
+    return Limits(
+        epoch_steps=None if train is None else min(train, epoch_steps),
+        repeats_first_epoch=overfit is not None,
+        batches={split: limit for split, limit in batches.items() if limit is not None},
+    )
 
 
 def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
@@ -86,6 +132,7 @@ def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
         global_batch_size=config["data"]["global_batch_size"],
         trainer=config["trainer"],
         warmup=config["scheduler"]["warmup_steps"],
+        epoch_steps=datamodule.limits.epoch_steps,
     )
 
 
@@ -132,8 +179,9 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
     needed = supplied_by_data(make.func) - make.keywords.keys()
     if not needed <= set(net_arguments):
         raise ConfigError(
-            f"model._target_={config['model']['_target_']} does not go with experiment={config['experiment']}, whose "
-            f"data give the network {', '.join(net_arguments)}; leave model= to the experiment, or choose another"
+            f"{chosen('model', config)} does not go with experiment={config['experiment']}: the network needs "
+            f"{', '.join(sorted(needed - set(net_arguments)))}, and the data give it {', '.join(net_arguments)}; leave "
+            "model= to the experiment, or choose another"
         )
     return partial(_build_net, make, net_arguments)
 
@@ -247,8 +295,12 @@ def build_trainer(
     callbacks: list[L.Callback],
     loggers: list[Logger],
     evaluation_only: bool = False,
+    profiler: Profiler | None = None,
 ) -> L.Trainer:
     """Lightning's Trainer over one Lightning epoch of `plan.total_steps` step batches.
+
+    The limits of Lightning's own (limit_val_batches and others) are not handed on: the data module keeps them, so that
+    evaluations know which samples they look at.
 
     Raises:
         ConfigError: the hardware or precision that was asked for is not here.
@@ -278,7 +330,18 @@ def build_trainer(
         use_distributed_sampler=False,  # StepSampler gives each rank its share
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(callback, RunProgress) for callback in callbacks),
+        detect_anomaly=config["trainer"].get("detect_anomaly", False),
+        profiler=profiler,
     )
+
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+
+def build_profiler(config: Config, directory: RunDirectory) -> Profiler | None:
+    """Lightning's profiler that `trainer.profiler` names; its report goes into the run directory."""
+    name = config["trainer"].get("profiler")
+    return None if name is None else PROFILERS[name](dirpath=directory.path, filename="profile")
 
 
 def available_accelerator(wanted: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,10 +34,11 @@ from lightning_apps.runs.build import (
     build_loggers,
     build_module,
     build_plan,
+    build_profiler,
     build_trainer,
     quiet_libraries,
 )
-from lightning_apps.runs.preflight import check_before_start
+from lightning_apps.runs.preflight import check_before_start, check_callbacks
 from lightning_apps.runs.summary import Outcome, write_summary
 from lightning_apps.training.plan import RunPlan
 from models.adapters import has_adapters, merged_copy, save_adapters
@@ -50,12 +52,32 @@ def run_experiment(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: the configuration or data is wrong, or the run directory is taken; nothing has been written then.
     """
+    if config["trainer"].get("fast_dev_run"):
+        return try_once(config)
     upload = build_upload(config)
     try:
         return _run_experiment(config, upload)
     finally:
         if upload is not None:
             upload.finish()
+
+
+def try_once(config: Config) -> dict[str, Any]:
+    """Lightning's `fast_dev_run`: some steps, as many batches of each evaluation, and nothing is kept."""
+    count = int(config["trainer"]["fast_dev_run"])
+    with tempfile.TemporaryDirectory() as folder:
+        few = {"limit_val_batches": count, "limit_test_batches": count, "fast_dev_run": False}
+        length = {"max_steps": count, "max_tokens": None, "max_epochs": None, "evaluate_every": count}
+        tried = {
+            **config,
+            "trainer": {**config["trainer"], **few, **length},
+            "scheduler": {**config["scheduler"], "warmup_steps": 0},
+            "logger": {},
+            "run": {**config["run"], "output_root": folder, "resume": None, "overwrite": False, "upload": None},
+        }
+        summary = _run_experiment(tried, None)
+    say(f"trainer.fast_dev_run: {count} optimizer step(s) and {count} batch(es) of each evaluation; nothing is kept")
+    return summary
 
 
 def build_upload(config: Config) -> RunUpload | None:
@@ -90,9 +112,12 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         module = build_module(config, datamodule, plan)
         notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
+        check_callbacks(callbacks, datamodule)
+        module.save_hyperparameters(dict(config))  # plain values: every logger shows them
         if upload is not None:
             callbacks.append(upload)
-        trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
+        profiler = build_profiler(config, directory)
+        trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[], profiler=profiler)
         loggers = build_loggers(config, directory)
         claim(directory, config, is_main=trainer.is_global_zero)
         open_console(directory.log, main_process=trainer.is_global_zero)

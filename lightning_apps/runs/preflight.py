@@ -8,15 +8,16 @@ for it, the limits of MPS, memory that will be short, and what the data module h
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from datamodules.contract import ExperimentData, LabelledData
+from datamodules.contract import ExperimentData, LabelledData, NeedsData, missing_members
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
@@ -53,6 +54,21 @@ def check_before_start(
     notices += check_accelerator(config)
     notices += check_memory(config, module, datamodule)
     return notices
+
+
+def check_callbacks(callbacks: Sequence[L.Callback], datamodule: ExperimentData) -> None:
+    """Refuse callbacks whose `needs` (a protocol of datamodules/contract.py, or a class) the data do not have.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    for callback in callbacks:
+        if isinstance(callback, NeedsData) and (missing := missing_members(datamodule, callback.needs)):
+            raise ConfigError(
+                f"{type(callback).__name__} needs {callback.needs.__name__} ({callback.needs.__module__}), and "
+                f"{type(datamodule).__name__} lacks {', '.join(missing)}: give it those, or switch the callback off in "
+                "callbacks.extra"
+            )
 
 
 def usable_positions(net: nn.Module) -> int | None:

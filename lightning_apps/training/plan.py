@@ -89,6 +89,7 @@ def plan_run(
     global_batch_size: int,
     trainer: Mapping[str, Any],
     warmup: float,
+    epoch_steps: int | None = None,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -99,11 +100,14 @@ def plan_run(
         trainer: the `trainer` settings: `max_tokens` goes before `max_steps`, that before `max_epochs`;
             `evaluate_every` and `save_every` are cadences.
         warmup: steps, or a fraction of the run.
+        epoch_steps: steps after which an epoch ends (`limit_train_batches`, `overfit_batches`); None for all samples.
 
     Raises:
         ConfigError: no budget is given, one is not positive, or the warmup is longer than the run.
     """
-    epoch_steps = math.ceil(num_train_samples / global_batch_size)
+    if epoch_steps is None:
+        epoch_steps = math.ceil(num_train_samples / global_batch_size)
+    num_train_samples = min(num_train_samples, epoch_steps * global_batch_size)
     max_tokens, max_steps, max_epochs = trainer["max_tokens"], trainer["max_steps"], trainer["max_epochs"]
     for key, value in (("max_tokens", max_tokens), ("max_steps", max_steps), ("max_epochs", max_epochs)):
         if value is not None and value <= 0:

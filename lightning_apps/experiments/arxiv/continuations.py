@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import lightning as L
 from annotated_types import Ge
 
+from datamodules.arxiv import ArxivDataModule
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.process.console import say
@@ -24,6 +25,8 @@ class Continuations(L.Callback):
         max_new_tokens: longest continuation.
     """
 
+    needs = ArxivDataModule
+
     def __init__(
         self, *, run_directory: RunDirectory, num_samples: Annotated[int, Ge(1)], max_new_tokens: Annotated[int, Ge(1)]
     ) -> None:
@@ -42,7 +45,8 @@ class Continuations(L.Callback):
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        windows, prompt_length = data.evaluation_windows(split), max(1, data.sequence_length // 3)
+        windows = data.evaluation_windows(split)[data.evaluated(split)]
+        prompt_length = max(1, data.sequence_length // 3)
         chosen = windows[:: max(1, len(windows) // self.num_samples)][: self.num_samples]
         ending = data.tokenizer.eos_token_id
         answers = generate_greedy(

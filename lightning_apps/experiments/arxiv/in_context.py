@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
+from datamodules.arxiv import ArxivDataModule
 from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
@@ -26,6 +27,8 @@ class InContextLoss(AfterEvaluation):
         run_directory: whose `in_context/` is written.
         num_resamples: bootstrap resamples behind each interval.
     """
+
+    needs = ArxivDataModule
 
     def __init__(self, *, run_directory: RunDirectory, num_resamples: Annotated[int, Ge(1)]) -> None:
         self.folder = run_directory.in_context
@@ -58,15 +61,17 @@ class InContextLoss(AfterEvaluation):
         self._finish(trainer, pl_module, "test", "test")
 
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, prefix: str) -> None:
-        evaluated = trainer.datamodule.evaluation_set(split)  # type: ignore[attr-defined]
+        data: ArxivDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        evaluated = data.evaluation_set(split)
         rows = list(torch.cat(self._losses).numpy()) if self._losses else []
         self._losses = []
-        losses = np.stack(gather_in_order(rows, len(evaluated.windows.starts), trainer.world_size))
+        chosen = data.evaluated(split)
+        losses = np.stack(gather_in_order(rows, len(chosen), trainer.world_size))
         windows = WindowLosses(
             losses=losses,
-            category=evaluated.windows.categories,
-            document=evaluated.windows.rows,
-            num_bytes=evaluated.windows.num_bytes,
+            category=evaluated.windows.categories[chosen],
+            document=evaluated.windows.rows[chosen],
+            num_bytes=evaluated.windows.num_bytes[chosen],
             categories=evaluated.ranges.categories,
             num_chosen=evaluated.num_chosen,
         )

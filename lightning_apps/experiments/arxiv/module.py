@@ -45,8 +45,10 @@ class ArxivModule(Experiment):
     def on_validation_epoch_end(self) -> None:
         """Log each group's loss, perplexity and bits per byte."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        evaluated = data.evaluation_set("test" if self.trainer.testing else data.evaluation_split)
-        groups = ["chosen"] + (["held_out"] if len(evaluated.ranges.categories) > evaluated.num_chosen else [])
+        split = "test" if self.trainer.testing else data.evaluation_split
+        evaluated = data.evaluation_set(split)
+        categories = evaluated.windows.categories[data.evaluated(split)]
+        groups = ["chosen"] + (["held_out"] if (categories >= evaluated.num_chosen).any() else [])
         for name in groups:
             before = "" if name == "chosen" else "held_out_"
             values = self.measured[name].compute()  # type: ignore[operator]

@@ -6,6 +6,7 @@ import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.arxiv import ArxivDataModule
 from lightning_apps.callbacks.sample_log import step_sampler
 
 Array = NDArray[np.int64]
@@ -19,6 +20,8 @@ class TokenCoverage(L.Callback):
     ones. Windows are a pure function of (seed, step), so that nothing has to be saved: a resumed run counts again from
     the first step. Memory: 16 bytes for each stretch of text that was seen.
     """
+
+    needs = ArxivDataModule
 
     def __init__(self) -> None:
         self._counted_steps = 0

@@ -51,6 +51,8 @@ class Gsm8kGeneration(L.Callback):
         num_examples: answers to print.
     """
 
+    needs = Gsm8kDataModule
+
     def __init__(
         self,
         *,
@@ -163,7 +165,7 @@ class Gsm8kGeneration(L.Callback):
 
 def gradable(data: Gsm8kDataModule, split: Split) -> list[int]:
     """Samples of a split that have a final number to grade against."""
-    chats = ((index, data.chat(split, index)) for index in range(len(data.rows[split])))
+    chats = ((index, data.chat(split, index)) for index in data.evaluated(split).tolist())
     return [index for index, chat in chats if chat.gold is not None and numeric_answer(chat.gold) is not None]
 
 

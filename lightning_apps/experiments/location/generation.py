@@ -7,7 +7,8 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from datamodules.location import LocationDataModule, Split
+from datamodules.contract import Split
+from datamodules.location import LocationDataModule
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.location.great_circle import (
@@ -34,6 +35,8 @@ class LocationGeneration(L.Callback):
         num_examples: answers to print.
     """
 
+    needs = LocationDataModule
+
     def __init__(
         self,
         *,
@@ -59,8 +62,9 @@ class LocationGeneration(L.Callback):
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = list(data.prompts(split)[: self.num_samples])
-        x, y = (column[: self.num_samples] for column in data.coordinates(split))
+        asked = data.evaluated(split)[: self.num_samples]
+        prompts = list(data.prompts(split)[asked])
+        x, y = (column[asked] for column in data.coordinates(split))
         with trainer.precision_plugin.val_step_context():
             answers = generate_greedy(
                 pl_module.net,  # type: ignore[arg-type]
@@ -79,7 +83,7 @@ class LocationGeneration(L.Callback):
         if not self.references:
             self.references = location_references(data, split)
         if trainer.is_global_zero:
-            rows = prediction_rows(data, split, texts, distances)
+            rows = prediction_rows(data, split, asked, texts, distances)
             self._report(trainer, prefix, metrics, rows)
 
     def _report(self, trainer: L.Trainer, prefix: str, metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:

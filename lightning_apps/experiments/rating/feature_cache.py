@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from datamodules.rating import RatingDataModule
 from datamodules.storage.cache import prepared_folder
 from lightning_apps.process.console import say, with_progress
 from models.encoders.chunk_vectors import KEY_BYTES, ChunkVectors, chunk_key
@@ -27,6 +28,8 @@ class FeatureCache(L.Callback):
     Training without it gives the same results to the last digit, only slower. Vectors are kept under the cache root,
     one folder for each split; a killed preparation leaves nothing and repeats its split.
     """
+
+    needs = RatingDataModule
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before training: both splits that it reads."""

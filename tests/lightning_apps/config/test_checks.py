@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 from lightning_apps import train
 from lightning_apps.config.binding import bind
 from lightning_apps.config.checks import check_config
+from lightning_apps.config.command_line import LIGHTNING_KEYS
 from lightning_apps.config.composition import CONF, options, plain
 from lightning_apps.errors import ConfigError
 
@@ -132,6 +135,116 @@ def test_mistakes_get_one_clear_line_and_write_nothing(arguments, expected, tmp_
     assert {path.name for path in tmp_path.iterdir()} <= {".cache"}
     if not any(word in err for word in ("warmup_steps", "finds", "leaves", "unfreeze[0].at_step=", "no regular")):
         assert list(tmp_path.iterdir()) == []
+
+
+BEFORE_TORCH = {
+    "trainer.evaluate_every=null": "trainer.evaluate_every=None: allowed are optimizer steps, a fraction of the run below "  # noqa: E501
+    "1, epoch, never",
+    "trainer.evaluate_every=[]": "trainer.evaluate_every=[]: allowed are optimizer steps, a fraction of the run below 1, "  # noqa: E501
+    "epoch, never",
+    "trainer.evaluate_every=nan": "trainer.evaluate_every=nan: allowed are optimizer steps, a fraction of the run below "  # noqa: E501
+    "1, epoch, never",
+    "trainer.evaluate_every=1.5": "trainer.evaluate_every=1.5: allowed are optimizer steps, a fraction of the run below "  # noqa: E501
+    "1, epoch, never",
+    "hardware.devices=0": "hardware.devices=0: must be at least 1",
+    "hardware.num_threads=0": "hardware.num_threads=0: must be at least 1, or null",
+    "hardware.num_threads=-1": "hardware.num_threads=-1: must be at least 1, or null",
+    "hardware.strategy=ddp_spawn": "hardware.strategy='ddp_spawn' (did you mean ddp?): allowed are auto, ddp",
+    "precision.lightning=''": "precision.lightning='': allowed are 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, "
+    "64-true; precision= chooses one",
+    "trainer=[[]]": "trainer=[[]]: name one of the options of trainer: default",
+    "~module": "module is missing: a run needs it; leave ~module away",
+    "run.name=???": "run.name is missing: give it on the command line, run.name=<value>",
+    f"run.name={'a' * 300}": "run.name=aaaaaaaaaaaaaaaaaaaa...: 300 characters; at most 200 make the name of a folder",
+    "callbacks.extra.picture=5": "callbacks.extra.picture=5: give its settings, or null or false to switch it off",
+    "experiment=location experiment=imdb": "experiment=imdb experiment=location: give one experiment; to run several, "
+    "--multirun experiment=a,b",
+    "trainer.fast_dev_run=0": "trainer.fast_dev_run=0: allowed are false, true, or a number of steps, at least 1",
+    "trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: give a number of batches, or a share of them between "  # noqa: E501
+    "0.0 and 1.0, or null for all",
+    "trainer.limit_train_batches=-1": "trainer.limit_train_batches=-1: give a number of batches, or a share of them "
+    "between 0.0 and 1.0, or null for all",
+    "trainer.overfit_batches=null": "trainer.overfit_batches=None: give a number of batches, or a share of them between "  # noqa: E501
+    "0.0 and 1.0; 0 is off",
+    "trainer.profiler=simpel": "trainer.profiler='simpel' (did you mean simple?): allowed are simple, advanced, pytorch, "  # noqa: E501
+    "or null",
+    "trainer.gradient_clip_val=1": "trainer.gradient_clip_val does not exist; what Lightning calls gradient_clip_val is "  # noqa: E501
+    "trainer.clip_norm here",
+    "+trainer.accelerator=gpu": "trainer.accelerator does not exist; what Lightning calls accelerator is "
+    "hardware.accelerator, which hardware= chooses, here",
+}
+"""Command lines, and the whole line that answers them before torch is there."""
+
+
+def test_mistakes_of_values_are_answered_before_torch_is_imported(tmp_path):
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from lightning_apps import train\n"
+        "answers = {}\n"
+        "for line in json.load(sys.stdin):\n"
+        "    sys.argv = ['train', *line.split()]\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as error:\n"
+        "        try:\n"
+        "            train.main()\n"
+        "        except SystemExit as stopped:\n"
+        "            code = stopped.code\n"
+        "    answers[line] = [code, error.getvalue(), 'torch' in sys.modules]\n"
+        "print(json.dumps(answers))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(list(BEFORE_TORCH)),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CONF.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {line: [2, f"error: {message}\n", False] for line, message in BEFORE_TORCH.items()}
+    assert json.loads(done.stdout) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.attention_dropout=1"], "model.attention_dropout=1: must be at least 0 and below 1"),
+        (
+            ["experiment=arxiv", "model.hidden_act=x"],
+            "model.hidden_act='x': there is no such activation; such are gelu, gelu_new, relu, silu, tanh",
+        ),
+        (
+            ["experiment=arxiv", "callbacks.extra.in_context.num_resamples=-1"],
+            "callbacks.extra.in_context.num_resamples=-1: must be at least 1",
+        ),
+        (
+            ["model.num_key_value_heads=3"],
+            "model.num_attention_heads=4 is not a multiple of model.num_key_value_heads=3",
+        ),
+        (["module.label_smoothing=-0.1"], "module.label_smoothing=-0.1: must be at least 0 and below 1"),
+        (["scheduler.floor=2"], "scheduler.floor=2: must lie between 0 and 1"),
+        (["optimizer.betas=[0.9,1.0]"], "optimizer.betas=[0.9, 1.0]: must be at least 0 and below 1 (at betas[1])"),
+        (["optimizer.lr=inf"], "optimizer.lr=inf: must be a finite number"),
+    ],
+)
+def test_ranges_stand_beside_the_constructors(overrides, message, composed):
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed(*overrides))
+    assert str(caught.value) == message
+
+
+def test_false_switches_a_callback_off(composed):
+    check_config(composed("callbacks.extra.picture=false"))
+
+
+def test_what_lightning_calls_otherwise_names_keys_that_there_are(composed):
+    config = composed()
+    for words in LIGHTNING_KEYS.values():
+        key = words.split("=")[0].split(",")[0].split(" ")[0]
+        node = config
+        for part in key.split("."):
+            assert part in node, words
+            node = node[part]
 
 
 def test_a_sweep_over_several_devices_is_refused(tmp_path, monkeypatch, capsys):

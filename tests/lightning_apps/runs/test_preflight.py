@@ -193,7 +193,7 @@ def test_nothing_trainable(composed):
 
 
 def test_a_network_for_another_task(composed):
-    with pytest.raises(ConfigError, match=r"models\.language\.causal_lm\.qwen2 does not go with experiment=imdb"):
+    with pytest.raises(ConfigError, match=r"does not go with experiment=imdb: the network needs eos_token_id"):
         run_experiment(composed("experiment=imdb", "data.dataset=synthetic", "model=qwen2_tiny", "hardware=cpu"))
 
 
