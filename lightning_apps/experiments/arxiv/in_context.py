@@ -8,6 +8,7 @@ import torch
 from annotated_types import Ge
 
 from datamodules.arxiv import ArxivDataModule
+from datamodules.contract import Split
 from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
@@ -60,7 +61,7 @@ class InContextLoss(AfterEvaluation):
         """Measure the test split."""
         self._finish(trainer, pl_module, "test", "test")
 
-    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, prefix: str) -> None:
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
         data: ArxivDataModule = trainer.datamodule  # type: ignore[attr-defined]
         evaluated = data.evaluation_set(split)
         rows = list(torch.cat(self._losses).numpy()) if self._losses else []

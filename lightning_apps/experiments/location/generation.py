@@ -115,19 +115,20 @@ def location_references(data: LocationDataModule, split: Split) -> dict[str, flo
 
 
 def prediction_rows(
-    data: LocationDataModule, split: Split, answers: list[str], distances_km: NDArray[np.float64]
+    data: LocationDataModule, split: Split, asked: Indices, answers: list[str], distances_km: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """What predictions.jsonl says of each answer; `score` is the distance in km, null where there is no place.
 
     Args:
         data: the cities that were asked for.
         split: which of its splits.
-        answers: to the split's first prompts, in order.
+        asked: (n,) int64 numbers of the cities in the split.
+        answers: n texts, in order.
         distances_km: (n,) float64 distance of each answer from its city, NaN where it names no place.
     """
-    x, y = data.coordinates(split)
-    rows = data.rows[split]
-    prompts = data.tokenizer.batch_decode(data.prompts(split)[: len(answers)])
+    x, y = (column[asked] for column in data.coordinates(split))
+    rows = data.rows[split][asked]
+    prompts = data.tokenizer.batch_decode(data.prompts(split)[asked])
     table = []
     for number, (answer, distance) in enumerate(zip(answers, distances_km.tolist(), strict=True)):
         parsed = parse_answer(answer)
