@@ -7,7 +7,7 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from datamodules.contract import Split
+from datamodules.contract import Indices, Split
 from datamodules.location import LocationDataModule
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
