@@ -24,7 +24,7 @@ from datamodules.text.tokenized_texts import (
     tokenizer_identity,
 )
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
@@ -68,7 +68,7 @@ class ImdbDataModule(LabelledDataModule):
         revision: str | None,
         text_column: str,
         label_column: str,
-        label_names: list[str] | None,
+        label_names: list[str | int | float] | None,
         multi_label: bool,
         label_separator: str,
         tokenizer: str,

@@ -28,7 +28,7 @@ from datamodules.text.tokenized_texts import (
     tokenizer_identity,
 )
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
@@ -96,7 +96,7 @@ class RatingDataModule(LabelledDataModule):
         revision: str | None,
         text_column: str,
         label_column: str,
-        label_names: list[str] | None,
+        label_names: list[str | int | float] | None,
         ordered: bool,
         id_column: str | None,
         group_column: str | None,

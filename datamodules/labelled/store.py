@@ -3,7 +3,7 @@
 All splits of a source lie behind one another in the cache, so a row is one number wherever it came from.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ class LabelledSource:
     revision: str | None
     text_column: str
     label_column: str
-    label_names: list[str] | None
+    label_names: Sequence[str | int | float] | None
     multi_label: bool
     label_separator: str
     synthetic: Callable[[], dict[str, LabelledTexts]]

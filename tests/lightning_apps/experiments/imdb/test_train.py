@@ -51,7 +51,7 @@ def test_metrics_of_every_evaluation(finished):
     for row in rows:
         assert row["val/accuracy_low"] <= row["val/accuracy"] <= row["val/accuracy_high"]
         assert row["val/f1_macro_low"] <= row["val/f1_macro"] <= row["val/f1_macro_high"]
-        assert {"val/auroc", "val/calibration_error", "val/f1_negative", "val/recall_positive"} <= row.keys()
+        assert {"val/auroc", "val/calibration_error", "val/f1/negative", "val/recall/positive"} <= row.keys()
     assert summary["best"]["metric"] == "val/f1_macro"
     assert {"test/accuracy", "test/f1_macro", "test/loss"} <= summary["metrics"].keys()
     assert summary["target_tokens_seen"] == sum([16] * 21) + 3 * 14  # 110 texts: every seventh window holds 14
@@ -216,7 +216,7 @@ def test_several_labels_end_to_end(composed, tmp_path):
     config = composed(*RUN, source, *short, "data.multi_label=true", "data.leaks=warn", name="many")
     summary = run_experiment(config)
     directory = RunDirectory(Path(config["run"]["output_root"]) / "imdb" / "many")
-    assert {"val/accuracy", "val/accuracy_per_label", "val/f1_rain"} <= summary["metrics"].keys()
+    assert {"val/accuracy", "val/accuracy_per_label", "val/f1/rain"} <= summary["metrics"].keys()
     (answer,) = Classifier(directory, config, "cpu").answers(read_texts([b"sun"], "x", kind="text", text_column=""), 4)
     assert answer["labels"] == [name for name, value in answer["probabilities"].items() if value >= 0.5]
     with Image.open(directory.picture) as picture:
