@@ -24,6 +24,7 @@ from datamodules.corpus.token_windows import (
 )
 from datamodules.sampling.order import hash_key, permute
 from datamodules.sampling.step_batches import IGNORED, Batch, WindowLoader, evaluation_loader, training_loader
+from datamodules.text.plain_text import describe_special_texts
 
 Split = Literal["train", "validation", "test"]
 
@@ -152,6 +153,9 @@ class ArxivDataModule(L.LightningDataModule):
         if self.store is not None:
             return
         self.store = open_store(self._prepared())
+        # stores of others may be older than the count
+        special = describe_special_texts(self.store.facts.get("special_texts", {}), "documents")
+        self.notices = [special] if special else []
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
         self.chosen = choose_categories(
             self.store.categories,
@@ -208,7 +212,7 @@ class ArxivDataModule(L.LightningDataModule):
                 for split in SPLITS
             )
             lines.append(f"  {name:{width}}  {counts}")
-        return [*lines, f"in {store.folder}"]
+        return [*lines, *self.notices, f"in {store.folder}"]
 
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run."""

@@ -13,6 +13,7 @@ from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, writ
 from datamodules.labelled.synthetic_texts import synthetic_texts
 from datamodules.sampling.step_batches import Batch
 from datamodules.storage.cache import prepared_folder, read_manifest
+from datamodules.text.plain_text import count_special_texts
 from datamodules.text.tokenized_texts import (
     RaggedArray,
     Truncation,
@@ -141,7 +142,7 @@ class ImdbDataModule(LabelledDataModule):
         save_ragged(folder / "tokens", rows, np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         np.save(folder / "lengths.npy", lengths)
         tokenizer.save_pretrained(folder / "tokenizer")
-        return facts
+        return {**facts, "special_texts": count_special_texts(texts, tokenizer)}
 
     # ------------------------------------------------------------------ set-up
 

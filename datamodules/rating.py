@@ -19,6 +19,7 @@ from datamodules.sampling.balanced_order import BalancedOrder
 from datamodules.sampling.step_batches import Batch
 from datamodules.storage.cache import prepared_folder, read_manifest
 from datamodules.text.chunking import Choose, Chunker, Chunking, tokenize_documents
+from datamodules.text.plain_text import count_special_texts
 from datamodules.text.tokenized_texts import (
     RaggedArray,
     open_ragged,
@@ -191,7 +192,7 @@ class RatingDataModule(LabelledDataModule):
         progress = tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None)
         save_ragged(folder / "tokens", [tokens.ids.astype(dtype) for tokens in progress], dtype)
         tokenizer.save_pretrained(folder / "tokenizer")
-        return facts
+        return {**facts, "special_texts": count_special_texts(texts, tokenizer)}
 
     # ------------------------------------------------------------------ set-up
 

@@ -15,6 +15,7 @@ from datamodules.labelled.grouped_split import grouped_rows
 from datamodules.labelled.labels import class_counts, describe_balance, encode_labels, find_label_names, stratified_rows
 from datamodules.labelled.texts import LabelledTexts, file_hash, find_split_files, read_file, read_hub_dataset
 from datamodules.text.near_duplicates import Repeat, find_repeats, minhash
+from datamodules.text.plain_text import describe_special_texts
 from datamodules.text.tokenized_texts import RaggedArray, open_ragged, save_ragged, text_bytes
 
 Split = Literal["train", "validation", "test"]
@@ -153,7 +154,8 @@ class LabelledRows:
         self.labels: NDArray[np.int64] = np.load(folder / "labels.npy")
         self.minhash: NDArray[np.uint32] = np.load(folder / "minhash.npy", mmap_mode="r")
         self.label_names: list[str] = facts["label_names"]
-        self.notices: list[str] = []
+        special = describe_special_texts(facts.get("special_texts", {}), "texts")
+        self.notices: list[str] = [special] if special else []
         self.rows: dict[str, NDArray[np.int64]] = {}
         start = 0
         for name, size in facts["sizes"]:
