@@ -133,7 +133,7 @@ def read_file(
     """
     split = LabelledTexts(path.name, unit="row" if path.suffix == ".parquet" else "line")
     columns = {"text_column": text_column, "label_column": label_column}
-    for number, record in {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": _read_parquet}[path.suffix](path):
+    for number, record in {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}[path.suffix](path):
         for key, column in columns.items():
             if column not in record:
                 raise missing_column(f"{split.source}, {split.unit} {number:,}", key, column, list(record))
@@ -253,7 +253,12 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, dict(zip(header, fields, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row number, 1 the first, and fields of every row.
+
+    Raises:
+        ValueError: it is no parquet file, or holds texts that are not UTF-8.
+    """
     import pyarrow
     import pyarrow.parquet
 

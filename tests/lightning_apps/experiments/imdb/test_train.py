@@ -132,6 +132,67 @@ def test_predict_keeps_the_order_and_gives_the_same_probabilities(finished, monk
     assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 3]
 
 
+def test_predict_may_write_what_it_reads(finished, monkeypatch, tmp_path, capsys):
+    """The result takes the file's place when it is whole; what goes wrong on the way leaves the earlier one."""
+    run, file = f"run={finished[0].path}", tmp_path / "reviews.jsonl"
+    file.write_text('{"id": 1, "text": "a brilliant film"}\n{"id": 2, "text": "dull dull"}\n')
+    file.chmod(0o640)
+    predicted(monkeypatch, run, f"input={file}", f"output={file}", "text_column=text")
+    rows = rows_of(file)
+    assert [(row["line"], row["id"]) for row in rows] == [(1, 1), (2, 2)]
+    assert file.stat().st_mode & 0o777 == 0o640
+    before = file.read_bytes()
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' * 6 + "not json\n")
+    for output, expected in ((file, "bad.jsonl, line 7: not JSON"), (tmp_path, "it is a folder")):
+        with pytest.raises(SystemExit) as stopped:
+            predicted(monkeypatch, run, f"input={tmp_path / 'bad.jsonl'}", f"output={output}", "batch_size=1")
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "reviews.jsonl"]
+
+
+def test_predict_reads_tables_as_training_does(finished, monkeypatch, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["a brilliant\nfilm, indeed", "dull"]
+    table = pa.table({"id": ["a", "b"], "text": texts})
+    pq.write_table(table, tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text('id,text\r\na,"a brilliant\nfilm, indeed"\r\nb,dull\r\n')
+    (tmp_path / "in.json").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    (tmp_path / "in.jsonl").write_bytes((tmp_path / "in.json").read_bytes())
+    found = {}
+    for ending in ("csv", "json", "jsonl", "parquet"):
+        predicted(monkeypatch, f"run={finished[0].path}", f"input={tmp_path / f'in.{ending}'}")
+        found[ending] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row.pop("line") for row in found["csv"]] == [2, 4]
+    assert [row["id"] for row in found["csv"]] == ["a", "b"]
+    assert [row.pop("line") for row in found["json"]] == [1, 2]
+    assert [row.pop("line") for row in found["jsonl"] + found["parquet"]] == [1, 2, 1, 2]
+    assert found["csv"] == found["json"] == found["jsonl"] == found["parquet"]
+    for arguments, expected in (
+        (["input=-", "format=csv"], "format=csv: standard input is read as jsonl or text; name a file, input=FILE"),
+        ([f"input={tmp_path / 'in.csv'}", "text_column=texts"], "in.csv, line 2: there is no field 'texts' (did you"),
+    ):
+        with pytest.raises(SystemExit):
+            predicted(monkeypatch, f"run={finished[0].path}", *arguments)
+        assert expected in capsys.readouterr().err
+
+
+def test_predict_cuts_what_the_model_has_no_positions_for(finished, monkeypatch, tmp_path, capsys):
+    directory, config, _ = finished
+    classifier = Classifier(directory, {**config, "data": {**config["data"], "max_length": 500}}, "cpu")
+    long = "dull " * 300
+    cut, whole = classifier.probabilities([long, "dull"])[0], classifier.probabilities(["dull " * 62])[0]
+    assert cut == pytest.approx(whole, abs=1e-6)
+    assert (classifier.num_cut, classifier.num_texts, classifier.limit) == (1, 3, "64 tokens")
+    predicted(monkeypatch, f"run={directory.path}", "input=-", stdin=f"{long}\nfine\n".encode())
+    limit = min(config["data"]["max_length"], 64)
+    err = capsys.readouterr().err
+    assert err.endswith(f"1 of 2 texts are longer than {limit} tokens and were cut as in training\n")
+
+
 def test_predict_streams(finished):
     """The first answers come before the input has ended, and no more of it is read than they need."""
     directory, config, _ = finished
