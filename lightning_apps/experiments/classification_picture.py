@@ -80,8 +80,10 @@ def draw_classification_summary(
 
 
 def confusion_place(num_classes: int) -> tuple[int, int, int, int]:
-    """Left, bottom, width and height of the matrix in pixels; many names stand upright below it."""
-    return (185, 90, 430, 430) if num_classes <= MAX_CLASSES_COUNTED else (215, 210, 320, 320)
+    """Left, bottom, width and height of the matrix in pixels: some names lean below it, many stand upright."""
+    if num_classes > MAX_CLASSES_COUNTED:
+        return 215, 210, 320, 320
+    return (185, 90, 430, 430) if num_classes <= 4 else (185, 140, 380, 380)
 
 
 def draw_scores(
@@ -158,9 +160,9 @@ def draw_confusion(
         every = int(np.ceil(len(label_names) * NAME_PX / axes.get_window_extent().height))
         named = range(0, len(label_names), every)
         names = [printable(label_names[number], 17, tail=7) for number in named]
-        font = {"fontsize": 8.5 if len(label_names) <= 24 else 7.5}
-        axes.set_xticks(named, labels=names, rotation=90, **font)
-        axes.set_yticks(named, labels=names, **font)
+        size = 8.5 if len(label_names) <= 24 else 7.5
+        axes.set_xticks(named, labels=names, rotation=90, fontsize=size)
+        axes.set_yticks(named, labels=names, fontsize=size)
         if every > 1:
             axes.set_ylabel(f"true ({len(label_names)} classes, every {ordinal(every)} named)")
     else:

@@ -58,7 +58,11 @@ def metrics_tables(summary: dict[str, Any]) -> list[str]:
     final, chosen = summary["metrics"], best["metrics"]
     names = sorted({*final, *chosen})
     ends = {f"{name}_{end}" for name in names for end in ("low", "high") if has_interval(name)}
-    rows = [[name, _number(final, name), _number(chosen, name)] for name in names if name not in ends]
+    rows = [
+        [name, _number(final, name), _number(chosen, name)]
+        for name in names
+        if name not in ends and name.count("/") < 2  # those of single classes are in per_class.csv
+    ]
     compared = [row for row in rows if row[0] in chosen]
     alone = [row[:2] for row in rows if row[0] not in chosen]
     tables = []
