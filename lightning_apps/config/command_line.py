@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_apps.config.checks import did_you_mean
+from lightning_apps.config.help_page import help_page
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import log_file_only
 
@@ -42,6 +43,10 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
             _fail(1, f"{type(error).__name__}: {error}", show_traceback)
 
     try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            docstring = sys.modules[task.__module__].__doc__ or ""
+            print(help_page(config_path, config_name, sys.argv[1:], docstring))
+            sys.exit(0)
         hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         GlobalHydra.instance().clear()
