@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.hub_access import asking_in_vain_avoided, hub_is_reachable
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 SPLIT_FILES = ("train", "validation", "test")
@@ -294,7 +294,8 @@ def read_hub_dataset(
     # without an answer from the hub, what an earlier run has fetched; its client would ask for minutes
     options = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
     try:
-        loaded = datasets.load_dataset(name, revision=revision, download_config=options)
+        with asking_in_vain_avoided():
+            loaded = datasets.load_dataset(name, revision=revision, download_config=options)
     except Exception as error:  # the library raises its own and those of three HTTP layers
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
