@@ -57,13 +57,21 @@ def test_metrics_of_every_evaluation(finished):
     assert summary["target_tokens_seen"] == sum([16] * 21) + 3 * 14  # 110 texts: every seventh window holds 14
 
 
-def test_predictions_give_the_metrics(finished, tmp_path, monkeypatch):
+def test_predictions_give_the_metrics(finished, monkeypatch, capsys):
     """best.ckpt evaluated again: the metrics that were logged for it, and predictions that bear them out."""
     directory, _, summary = finished
     monkeypatch.setattr(sys, "argv", ["evaluate", f"run={directory.path}", "split=validation", "checkpoint=best"])
     evaluate_command.main()
     found = json.loads((directory.evaluations / "validation-best" / "metrics.json").read_text())["metrics"]
     assert repr(found) == repr(dict(sorted(summary["best"]["metrics"].items())))  # repr: NaN is equal to NaN here
+    table = (directory.evaluations / "validation-best" / "per_class.csv").read_text().splitlines()
+    assert table[0] == "split,class,f1,precision,recall"
+    assert table[1] == ",".join(
+        ["val", "negative", *(repr(found[f"val/{key}/negative"]) for key in ("f1", "precision", "recall"))]
+    )
+    printed = capsys.readouterr().out
+    assert printed.index("val/loss ") < printed.index("val/accuracy ") < printed.index("val/f1_macro ")
+    assert "negative  " not in printed
     rows = rows_of(directory.evaluations / "validation-best" / "predictions.jsonl")
     assert len(rows) == 24
     names = ["negative", "positive"]
