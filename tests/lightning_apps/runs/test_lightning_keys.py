@@ -123,6 +123,8 @@ def test_the_configuration_reaches_tensorboard_and_wandb(composed):
     events = EventAccumulator(str(files.path / "tensorboard")).Reload()
     assert "_hparams_/session_start_info" in events.summary_metadata
 
+    # a resumed run's checkpoint is that of the whole one, though its configuration says run.resume
+    assert not any("hyper" in key for key in torch.load(files.checkpoint("last"), weights_only=True))
     (path,) = files.path.glob("wandb/offline-run-*/*.wandb")
     logged = path.read_bytes()  # records with JSON in them
     for section in ("optimizer", "scheduler", "trainer", "hardware"):
