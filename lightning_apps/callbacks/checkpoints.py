@@ -1,7 +1,6 @@
 """Checkpoints of a run: best, last and periodic, three policies over one atomic write."""
 
 import contextlib
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.run_files.atomic_files import fsync_folder, written_aside
+from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.training.plan import RunPlan
 
 TOLERATED_FAILED_WRITES = 3
@@ -27,30 +28,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to a local `path`."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.part")
-        try:
-            with aside.open("wb") as file:
-                # torch's writer turns a full disk into a RuntimeError about its archive; a file object keeps the errno
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
-        fsync_folder(target.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with written_aside(Path(path)) as file:
+            # torch's writer turns a full disk into a RuntimeError about its archive; a file object keeps the errno
+            torch.save(checkpoint, file)
 
 
 def link_atomically(source: Path, target: Path) -> None:
@@ -248,6 +228,9 @@ class RunCheckpoints(Checkpoint):
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
         first, *others = [self.folder / name for name in reversed(names)]
         try:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCSV):
+                    logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
             trainer.save_checkpoint(first)
             if trainer.is_global_zero:
                 for other in others:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import torch
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, damage, newest_whole_checkpoint
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
+from lightning_apps.run_files import atomic_files
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
@@ -161,11 +161,15 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(composed, monkey
     assert_same(final_state(config)[0], final_state(whole)[0])
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+def open_full(path):
     """/dev/full answers every write with the real "No space left on device"."""
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     target = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, target)
-    (tmp_path / ".last.ckpt.part").symlink_to("/dev/full")
+    monkeypatch.setattr(atomic_files, "open_new", open_full)
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, target)
     assert torch.load(target, weights_only=True) == {"step": 1}
@@ -178,9 +182,10 @@ def test_a_disk_that_fills_up(failing, fails, composed, monkeypatch, capsys):
     save = AtomicCheckpointIO.save_checkpoint
 
     def save_or_fail(self, checkpoint, path, storage_options=None):
-        if checkpoint["global_step"] in failing:
-            Path(path).with_name(f".{Path(path).name}.part").symlink_to("/dev/full")
-        save(self, checkpoint, path, storage_options)
+        with monkeypatch.context() as patch:
+            if checkpoint["global_step"] in failing:
+                patch.setattr(atomic_files, "open_new", open_full)
+            save(self, checkpoint, path, storage_options)
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_or_fail)
     if fails:
