@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,9 +75,10 @@ def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path
 class RunCheckpoints(Checkpoint):
     """Keeps `best.ckpt`, `last.ckpt`, `step=00000120.ckpt` and, where asked for, `loss=3.2087.ckpt` files.
 
-    Best is decided at the end of an evaluation only, by one metric. Last and periodic checkpoints of a step that is
-    also evaluated wait for that evaluation, so that a checkpoint never separates a step from its evaluation. All that
-    are due at one step are one file with several names, written once.
+    Best is decided at the end of an evaluation only, by one metric; where that is the same, by the lower `val/loss`;
+    where both are, the newest is best. Last and periodic checkpoints of a step that is also evaluated wait for that
+    evaluation, so that a checkpoint never separates a step from its evaluation. All that are due at one step are one
+    file with several names, written once.
 
     Lightning's ModelCheckpoint saves before the evaluation of the same step (Lightning#14431), and three of them
     would write three files.
@@ -215,7 +216,12 @@ class RunCheckpoints(Checkpoint):
         value = monitored_value(trainer, self.monitor)
         if value != value:  # NaN is never best
             return False
-        return self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
+        if self.best_value is None:
+            return True
+        if value == self.best_value:
+            # a metric that counts answers stands still while a model learns to answer at all; its loss does not
+            return not _loss(trainer.callback_metrics) > _loss(self.best_metrics)
+        return value < self.best_value if self.mode == "min" else value > self.best_value
 
     def _is_best(self, trainer: L.Trainer) -> bool:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
@@ -258,6 +264,12 @@ class RunCheckpoints(Checkpoint):
                 f"{self.failed_writes} checkpoint(s) in a row could not be written: {error.strerror or error}; "
                 f"free some space for {self.folder}, then continue with run.resume=auto"
             ) from error
+
+
+def _loss(metrics: Mapping[str, Any]) -> float:
+    """`val/loss`; where it is not measured, or no number, infinity."""
+    loss = float(metrics.get("val/loss", float("inf")))
+    return loss if loss == loss else float("inf")
 
 
 def monitored_value(trainer: L.Trainer, monitor: str) -> float:
