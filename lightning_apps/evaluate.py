@@ -1,6 +1,5 @@
 """`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
 
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,6 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     import torch
 
     from lightning_apps.process.console import open_console, say
+    from lightning_apps.process.rank import is_first_process
     from lightning_apps.run_files.atomic_files import write_json_atomically
     from lightning_apps.runs.build import (
         build_datamodule,
@@ -75,7 +75,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
-    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
+    is_first = is_first_process(config["hardware"])  # a run of several processes is evaluated by as many
+    open_console(main_process=is_first)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
     datamodule = build_datamodule(config)
@@ -107,7 +108,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     metrics = measure(config, plan, module, datamodule, split, results, found)
     width = max(map(len, metrics))
     say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
-    if before is not None and "LOCAL_RANK" not in os.environ:
+    if before is not None and is_first:
         comparisons = compare_predictions(read_predictions(before.predictions), read_predictions(results.predictions))
         write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in comparisons])
         names = (before.path.name.removeprefix(f"{split}-"), source)

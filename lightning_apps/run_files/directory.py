@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from datamodules.storage.folders import StorageError, download_folder, fetch_marker, is_remote, join_url
 from lightning_apps.errors import ConfigError
+from lightning_apps.process.rank import global_rank
 
 WRITTEN_BY_A_RUN = (
     "config.yaml",
@@ -126,6 +126,11 @@ class RunDirectory:
     def upload_snapshot(self) -> Path:
         """What a background upload reads; there while it is under way."""
         return self.path / ".upload"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here; it stays when the run is overwritten."""
+        return self.path / ".lock"
 
     def holds_a_run(self) -> bool:
         """Whether a run has started here."""
@@ -250,7 +255,7 @@ def fetched_run(url: str, cache_root: Path) -> Path:
     Raises:
         ConfigError: it cannot be fetched, in words.
     """
-    is_main = "LOCAL_RANK" not in os.environ  # the processes of a run wait for the first that fetches
+    is_main = global_rank() == 0  # the processes of a run wait for the first that fetches
 
     def report(text: str) -> None:
         if is_main:

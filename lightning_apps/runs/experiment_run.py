@@ -1,6 +1,5 @@
 """One run of one experiment: claim the directory, build, fit, evaluate the best again, export, sum up."""
 
-import os
 import shlex
 import sys
 import time
@@ -18,6 +17,7 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
+from lightning_apps.process.rank import is_first_process
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_summary
@@ -34,6 +34,7 @@ from lightning_apps.runs.build import (
     quiet_libraries,
 )
 from lightning_apps.runs.preflight import check_before_start
+from lightning_apps.runs.run_lock import RunLock
 from lightning_apps.runs.summary import Outcome, write_summary
 from lightning_apps.training.plan import RunPlan
 from models.adapters import has_adapters, merged_copy, save_adapters
@@ -48,11 +49,14 @@ def run_experiment(config: Config) -> dict[str, Any]:
         ConfigError: the configuration or data is wrong, or the run directory is taken; nothing has been written then.
     """
     upload = build_upload(config)
+    directory = locate_run(config["run"], config["experiment"])
+    lock = RunLock(directory, is_first=is_first_process(config["hardware"]))
     try:
-        return _run_experiment(config, upload)
+        return _run_experiment(config, upload, lock)
     finally:
         if upload is not None:
             upload.finish()
+        lock.release()
 
 
 def build_upload(config: Config) -> RunUpload | None:
@@ -63,17 +67,19 @@ def build_upload(config: Config) -> RunUpload | None:
     return RunUpload(directory=locate_run(run, experiment), to=run["upload"], experiment=experiment, name=run["name"])
 
 
-def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
+def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> dict[str, Any]:
     quiet_libraries()
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
-    directory = locate_run(config["run"], config["experiment"])
-    if "LOCAL_RANK" not in os.environ:  # further processes of a run find the directory claimed by their first one
+    directory = lock.directory
+    if lock.is_first:  # further processes of a run find the directory claimed by their first one
         check_start(directory, config["run"])
+        if directory.holds_a_run():
+            lock.take()
     checkpoint = resume_point(directory, config)
     if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
         open_console()
-        if upload is not None and "LOCAL_RANK" not in os.environ:
+        if upload is not None and lock.is_first:
             upload.begin(plan=None)
         say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
         return earlier
@@ -91,6 +97,7 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
             callbacks.append(upload)
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[])
         loggers = build_loggers(config, directory)
+        lock.take_for_a_new_run()
         claim(directory, config, is_main=trainer.is_global_zero)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import FrameType
 
 from lightning_apps.process.console import human_time, say
+from lightning_apps.process.file_lock import is_locked, lock_owner, lock_soon, sign_lock
 from lightning_apps.process.parent_death import PARENT_VARIABLE
 from lightning_apps.process.safe_stop import SIGNALS
 from lightning_apps.run_files.directory import RunDirectory, read_summary
 from lightning_apps.sweeps.grid import Job, SweepSettings, time_left
-from lightning_apps.sweeps.state import JobRecord, Status, SweepState, is_locked, lock_owner, lock_soon, sign_lock
+from lightning_apps.sweeps.state import JobRecord, Status, SweepState
 
 POLL_S = 0.2
 STOP_SIGNALS = (*SIGNALS, signal.SIGHUP)

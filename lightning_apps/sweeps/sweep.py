@@ -5,10 +5,8 @@ W&B runs and crashes stay apart (Lightning#11300, #18175, wandb#1314). This proc
 days beside its jobs.
 """
 
-import datetime
 import multiprocessing
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -26,6 +24,7 @@ from lightning_apps.config.checks import CONF, bind, check_config, plain
 from lightning_apps.config.command_line import explain
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
+from lightning_apps.process.file_lock import lock_soon, owner_text, sign_lock, this_process
 from lightning_apps.run_files.directory import RunDirectory, locate_run, read_summary
 from lightning_apps.run_files.settings import different_settings
 from lightning_apps.sweeps.grid import (
@@ -44,10 +43,7 @@ from lightning_apps.sweeps.state import (
     JobRecord,
     SweepState,
     continue_state,
-    lock_owner,
-    lock_soon,
     read_state,
-    sign_lock,
 )
 
 Config = dict[str, Any]
@@ -252,12 +248,11 @@ def only_runner(folder: Path) -> Iterator[None]:
     path = folder / "sweep.lock"
     lock = lock_soon(path)
     if lock is None:
-        owner = lock_owner(path)
-        who = f" (process {owner['pid']} on {owner['host']}, since {owner['since']})" if "pid" in owner else ""
-        raise ConfigError(f"another command is running the sweep in {folder}{who}; stop it, or wait for its end")
+        raise ConfigError(
+            f"another command is running the sweep in {folder} ({owner_text(path)}); stop it, or wait for its end"
+        )
     try:
-        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        sign_lock(lock, {"pid": os.getpid(), "host": platform.node(), "since": since})
+        sign_lock(lock, this_process())
         yield
     finally:
         os.close(lock)

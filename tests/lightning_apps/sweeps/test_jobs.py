@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from lightning_apps.process.console import open_console
+from lightning_apps.process.file_lock import is_locked
 from lightning_apps.sweeps import jobs as sweep_jobs
 from lightning_apps.sweeps.grid import Job, SweepSettings
 from lightning_apps.sweeps.jobs import JobRunner, Slot, last_line, lock_path, wait_for_orphans
-from lightning_apps.sweeps.state import JobRecord, SweepState, is_locked, read_state
+from lightning_apps.sweeps.state import JobRecord, SweepState, read_state
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "tests.fake_job"]
