@@ -61,11 +61,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
-    import torch
-
     from lightning_apps.process.console import open_console, say
     from lightning_apps.process.rank import is_first_process
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.run_files.weights import load_checkpoint
     from lightning_apps.runs.build import (
         build_datamodule,
         build_module,
@@ -87,7 +86,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for
         module = build_module(config, datamodule, plan)
         if other is not None:
-            module.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["state_dict"])
+            load_checkpoint(module, other)
         before = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
         found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"]}
         measure(config, plan, module, datamodule, split, before, found)
@@ -99,9 +98,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         found = {"run": str(directory.path), "split": split, "pretrained": pretrained}
     else:
         module = build_module(config, datamodule, plan)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
-        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
+        step = load_checkpoint(module, path)
+        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": step}
 
     source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
     results = RunDirectory(directory.evaluations / f"{split}-{source}")

@@ -144,6 +144,7 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from lightning_apps.run_files.weights import load_exported
         from lightning_apps.runs.build import available_accelerator, quiet_libraries
 
         quiet_libraries()
@@ -156,10 +157,8 @@ class Classifier:
             )
         target("model", config["model"])  # registers architectures of our own with transformers
         self.device = torch.device({"gpu": "cuda"}.get(name := available_accelerator(accelerator), name))
+        net = load_exported(AutoModelForSequenceClassification, directory.model)
         self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
-        net = AutoModelForSequenceClassification.from_pretrained(
-            directory.model, dtype=torch.float32, use_safetensors=True
-        )
         self.net: Any = net.to(self.device).eval()
         self.multi_label = net.config.problem_type == "multi_label_classification"
         self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]

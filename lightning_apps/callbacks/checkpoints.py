@@ -1,9 +1,10 @@
 """Checkpoints of a run: best, last and periodic, three policies over one atomic write."""
 
 import contextlib
+import os
+import secrets
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
-from lightning_apps.run_files.atomic_files import fsync_folder, written_aside
+from lightning_apps.run_files.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.run_files.metrics_csv import MetricsCSV
+from lightning_apps.run_files.weights import damage
 from lightning_apps.training.plan import RunPlan
 
 TOLERATED_FAILED_WRITES = 3
@@ -33,26 +35,46 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-def link_atomically(source: Path, target: Path) -> None:
-    """Give a file a second name in one step, replacing what had that name."""
-    aside = target.with_name(f".{target.name}.part")
-    aside.unlink(missing_ok=True)
-    aside.hardlink_to(source)
-    aside.replace(target)
-    fsync_folder(target.parent)
+def second_name(source: Path, aside: Path) -> None:
+    """Make `aside` the same file as `source`, or a copy of it where the file system has no hard links.
 
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None: torch writes zip archives, each entry with its CRC-32.
-
-    torch.load itself does not compare the checksums.
+    exFAT, SMB, FUSE and drive mounts answer with EPERM, ENOTSUP, ENOSYS and others; what really is wrong with a disk,
+    copying meets as well.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        return str(error) or type(error).__name__
-    return None if bad is None else f"checksum of {bad} is wrong"
+        aside.hardlink_to(source)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # some mounts leave an empty file
+        with source.open("rb") as whole, os.fdopen(open_new(aside), "wb") as copy:
+            shutil.copyfileobj(whole, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+
+def name_atomically(written: Path, targets: Sequence[Path]) -> None:
+    """Give a file its names, replacing what had them: first all are made aside, then each takes its name, in order.
+
+    What can fail, a full disk above all, fails before the first of them is replaced.
+
+    Args:
+        written: the file; it is renamed to the last of the names.
+        targets: in the same folder.
+    """
+    *others, last = targets
+    asides = [target.with_name(f".{target.name}.{secrets.token_hex(8)}.part") for target in others]
+    try:
+        for aside in asides:
+            second_name(written, aside)
+        for aside, target in zip(asides, others, strict=True):
+            aside.replace(target)
+        written.replace(last)
+    except BaseException:
+        for aside in (*asides, written):
+            with contextlib.suppress(OSError):
+                aside.unlink()
+        raise
+    fsync_folder(last.parent)
 
 
 def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
@@ -232,15 +254,15 @@ class RunCheckpoints(Checkpoint):
         return True
 
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
-        first, *others = [self.folder / name for name in reversed(names)]
+        written = self.folder / ".new.part"
         try:
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCSV):
                     logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
-            trainer.save_checkpoint(first)
+            trainer.save_checkpoint(written)
             if trainer.is_global_zero:
-                for other in others:
-                    link_atomically(first, other)
+                # last.ckpt at last: it knows which step best.ckpt is of
+                name_atomically(written, [self.folder / name for name in reversed(names)])
         except OSError as error:
             self._handle_failed_write(trainer, error)
             return False

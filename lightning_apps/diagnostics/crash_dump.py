@@ -18,6 +18,7 @@ import yaml
 
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory, read_config
 from lightning_apps.training.optimizer_step import seed_step
 
 
@@ -116,7 +117,11 @@ def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], dict[str, Any
         raise ConfigError(
             f"crash_dump={path}: no crash dump is there (no crash_dump.json); they lie in <run>/crash_dumps/"
         )
-    values = json.loads((folder / "crash_dump.json").read_text(encoding="utf-8"))
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(RunDirectory(folder))
     batch = folder / "batch.pt"
-    return CrashDump(**values), config, torch.load(batch, weights_only=True) if batch.is_file() else None
+    try:
+        found = CrashDump(**json.loads((folder / "crash_dump.json").read_text(encoding="utf-8")))
+        return found, config, torch.load(batch, weights_only=True) if batch.is_file() else None
+    except Exception as error:  # whatever a damaged file makes of json and torch.load
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"crash_dump={path} is damaged ({reason}); choose another") from error

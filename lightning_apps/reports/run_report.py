@@ -22,18 +22,26 @@ def write_run_report(place: str) -> list[Path]:
         raise ConfigError(
             f"run={place}: it has no summary.json yet; it is still running, or was killed before it wrote one"
         )
+    try:
+        facts_of_run, tables = overview(summary), metrics_tables(summary)
+        title = f"Run {summary['experiment']}/{summary['name']}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"run={place}: its summary.json is not that of a run ({type(error).__name__}: {error}); the run's command "
+            "with run.resume=auto writes it again"
+        ) from error
     pictures = sorted({*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")})
-    parts = [facts(overview(summary))]
+    parts = [facts(facts_of_run)]
     if pictures:
         parts.append(
             section("Pictures", *(figure(path, f"Picture {path.stem} of this run.", path.name) for path in pictures))
         )
-    parts.append(section("Metrics", *metrics_tables(summary)))
+    parts.append(section("Metrics", *tables))
     parts.append(
         section("Configuration", details("config.yaml", directory.config.read_text(encoding="utf-8", errors="replace")))
     )
     path = directory.path / "report.html"
-    write_text_atomically(path, page(f"Run {summary['experiment']}/{summary['name']}", parts))
+    write_text_atomically(path, page(title, parts))
     return [path]
 
 

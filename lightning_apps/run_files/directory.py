@@ -201,9 +201,8 @@ def check_overwrite(directory: RunDirectory, output_root: Path) -> None:
     if not directory.path.exists() or not any(directory.path.iterdir()):
         return
     try:
-        config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-        is_run = isinstance(config, dict) and {"experiment", "run", "trainer"} <= config.keys()
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        is_run = {"experiment", "run", "trainer"} <= read_config(directory).keys()
+    except ConfigError:
         is_run = False
     if not is_run:
         raise ConfigError(
@@ -243,7 +242,7 @@ def open_run(path: str, cache_root: str = ".cache") -> tuple[RunDirectory, dict[
     if not directory.config.is_file():
         near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
         raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
-    config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    config = read_config(directory)
     if is_remote(path):
         use_cache_here(config, cache_root)
     return directory, config
@@ -283,9 +282,53 @@ def use_cache_here(config: dict[str, Any], cache_root: str) -> None:
             config["data"]["cache_root"] = cache_root
 
 
+def read_config(directory: RunDirectory) -> dict[str, Any]:
+    """The resolved configuration in config.yaml.
+
+    Raises:
+        ConfigError: the file is damaged, or is not that of a run.
+    """
+    path = directory.config
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {_RESTORE}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
+        raise ConfigError(f"{path} is not the configuration of a run (it names no experiment); {_RESTORE}")
+    return config
+
+
+_RESTORE = (
+    "restore it from a copy; without it only run.resume=auto with the run's own command goes on (delete the file)"
+)
+
+
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """What summary.json holds, or None where there is none."""
-    if not directory.summary.is_file():
+    """What summary.json holds, or None where there is none.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = directory.summary
+    if not path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    remedy = "the run's command with run.resume=auto writes it again"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {remedy}") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
+        raise ConfigError(f"{path} is not the summary of a run (it has no status); {remedy}")
     return summary
+
+
+def whole_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none or it is damaged: the run is then not known to be over."""
+    try:
+        return read_summary(directory)
+    except ConfigError:
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 
-from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.checkpoints import RunCheckpoints, newest_whole_checkpoint
 from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
@@ -20,8 +19,9 @@ from lightning_apps.process.console import open_console, say
 from lightning_apps.process.rank import is_first_process
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.run_files.atomic_files import write_text_atomically
-from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_summary
+from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
+from lightning_apps.run_files.weights import damage, exported_damage, read_checkpoint, write_checksums
 from lightning_apps.runs.banner import result_lines, start_banner
 from lightning_apps.runs.build import (
     available_accelerator,
@@ -77,7 +77,11 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
         if directory.holds_a_run():
             lock.take()
     checkpoint = resume_point(directory, config)
-    if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
+    damaged = exported_damage(directory.model) if checkpoint is not None else None
+    if damaged is not None:
+        print(f"{damaged}; it is made again", file=sys.stderr)
+    earlier = whole_summary(directory) if checkpoint is not None and damaged is None else None
+    if earlier is not None and earlier["status"] == "completed":
         open_console()
         if upload is not None and lock.is_first:
             upload.begin(plan=None)
@@ -167,8 +171,7 @@ def finish(
     averages = (ExponentialWeightAverage, ScheduleFreeEvaluation)
     trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]
     if checkpoints.best_value is not None:
-        state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
+        module.load_state_dict(read_checkpoint(checkpoints.best_path)["state_dict"])
         loggers, trainer.loggers = trainer.loggers, []  # this evaluation is a check, not a new row
         (again,) = trainer.validate(module, datamodule, verbose=False)
         trainer.loggers = loggers
@@ -211,8 +214,7 @@ def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
     Raises:
         ConfigError: naming the first settings that differ.
     """
-    before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    different = different_settings(before, config)
+    different = different_settings(read_config(directory), config)
     if different:
         raise ConfigError(
             f"run.resume=auto: {directory.path} was started with other settings ({'; '.join(different[:3])}); "
@@ -238,3 +240,4 @@ def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirec
         net = merged_copy(net)
     net.save_pretrained(directory.model)
     datamodule.tokenizer.save_pretrained(directory.model)
+    write_checksums(directory.model)

@@ -8,6 +8,7 @@ for it, the limits of MPS, memory that will be short, and what the data module h
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,10 @@ def check_disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunD
         folder = folder.parent
     one, kept = checkpoint_plan_bytes(config, plan, module)
     there = sum(path.stat().st_size for path in _files_in(directory))
-    free = shutil.disk_usage(folder).free + there
+    disk = shutil.disk_usage(folder)
+    if disk.free == 0 and _takes_a_file(folder):
+        return  # a mount (FUSE, a drive in the cloud) that does not say what it has
+    free = disk.free + there
     needed = kept + one + sum(4 * parameter.numel() for parameter in module.parameters())
     if needed > free:
         raise ConfigError(
@@ -146,6 +150,18 @@ def check_disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunD
             f"free in {folder}; keep fewer (callbacks.checkpoints.keep=1, trainer.save_every=never), or write to "
             "another disk with run.output_root=..."
         )
+
+
+def _takes_a_file(folder: Path) -> bool:
+    """Whether a file of 1 MiB can be written, where no space is said to be free."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def _files_in(directory: RunDirectory) -> list[Path]:

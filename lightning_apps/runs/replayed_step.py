@@ -14,7 +14,6 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from lightning_apps.callbacks.checkpoints import damage
 from lightning_apps.callbacks.sample_log import planned_ids, window_sampler
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.diagnostics.crash_dump import CrashDump
@@ -24,6 +23,7 @@ from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.run_files.weights import damage, read_checkpoint
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
 from lightning_apps.training.optimizer_step import seed_step
 
@@ -233,7 +233,7 @@ def _look(config: Config, datamodule: Any, crash_dump: CrashDump, window: dict[s
     plan = build_plan(config, datamodule)
     module: Any = build_module(config, datamodule, plan)
     if crash_dump.checkpoint is not None and Path(crash_dump.checkpoint).is_file():
-        checkpoint = torch.load(crash_dump.checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(Path(crash_dump.checkpoint))
         # with a weight average, state_dict holds the average and the weights in training stand beside it
         module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
     trainer = build_trainer(config, plan, callbacks=[], loggers=[], evaluation_only=True)

@@ -16,7 +16,7 @@ from lightning_apps.process.console import human_time, say
 from lightning_apps.process.file_lock import is_locked, lock_owner, lock_soon, sign_lock
 from lightning_apps.process.parent_death import PARENT_VARIABLE
 from lightning_apps.process.safe_stop import SIGNALS
-from lightning_apps.run_files.directory import RunDirectory, read_summary
+from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.sweeps.grid import Job, SweepSettings, time_left
 from lightning_apps.sweeps.state import JobRecord, Status, SweepState
 
@@ -105,7 +105,7 @@ class JobRunner:
         """Set every job's status from what its run says, and write the state."""
         for job in self.jobs:
             record = self.state.job(job.name)
-            summary = read_summary(RunDirectory(Path(record.run_directory)))
+            summary = whole_summary(RunDirectory(Path(record.run_directory)))
             status = summary["status"] if summary else None
             if status == "completed":
                 record.status, record.reason = "done", ""
@@ -241,7 +241,7 @@ class JobRunner:
         return retry
 
     def _outcome(self, record: JobRecord, code: int, line: str) -> tuple[Status, str]:
-        summary = read_summary(RunDirectory(Path(record.run_directory)))
+        summary = whole_summary(RunDirectory(Path(record.run_directory)))
         status = summary["status"] if summary else None
         if summary and code == 0 and status == "completed":
             record.wall_s = summary["wall_s"]
@@ -263,7 +263,7 @@ class JobRunner:
         return f"[{self.jobs.index(job) + 1:>{len(number)}}/{number}]"
 
     def _loss(self, record: JobRecord) -> str:
-        summary = read_summary(RunDirectory(Path(record.run_directory)))
+        summary = whole_summary(RunDirectory(Path(record.run_directory)))
         loss = (summary or {}).get("metrics", {}).get("val/loss")
         return f": val/loss {loss:.4g}" if isinstance(loss, float) else ""
 

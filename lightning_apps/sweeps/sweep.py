@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +24,7 @@ from lightning_apps.config.command_line import explain
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.file_lock import lock_soon, owner_text, sign_lock, this_process
-from lightning_apps.run_files.directory import RunDirectory, locate_run, read_summary
+from lightning_apps.run_files.directory import RunDirectory, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
 from lightning_apps.sweeps.grid import (
     Job,
@@ -94,7 +93,7 @@ def run_sweep(cfg: DictConfig) -> None:
     for name, config in configs.items():
         directory = RunDirectory(Path(state.job(name).run_directory))
         refuse_foreign_run(directory, config)
-        if (summary := read_summary(directory)) is None or summary["status"] != "completed":
+        if (summary := whole_summary(directory)) is None or summary["status"] != "completed":
             unfinished[name] = config
     if unfinished:
         # it imports torch; Ctrl-C is answered here
@@ -266,7 +265,7 @@ def refuse_foreign_run(directory: RunDirectory, config: Config) -> None:
     """
     if not directory.config.is_file():
         return
-    before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    before = read_config(directory)
     if different := different_settings(before, config):
         raise ConfigError(
             f"{directory.path} holds a run with other settings ({'; '.join(different[:3])}); restore them, or choose "
@@ -283,7 +282,7 @@ def banner(runner: JobRunner, axes: Mapping[str, Sequence[Any]], folder: Path) -
     threads = "" if slots[0].threads is None else f", {slots[0].threads} threads each"
     records = [runner.state.job(job.name) for job in runner.jobs]
     begun = sum(
-        record.status == "pending" and read_summary(RunDirectory(Path(record.run_directory))) is not None
+        record.status == "pending" and whole_summary(RunDirectory(Path(record.run_directory))) is not None
         for record in records
     )
     counts = {

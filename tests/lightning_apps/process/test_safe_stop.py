@@ -10,11 +10,12 @@ import time
 import pytest
 import torch
 
-from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, newest_whole_checkpoint
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.run_files import atomic_files
 from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.run_files.weights import damage
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.conftest import TINY

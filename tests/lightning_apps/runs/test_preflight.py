@@ -60,6 +60,15 @@ def test_head_of_another_size(parts):
         preflight.check_before_start(config, plan, module, data, directory)
 
 
+def test_a_mount_that_says_nothing_of_its_space_is_not_full(parts, monkeypatch):
+    config, plan, module, _, directory = parts()
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: DiskUsage(0, 0, 0))
+    preflight.check_disk(config, plan, module, directory)
+    monkeypatch.setattr(preflight, "_takes_a_file", lambda folder: False)  # the mount is full
+    with pytest.raises(ConfigError, match="0 B are free"):
+        preflight.check_disk(config, plan, module, directory)
+
+
 def test_disk_too_small_for_the_plan(parts, monkeypatch):
     made = parts("trainer.save_every=1")
     config, plan, module, _, directory = made
