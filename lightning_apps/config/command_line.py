@@ -21,10 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_apps.config.checks import did_you_mean
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import log_file_only
+from lightning_apps.process.streams import steady_streams
 
 
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
+    steady_streams()
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     sys.argv[1:] = map(quote_value, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1

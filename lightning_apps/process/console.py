@@ -19,9 +19,29 @@ Item = TypeVar("Item")
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # a terminal that was closed stops no run
-            tqdm.write(self.format(record), file=sys.stdout)
+        if sys.stdout is None:  # a program without a terminal
+            return
+        text = self.format(record)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        with contextlib.suppress(OSError, ValueError, LookupError):  # a terminal that was closed stops no run
+            tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
             sys.stdout.flush()
+
+
+class _LogFile(logging.FileHandler):
+    """train.log; where it cannot be written (a full disk), the run goes on without it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say nothing: the terminal has the line."""
+
+    def close(self) -> None:
+        """Close, whatever is left in the buffer."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def say(text: str) -> None:
@@ -65,9 +85,7 @@ def open_console(log_path: Path | None = None, *, main_process: bool = True) -> 
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _log.addHandler(terminal)
     if log_path is not None:
-        file = logging.FileHandler(log_path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        _log.addHandler(file)
+        _log.addHandler(_LogFile(log_path))
 
 
 def log_file_only(text: str) -> None:
