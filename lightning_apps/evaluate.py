@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig
 from lightning_apps.config.checks import CONF, plain
 from lightning_apps.config.command_line import run_command
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run, results_folder
 
 SPLITS = ("validation", "test", "train")
 BASE = "base"
@@ -37,6 +37,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
     compare: str | None = MISSING
+    out: str | None = MISSING
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -57,6 +58,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     path = directory.checkpoint(name) if pretrained is None else None
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
     choose_metrics(config, options["metrics"])
+
+    def place(name: str) -> Path:
+        return results_folder(directory, directory.evaluations / name, options["out"])
+
+    place(split)  # before anything is measured
 
     from lightning_apps.process.allocator import keep_freed_memory
 
@@ -87,7 +93,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         module = build_module(config, datamodule, plan)
         if other is not None:
             load_checkpoint(module, other)
-        before = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
+        before = RunDirectory(place(f"{split}-{BASE if other is None else other.stem}"))
         found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"]}
         measure(config, plan, module, datamodule, split, before, found)
     if path is None:
@@ -102,7 +108,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": step}
 
     source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
-    results = RunDirectory(directory.evaluations / f"{split}-{source}")
+    results = RunDirectory(place(f"{split}-{source}"))
     metrics = measure(config, plan, module, datamodule, split, results, found)
     width = max(map(len, metrics))
     say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))

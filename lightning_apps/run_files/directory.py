@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,6 +176,9 @@ def check_start(directory: RunDirectory, run: dict[str, Any]) -> None:
         raise ConfigError("run.resume and run.overwrite=true exclude each other: continue the run, or delete it")
     if directory.path.exists() and not directory.path.is_dir():
         raise ConfigError(f"{directory.path} is a file; choose another run.name")
+    if run["resume"] is not None:
+        refuse_links(directory, WRITTEN_BY_A_RUN)
+    check_writable(directory.path, "choose another run.output_root")
     if run["overwrite"]:
         check_overwrite(directory, Path(run["output_root"]))
     elif run["resume"] is None and directory.holds_a_run():
@@ -242,6 +247,7 @@ def open_run(path: str, cache_root: str = ".cache") -> tuple[RunDirectory, dict[
     if not directory.config.is_file():
         near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
         raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
+    refuse_links(directory, ("config.yaml", "summary.json"))
     config = read_config(directory)
     if is_remote(path):
         use_cache_here(config, cache_root)
@@ -271,6 +277,63 @@ def fetched_run(url: str, cache_root: Path) -> Path:
         raise ConfigError(f"run: {error}") from error
     report(f"run={url}: its copy in {copy} is used; what is written stays there")
     return copy
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder leads somewhere else, over a symbolic link."""
+    return not path.resolve().is_relative_to(folder.resolve())
+
+
+def refuse_links(directory: RunDirectory, names: Iterable[str]) -> None:
+    """Refuse a run directory in which some of these entries are links to somewhere else.
+
+    A run directory may be a stranger's: what is written into it must not arrive elsewhere, and what is read from it
+    and shown must not be another file of this machine.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name in names:
+        if leads_out(directory.path / name, directory.path):
+            raise ConfigError(
+                f"{directory.path / name} is a link out of the run, to {(directory.path / name).resolve()}; put what "
+                "belongs to the run in its place"
+            )
+
+
+def results_folder(directory: RunDirectory, folder: Path, out: str | None) -> Path:
+    """Where a command writes what it found about a run: `folder` of the run, or one below `out` of the same name.
+
+    Raises:
+        ConfigError: it cannot be written, or a link leads out of the run.
+    """
+    if out is not None:
+        folder = Path(out) / folder.name
+    elif leads_out(folder, directory.path):
+        raise ConfigError(
+            f"{folder} leads out of the run, to {folder.resolve()} (a link); write elsewhere with out=..."
+        )
+    check_writable(folder, "out=... writes elsewhere")
+    return folder
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Whether files can be made in a folder, or in the nearest one above it that is there; nothing stays.
+
+    Raises:
+        ConfigError: they cannot: no right, a read-only file system, a full disk, or a file in the way.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {there} is a file; {remedy}")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        raise ConfigError(f"{there} cannot be written: {error.strerror or error}; {remedy}") from error
 
 
 def use_cache_here(config: dict[str, Any], cache_root: str) -> None:

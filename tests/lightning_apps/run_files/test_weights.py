@@ -1,5 +1,6 @@
 """Damaged weights and small files of a run: one line, or made again; never measured as if nothing were."""
 
+import base64
 import json
 import os
 
@@ -168,6 +169,28 @@ def command_config(command, **options):
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF / "command")):
         return compose(command, overrides=[f'{key}="{value}"' for key, value in options.items()])
+
+
+def test_a_report_shows_no_file_from_elsewhere_and_can_be_written_elsewhere(composed, tmp_path):
+    config = composed(*RUN, name="page")
+    run_experiment(config)
+    directory = directory_of(config)
+    (tmp_path / "secret.png").write_bytes(b"a secret that lies elsewhere")
+    (directory.path / "x.png").symlink_to(tmp_path / "secret.png")
+    (directory.path / "own.png").write_bytes(b"a picture of the run")
+    (directory.path / "again.png").symlink_to(directory.path / "own.png")
+    options = {"run": str(directory.path), "out": str(tmp_path / "pages")}
+    (page,) = report_command.report(command_config("report", **options))
+    assert page == tmp_path / "pages" / "report.html"
+    text = page.read_text()
+    assert "own.png" in text
+    assert "again.png" in text
+    assert "x.png" not in text
+    assert base64.b64encode(b"a secret that").decode()[:12] not in text
+    assert not (directory.path / "report.html").exists()
+    evaluate_command.evaluate(command_config("evaluate", **options))
+    assert (tmp_path / "pages" / "validation-best" / "metrics.json").is_file()
+    assert not directory.evaluations.exists()
 
 
 def test_a_flipped_bit_in_the_best_checkpoint_is_not_measured(composed):
