@@ -185,8 +185,8 @@ class RunCheckpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stop after an evaluation, which has saved."""
-        if self._asked_to_stop(trainer) and self._saved_step == trainer.global_step:
-            self.stop.raise_stop()
+        if (code := self._stop_code(trainer)) and self._saved_step == trainer.global_step:
+            self.stop.raise_stop(code)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -196,14 +196,17 @@ class RunCheckpoints(Checkpoint):
         evaluated = step in self.plan.evaluation_steps
         if (step in self.plan.save_steps or step == self.plan.total_steps) and not evaluated:
             self._save(trainer, ["last.ckpt", *self._periodic(step)])
-        if step < self.plan.total_steps and not evaluated and self._asked_to_stop(trainer):
+        if step < self.plan.total_steps and not evaluated and (code := self._stop_code(trainer)):
             if self._saved_step != step:
                 self._save(trainer, ["last.ckpt"])
-            self.stop.raise_stop()
+            self.stop.raise_stop(code)
 
-    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
-        # a signal may have reached one rank only
-        return trainer.strategy.reduce_boolean_decision(self.stop.asked, all=False)
+    def _stop_code(self, trainer: L.Trainer) -> int:
+        """Why the run is to stop, 0 if it is not; a signal may have reached one rank only."""
+        if trainer.world_size == 1:
+            return self.stop.code
+        code = torch.tensor(self.stop.code, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(code, reduce_op="max"))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare with the best evaluation and save."""

@@ -29,6 +29,8 @@ class SteadyStream:
         except UnicodeEncodeError:  # a stream that could not be reconfigured
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write(text.encode("ascii", "backslashreplace").decode())
+        except RuntimeError:  # a signal's handler speaks while its program does: the buffer is taken
+            pass
         except (OSError, ValueError):
             self._fall_silent()
         return len(text)
@@ -42,6 +44,8 @@ class SteadyStream:
         """Flush, or do not."""
         try:
             self._stream.flush()
+        except RuntimeError:
+            pass
         except (OSError, ValueError):
             self._fall_silent()
 

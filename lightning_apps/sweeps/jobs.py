@@ -15,13 +15,13 @@ from types import FrameType
 from lightning_apps.process.console import human_time, say
 from lightning_apps.process.file_lock import is_locked, lock_owner, lock_soon, sign_lock
 from lightning_apps.process.parent_death import PARENT_VARIABLE
-from lightning_apps.process.safe_stop import SIGNALS
+from lightning_apps.process.safe_stop import SIGNALS, heeded_signals
 from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.sweeps.grid import Job, SweepSettings, time_left
 from lightning_apps.sweeps.state import JobRecord, Status, SweepState
 
 POLL_S = 0.2
-STOP_SIGNALS = (*SIGNALS, signal.SIGHUP)
+STOP_SIGNALS = SIGNALS
 """What makes a sweep stop; a closed terminal (SIGHUP) counts as SIGTERM for the jobs, which are in other sessions."""
 WRONG_CONFIGURATION = 2
 """Exit code of a job that fails again however often it is tried."""
@@ -290,7 +290,7 @@ class JobRunner:
         def note(signum: int, frame: FrameType | None) -> None:
             self.signals.append(signum)
 
-        before = {signum: signal.signal(signum, note) for signum in STOP_SIGNALS}
+        before = {signum: signal.signal(signum, note) for signum in heeded_signals()}
         try:
             yield
         finally:
