@@ -164,6 +164,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_guards(config["callbacks"]["guards"])
     _check_model(config["model"])
     _check_data(config["data"], config["hardware"])
+    _check_strategy(config["hardware"]["strategy"])
     _check_devices(config)
     check_optimizer(config)
 
@@ -331,3 +332,15 @@ def name_of_parts(parts: list[str]) -> str:
     if len(name) > 100:
         name = f"{name[:80]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
     return name if name[0].isalnum() else f"run{name}"
+
+
+STRATEGIES = ("auto", "ddp")
+"""Those under which the process that started the run holds the trained weights when it ends."""
+
+
+def _check_strategy(strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"hardware.strategy={strategy}{did_you_mean(strategy, list(STRATEGIES))}: allowed are "
+            f"{', '.join(STRATEGIES)}; ddp starts a process for each device"
+        )
