@@ -1,6 +1,7 @@
 """Prepared data on disk: written once, keyed by a fingerprint of everything that shaped it, never read half-made."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,22 @@ except ImportError:  # Windows
 
 MANIFEST = "manifest.json"
 BLOCK_BYTES, MOST_BLOCKS = 4096, 64
+
+
+class CacheError(ValueError):
+    """The cache cannot be read or written: its folder, why, and what to do, in one line."""
+
+
+@contextlib.contextmanager
+def _in_words(root: Path) -> Iterator[None]:
+    """Faults of the system with a cache are the user's to mend; those of what fills it keep their own words."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"run.cache_root={root}: {error.filename or root} cannot be used ({error.strerror or error}); it may be "
+            "another user's, read-only, full, or a file: choose a folder of your own with run.cache_root=..."
+        ) from error
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -44,12 +61,18 @@ def prepared_folder(
         a killed preparation nor a power cut leaves anything that could be read; what they left is removed by the next.
         Of processes that want the same data at once, one prepares it and the others wait. Data that were damaged later
         are prepared again.
+
+    Raises:
+        CacheError: the cache cannot be read or written.
     """
     folder = root / experiment / fingerprint(settings)
-    if damage(folder) is None:
-        return folder
-    new_parents = [parent for parent in (folder.parent, root) if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _in_words(root):
+        if damage(folder) is None:
+            return folder
+        new_parents = [parent for parent in (folder.parent, root) if not parent.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
     try:
         with _alone(folder.with_name(f".{folder.name}.lock")):
             reason = damage(folder)
@@ -68,13 +91,21 @@ def prepared_folder(
 
 def _write_and_rename(folder: Path, settings: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any]]) -> None:
     owner = f"{platform.node()}-{os.getpid()}"
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-{owner}-", dir=folder.parent))
+    with _in_words(folder.parent.parent):
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-{owner}-", dir=folder.parent))
+        unfinished.chmod(0o777 & ~_umask())  # mkdtemp keeps others out, and a cache may be shared
     try:
-        facts = write(unfinished)
-        files = {name: _stamp(unfinished / name) for name in _files_in(unfinished)}
-        manifest = {"settings": dict(settings), "facts": dict(facts), "files": files}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _flush(unfinished)
+        try:
+            facts = write(unfinished)
+            files = {name: _stamp(unfinished / name) for name in _files_in(unfinished)}
+            manifest = {"settings": dict(settings), "facts": dict(facts), "files": files}
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            _flush(unfinished)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                with _in_words(folder.parent.parent):
+                    raise
+            raise
         try:
             os.rename(unfinished, folder)  # noqa: PTH104 (Path.rename cannot say why it failed any better)
         except OSError:
@@ -83,6 +114,16 @@ def _write_and_rename(folder: Path, settings: Mapping[str, Any], write: Callable
         _flush_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _umask() -> int:
+    """What this process takes from the rights of new files; read from Linux's own table, else set and put back."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("Umask:")), 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def damage(folder: Path) -> str | None:

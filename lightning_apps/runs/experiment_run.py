@@ -226,10 +226,16 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
     """Make the run directory, cleared where overwriting was asked for, and write config.yaml."""
     if not is_main:
         return
-    if config["run"]["overwrite"]:
-        clear(directory, Path(config["run"]["output_root"]))
-    directory.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    try:
+        if config["run"]["overwrite"]:
+            clear(directory, Path(config["run"]["output_root"]))
+        directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or directory.path} cannot be written ({error.strerror or error}); choose another "
+            "run.output_root, or another run.name"
+        ) from error
 
 
 def export_model(module: L.LightningModule, datamodule: Any, directory: RunDirectory) -> None:

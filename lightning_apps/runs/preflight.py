@@ -52,6 +52,7 @@ def check_before_start(
     notices += check_learning_rate(config, net)
     notices += check_accelerator(config)
     notices += check_memory(config, module, datamodule)
+    notices += check_load(config)
     return notices
 
 
@@ -270,3 +271,19 @@ def check_memory(config: Config, module: L.LightningModule, datamodule: Any) -> 
     if needed > available.total:
         raise ConfigError(message)
     return [message]
+
+
+def check_load(config: Config) -> list[str]:
+    """Whether other programs want more cores than there are: threads that wait for each other then waste most of it."""
+    hardware = config["hardware"]
+    accelerator = available_accelerator(hardware["accelerator"])
+    if accelerator != "cpu" or hardware["num_threads"] is not None or not hasattr(os, "getloadavg"):
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load <= cores or torch.get_num_threads() == 1:
+        return []
+    return [
+        f"this machine is busy ({load:.0f} programs want its {cores} cores): {torch.get_num_threads()} threads that "
+        "wait for each other make a step slower than one; try hardware.num_threads=1"
+    ]

@@ -21,7 +21,7 @@ from lightning_apps.diagnostics.first_non_finite import trace_window
 from lightning_apps.diagnostics.sample_log import SampleLogError, sample_log_row
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
-from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.weights import damage, read_checkpoint
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
@@ -134,8 +134,20 @@ def replay_recorded_step(config: Config, directory: RunDirectory, step: int, *, 
     say("\n".join(_batch_lines(replayed.window, datamodule, num_texts)))
     problems = [*_compare_samples(replayed, directory), *_compare_values(replayed, directory)]
     if problems:
-        raise ReplayMismatchError(f"step {step} differs from its record: {'; '.join(problems)}")
+        cause = _other_threads(whole_summary(directory) or {}, torch.get_num_threads())
+        raise ReplayMismatchError(f"step {step} differs from its record: {'; '.join([*problems, *cause])}")
     return replayed
+
+
+def _other_threads(summary: Mapping[str, Any], here: int) -> list[str]:
+    """Another number of CPU threads than in the run, as the likely cause of a difference in the last digits."""
+    then = summary.get("num_threads")
+    if then is None or then == here:
+        return []
+    return [
+        f"the run computed with {then} CPU threads and this replay with {here}, which changes the last digits: "
+        f"start it with OMP_NUM_THREADS={then}"
+    ]
 
 
 def _origin(replayed: ReplayedStep) -> str:

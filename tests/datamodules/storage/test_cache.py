@@ -2,11 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules.storage.cache import MANIFEST, damage, prepared_folder, read_manifest
+from datamodules.storage.cache import MANIFEST, CacheError, damage, prepared_folder, read_manifest
 
 SETTINGS = {"a": 1}
 LARGE = np.arange(1_000_000, dtype=np.int64)  # 8 MB
@@ -84,3 +85,45 @@ def test_data_without_stamps_are_taken_as_they_are(prepared):
     (prepared / MANIFEST).write_text(json.dumps(manifest))
     assert damage(prepared) is None
     assert read_manifest(prepared)["facts"] == {"tokens": 1_000_000}
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing", "/dev/null/cache"])
+def test_a_cache_that_cannot_be_written_is_one_line(place):
+    with pytest.raises(
+        CacheError, match=rf"run\.cache_root={place}: .* cannot be used \(.*run\.cache_root=\.\.\."
+    ) as error:
+        prepared_folder(Path(place), "x", SETTINGS, write)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_that_belongs_to_somebody_else(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x").chmod(0o500)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write everywhere
+    with pytest.raises(CacheError, match=r"x cannot be used \(Permission denied\)"):
+        prepared_folder(tmp_path, "x", SETTINGS, write)
+
+
+def test_a_full_disk_while_data_are_prepared(tmp_path):
+    def fill(folder):
+        with open("/dev/full", "wb", buffering=0) as file:  # noqa: PTH123
+            file.write(b"x")
+
+    with pytest.raises(CacheError, match="No space left on device"):
+        prepared_folder(tmp_path, "x", SETTINGS, fill)
+    assert list(tmp_path.rglob("*")) == []
+
+    def fails(folder):
+        raise FileNotFoundError(2, "No such file", "their.csv")
+
+    with pytest.raises(FileNotFoundError, match=r"their\.csv"):  # not the cache's fault
+        prepared_folder(tmp_path, "x", SETTINGS, fails)
+
+
+def test_others_may_read_what_was_prepared(tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = prepared_folder(tmp_path, "x", SETTINGS, write)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
