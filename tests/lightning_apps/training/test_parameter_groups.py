@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -172,3 +174,13 @@ def test_group_names_survive_a_checkpoint(tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "state")
     groups = torch.load(tmp_path / "state", weights_only=True)["param_groups"]
     assert [group["name"] for group in groups] == ["matrices", "vectors"]
+
+
+@pytest.mark.parametrize("pattern", [r"(\w+\.?)+!", r"(a|a|.)*(.*)*(.+)+!$"])
+def test_a_pattern_that_backtracks_without_end_is_stopped_by_the_clock(pattern, monkeypatch):
+    monkeypatch.setattr("lightning_apps.training.parameter_groups.PATTERN_PATIENCE_S", 0.3)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"^k='.*takes longer than 0 s to look for.*inside of repetitions") as error:
+        matching("k", pattern, nn.ModuleDict({"a" * 120: nn.Linear(1, 1)}))
+    assert time.monotonic() - started < 5
+    assert "\n" not in str(error.value)
