@@ -165,7 +165,7 @@ def test_a_damaged_summary_does_not_block_resuming(composed):
 def command_config(command, **options):
     from hydra import compose, initialize_config_dir
 
-    from lightning_apps.config.checks import CONF
+    from lightning_apps.config.composition import CONF
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF / "command")):
         return compose(command, overrides=[f'{key}="{value}"' for key, value in options.items()])
