@@ -22,20 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict, Unpack  # pydantic refuses typing's before Python 3.12
 
 from datamodules.chat.proofs import DataReport
-from datamodules.sampling.step_batches import (
-    IGNORED,
-    Batch,
-    Draw,
-    Indices,
-    StepBatch,
-    StepCollator,
-    StepLoader,
-    StepSampler,
-    Weigh,
-    evaluation_loader,
-    steps_per_epoch,
-    tokens_fed,
-)
+from datamodules.sampling.step_batches import IGNORED, Batch, Draw, Indices, StepBatch, StepCollator, Weigh, tokens_fed
+from datamodules.sampling.step_loader import StepLoader, StepSampler, evaluation_loader, steps_per_epoch
 
 __all__ = ["IGNORED", "Batch", "ExperimentData", "Indices", "Limits", "Loading", "Split", "StepBatch", "Weigh"]
 

@@ -292,7 +292,7 @@ class Classifier:
             whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
             limits: Any = {key: settings[key] for key in ("max_length", "truncation")}
             return int((encode_texts(whole, self.tokenizer, **limits)[1] > settings["max_length"]).sum())
-        full = (batch["chunk_counts"] == settings["max_chunks"]).tolist()
+        full = [count == settings["max_chunks"] for count in batch["chunk_counts"]]
         whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
         keys = ("chunk_size", "stride", "max_chunks", "choose")
         one_more = {**settings, "max_chunks": settings["max_chunks"] + 1}

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 
-from datamodules.sampling.step_batches import step_key
+from datamodules.sampling.step_loader import step_key
 from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.sample_log import check_order
 from lightning_apps.diagnostics.sample_log import SampleLogError, SampleLogWriter, sample_log_row
