@@ -1,6 +1,5 @@
 """`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
 
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from omegaconf import MISSING, DictConfig
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run, results_folder
 
 SPLITS = ("validation", "test", "train")
 BASE = "base"
@@ -38,6 +37,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
     compare: str | None = MISSING
+    out: str | None = MISSING
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -59,13 +59,18 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
     choose_metrics(config, options["metrics"])
 
+    def place(name: str) -> Path:
+        return results_folder(directory, directory.evaluations / name, options["out"])
+
+    place(split)  # before anything is measured
+
     from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
-    import torch
-
     from lightning_apps.process.console import open_console, say
+    from lightning_apps.process.rank import is_first_process
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.run_files.weights import load_checkpoint
     from lightning_apps.runs.banner import headlines_first
     from lightning_apps.runs.build import (
         build_datamodule,
@@ -76,7 +81,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
-    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
+    is_first = is_first_process(config["hardware"])  # a run of several processes is evaluated by as many
+    open_console(main_process=is_first)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
     datamodule = build_datamodule(config)
@@ -87,8 +93,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for
         module = build_module(config, datamodule, plan)
         if other is not None:
-            module.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["state_dict"])
-        before = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
+            load_checkpoint(module, other)
+        before = RunDirectory(place(f"{split}-{BASE if other is None else other.stem}"))
         found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"]}
         measure(config, plan, module, datamodule, split, before, found)
     if path is None:
@@ -99,18 +105,17 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         found = {"run": str(directory.path), "split": split, "pretrained": pretrained}
     else:
         module = build_module(config, datamodule, plan)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
-        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
+        step = load_checkpoint(module, path)
+        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": step}
 
     source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
-    results = RunDirectory(directory.evaluations / f"{split}-{source}")
+    results = RunDirectory(place(f"{split}-{source}"))
     metrics = measure(config, plan, module, datamodule, split, results, found)
     # those of single classes would bury the others: they are in the files
     printed = [key for key in headlines_first(metrics, monitor=None) if key.count("/") < 2]
     width = max(map(len, printed))
     say("\n".join(["", *(f"{key:{width}}  {metrics[key]!r}" for key in printed), "", f"files  {results.path}"]))
-    if before is not None and "LOCAL_RANK" not in os.environ:
+    if before is not None and is_first:
         comparisons = compare_predictions(read_predictions(before.predictions), read_predictions(results.predictions))
         write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in comparisons])
         names = (before.path.name.removeprefix(f"{split}-"), source)

@@ -81,12 +81,15 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
     Raises:
         ConfigError: there is no such checkpoint, or the experiment's model generates no text.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+
+    from lightning_apps.run_files.weights import load_checkpoint, load_exported
 
     if checkpoint == "best" and (directory.model / "config.json").is_file():
         try:
-            net: Any = AutoModelForCausalLM.from_pretrained(directory.model, dtype=torch.float32)
+            net: Any = load_exported(AutoModelForCausalLM, directory.model)
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"run={directory.path}: its model generates no text") from error
         return net, AutoTokenizer.from_pretrained(directory.model)
@@ -95,7 +98,7 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
 
     datamodule = build_datamodule(config)
     module: Any = build_module(config, datamodule, build_plan(config, datamodule))
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    load_checkpoint(module, path)
     if not isinstance(module.net, GenerationMixin):
         raise ConfigError(f"run={directory.path}: its model generates no text")
     return module.net, datamodule.tokenizer

@@ -225,6 +225,7 @@ class Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from datamodules.contract import ReadsTexts
+        from lightning_apps.run_files.weights import load_exported
         from lightning_apps.runs.build import available_accelerator, quiet_libraries
         from lightning_apps.runs.preflight import within_positions
 
@@ -237,10 +238,8 @@ class Classifier:
             )
         target("model", config["model"])  # registers architectures of our own with transformers
         self.device = torch.device({"gpu": "cuda"}.get(name := available_accelerator(accelerator), name))
+        net = load_exported(AutoModelForSequenceClassification, directory.model)
         self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
-        net = AutoModelForSequenceClassification.from_pretrained(
-            directory.model, dtype=torch.float32, use_safetensors=True
-        )
         self.net: Any = net.to(self.device).eval()
         # training texts may all have been shorter than the setting allows
         self.settings = within_positions(config["data"], net)

@@ -24,7 +24,7 @@ RUNTIME_ARGUMENTS = {
 """Arguments that the program itself supplies when it calls a node's target; supplied_by_data names those of the data,
 and every other one comes from the configuration."""
 OPTIONAL_CALLBACKS = {
-    "early_stopping": "lightning.pytorch.callbacks.EarlyStopping",
+    "early_stopping": "lightning_apps.callbacks.early_stopping.EarlyStopping",
     "reduce_on_plateau": "lightning_apps.callbacks.reduce_on_plateau.ReduceOnPlateau",
     "weight_average": "lightning_apps.callbacks.weight_average.ExponentialWeightAverage",
 }

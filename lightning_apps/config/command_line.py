@@ -22,6 +22,7 @@ from lightning_apps.config.overrides import quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process.console import log_file_only
+from lightning_apps.process.streams import steady_streams
 
 LIGHTNING_KEYS = {
     "accelerator": "hardware.accelerator, which hardware= chooses,",
@@ -45,6 +46,7 @@ LIGHTNING_KEYS = {
 
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
+    steady_streams()
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     multirun = any(argument in ("--multirun", "-m") for argument in sys.argv[1:])
     quoted = [quote_value(argument, multirun=multirun) for argument in sys.argv[1:]]

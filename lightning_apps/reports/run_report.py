@@ -7,33 +7,49 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import human_time
 from lightning_apps.reports.html_page import details, facts, figure, page, section, table
 from lightning_apps.run_files.atomic_files import write_text_atomically
-from lightning_apps.run_files.directory import open_run, read_summary
+from lightning_apps.run_files.directory import check_writable, leads_out, open_run, read_summary
 
 
-def write_run_report(place: str) -> list[Path]:
+def write_run_report(place: str, *, out: str | None = None) -> list[Path]:
     """Put a run's summary, pictures, metrics and configuration on one page; returns the file.
+
+    Args:
+        place: directory or URL of the run.
+        out: folder for the page; None is that of the run.
 
     Raises:
         ConfigError: no run is there, or it has no summary yet.
     """
     directory, _ = open_run(place)
+    folder = directory.path if out is None else Path(out)
+    check_writable(folder, "out=... writes elsewhere")
     summary = read_summary(directory)
     if summary is None:
         raise ConfigError(
             f"run={place}: it has no summary.json yet; it is still running, or was killed before it wrote one"
         )
-    pictures = sorted({*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")})
-    parts = [facts(overview(summary))]
+    try:
+        facts_of_run, tables = overview(summary), metrics_tables(summary)
+        title = f"Run {summary['experiment']}/{summary['name']}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"run={place}: its summary.json is not that of a run ({type(error).__name__}: {error}); the run's command "
+            "with run.resume=auto writes it again"
+        ) from error
+    found = {*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")}
+    # a link in somebody else's run may lead to any file of this machine
+    pictures = sorted(path for path in found if path.is_file() and not leads_out(path, directory.path))
+    parts = [facts(facts_of_run)]
     if pictures:
         parts.append(
             section("Pictures", *(figure(path, f"Picture {path.stem} of this run.", path.name) for path in pictures))
         )
-    parts.append(section("Metrics", *metrics_tables(summary)))
+    parts.append(section("Metrics", *tables))
     parts.append(
         section("Configuration", details("config.yaml", directory.config.read_text(encoding="utf-8", errors="replace")))
     )
-    path = directory.path / "report.html"
-    write_text_atomically(path, page(f"Run {summary['experiment']}/{summary['name']}", parts))
+    path = folder / "report.html"
+    write_text_atomically(path, page(title, parts))
     return [path]
 
 

@@ -77,6 +77,7 @@ def write_summary(
         "train_s": log.train_s,
         "tokens_per_s": tokens_per_s,
         "mfu": model_flops_utilization(trainer, num_parameters, tokens_per_s),
+        "num_threads": torch.get_num_threads(),  # sums of floats depend on how they are split
         "peak_memory_bytes": peak_memory_bytes(trainer),
         "best": {
             "metric": checkpoints.monitor,
