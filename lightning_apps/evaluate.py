@@ -66,6 +66,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_apps.process.console import open_console, say
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.runs.banner import headlines_first
     from lightning_apps.runs.build import (
         build_datamodule,
         build_module,
@@ -105,8 +106,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
     results = RunDirectory(directory.evaluations / f"{split}-{source}")
     metrics = measure(config, plan, module, datamodule, split, results, found)
-    width = max(map(len, metrics))
-    say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
+    # those of single classes would bury the others: they are in the files
+    printed = [key for key in headlines_first(metrics, monitor=None) if key.count("/") < 2]
+    width = max(map(len, printed))
+    say("\n".join(["", *(f"{key:{width}}  {metrics[key]!r}" for key in printed), "", f"files  {results.path}"]))
     if before is not None and "LOCAL_RANK" not in os.environ:
         comparisons = compare_predictions(read_predictions(before.predictions), read_predictions(results.predictions))
         write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in comparisons])
@@ -126,6 +129,7 @@ def measure(
 ) -> dict[str, float]:
     """Evaluate a module's weights on a split; metrics.json gets the metrics behind what was `found` before."""
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.runs.banner import write_per_class
     from lightning_apps.runs.build import build_extra_callbacks, build_trainer
 
     trainer = build_trainer(
@@ -140,6 +144,7 @@ def measure(
     metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
     if trainer.is_global_zero:
         write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
+        write_per_class(results.path, {"metrics": metrics, "best": None})
     return metrics
 
 

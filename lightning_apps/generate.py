@@ -108,10 +108,11 @@ def encode(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], l
         ChatError: the chat template refuses the messages.
     """
     from datamodules.chat.rendering import encode_chats, encode_prompt, render_chat
+    from datamodules.text.plain_text import tokenize_plain
 
     own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     if not tokenizer.chat_template:
-        return tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"], own
+        return tokenize_plain([messages[-1]["content"]], tokenizer)["input_ids"][0], own
     # the stop token is what the template writes behind an answer
     answered = render_chat(tokenizer, [*messages, {"role": "assistant", "content": "answer"}])
     (whole,) = encode_chats(tokenizer, [answered])

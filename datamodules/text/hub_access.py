@@ -1,7 +1,10 @@
 """Whether the Hugging Face hub answers, asked once and quickly, and which version it has of a tokenizer."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @functools.cache
@@ -31,3 +34,27 @@ def hub_commit(name: str) -> str | None:
     except (OSError, ValueError):  # not there, no access, not cached, no name of a model at all
         return None
     return Path(file).parent.name  # .../snapshots/<commit>/tokenizer_config.json
+
+
+@contextmanager
+def asking_in_vain_avoided() -> Iterator[None]:
+    """Where the hub does not answer, its clients look only into their caches.
+
+    They would ask six times for half a minute, and write two lines each time, whatever `local_files_only` says
+    (`datasets` asks for the README of a data set first).
+    """
+    if hub_is_reachable():
+        yield
+        return
+    import datasets
+    from huggingface_hub import constants
+
+    places: list[Any] = [constants, datasets.config]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

@@ -95,6 +95,13 @@ class RunProgress(TQDMProgressBar):
             f"{self.step_log.tokens_per_s:,.0f} tokens/s, {left_s:,.0f} s left"
         )
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Take the bar away: what is said next would stand behind a bar that is over."""
+        bar = self._train_progress_bar
+        if bar is not None:
+            bar.leave = False
+            bar.close()
+
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from lightning_apps.config.help_page import help_page
 from lightning_apps.config.overrides import quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.errors import ConfigError, did_you_mean
@@ -68,6 +69,10 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
             _fail(1, f"{type(error).__name__}: {error}", show_traceback)
 
     try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            docstring = sys.modules[task.__module__].__doc__ or ""
+            print(help_page(config_path, config_name, sys.argv[1:], docstring))
+            sys.exit(0)
         hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
     except Exception as error:  # the task's own are reported above; composing fails with more than Hydra's
         if show_traceback:

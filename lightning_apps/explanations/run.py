@@ -20,6 +20,7 @@ from lightning_apps.explanations.explanation import ExplainSettings, Explanation
 from lightning_apps.process.console import human_time, say, with_progress
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.build import available_accelerator, build_datamodule, quiet_libraries
+from lightning_apps.runs.preflight import within_positions
 from models.encoders.hierarchical import HierarchicalClassifier
 
 
@@ -41,12 +42,13 @@ class RatingModel:
         name = available_accelerator(accelerator)
         self.device = torch.device({"gpu": "cuda"}.get(name, name))
         self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
-        chunking = Chunking(data["chunk_size"], data["stride"], data["max_chunks"], data["choose"])
         try:
-            self.chunker = Chunker(self.tokenizer, chunking)
             net: Any = HierarchicalClassifier.from_pretrained(
                 directory.model, dtype=torch.float32, use_safetensors=True
             )
+            data = within_positions(data, net)
+            chunking = Chunking(data["chunk_size"], data["stride"], data["max_chunks"], data["choose"])
+            self.chunker = Chunker(self.tokenizer, chunking)
         except (OSError, ValueError) as error:
             raise ConfigError(f"run={directory.path}: its model/ cannot be loaded ({error})".splitlines()[0]) from error
         self.net: HierarchicalClassifier = net.to(self.device).eval()

@@ -57,8 +57,12 @@ def metrics_tables(summary: dict[str, Any]) -> list[str]:
     best = summary["best"] or {"metrics": {}, "step": "none", "metric": "none"}
     final, chosen = summary["metrics"], best["metrics"]
     names = sorted({*final, *chosen})
-    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
-    rows = [[name, _number(final, name), _number(chosen, name)] for name in names if name not in ends]
+    ends = {f"{name}_{end}" for name in names for end in ("low", "high") if has_interval(name)}
+    rows = [
+        [name, _number(final, name), _number(chosen, name)]
+        for name in names
+        if name not in ends and name.count("/") < 2  # those of single classes are in per_class.csv
+    ]
     compared = [row for row in rows if row[0] in chosen]
     alone = [row[:2] for row in rows if row[0] not in chosen]
     tables = []
@@ -70,8 +74,14 @@ def metrics_tables(summary: dict[str, Any]) -> list[str]:
     return tables
 
 
+def has_interval(name: str) -> bool:
+    """Whether `<name>_low` and `<name>_high` are ends of this metric: behind a second slash stand names of classes."""
+    return name.count("/") == 1
+
+
 def _number(metrics: dict[str, float | None], name: str) -> str:
-    value, low, high = (metrics.get(name + end) for end in ("", "_low", "_high"))
+    value = metrics.get(name)
+    low, high = (metrics.get(f"{name}_{end}") if has_interval(name) else None for end in ("low", "high"))
     if value is None:
         return "–"
     return f"{value:,.6g}" + ("" if low is None or high is None else f" ({low:,.4g} to {high:,.4g})")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -283,9 +284,16 @@ def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirecto
 
 
 def wandb_run_id(experiment: str, name: str) -> str:
-    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    """Identifier of a run at W&B, at most 64 characters long, the same for the same run.
+
+    W&B refuses some signs (:;,#?/' today, others elsewhere), and long names of a sweep's jobs begin alike: where signs
+    were replaced or the name was cut, a hash of the whole tells runs apart.
+    """
     whole = f"{experiment}-{name}"
-    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+    accepted = re.sub(r"[^A-Za-z0-9._=+-]", "_", whole)
+    if accepted == whole and len(whole) <= 64:
+        return whole
+    return f"{accepted[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def build_trainer(

@@ -83,6 +83,13 @@ def usable_positions(net: nn.Module) -> int | None:
     return None
 
 
+def within_positions(data: Mapping[str, Any], net: nn.Module) -> dict[str, Any]:
+    """Data settings that make no sequence longer than a trained model has positions."""
+    positions = usable_positions(net)
+    lengths = {key: data[key] for key in ("max_length", "chunk_size") if key in data}
+    return {**data, **({} if positions is None else {key: min(size, positions) for key, size in lengths.items()})}
+
+
 def check_positions(net: nn.Module, datamodule: ExperimentData) -> None:
     """Refuse sequences longer than the model has positions.
 

@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_windows_on_any_worker_count(make, num_work
     data = make()
     sampler = StepSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed)
     loader = StepLoader(sampler, StepCollator(data.training_batch, 3), lambda: 0, num_workers=num_workers)
-    seen = [torch.cat([batch["input_ids"] for batch in window["micro_batches"]]) for window in loader]
+    seen = [torch.cat([batch["input_ids"] for batch in step.micro_batches]) for step in loader]
     for step, tokens in enumerate(seen):
         ids = list(StepSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed))[step]
         epoch, indices = ids

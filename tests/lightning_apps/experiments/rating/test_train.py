@@ -64,7 +64,7 @@ def test_metrics_and_baselines(finished):
         for name in ("accuracy", "f1_macro", "weighted_score", "kappa"):
             assert row[f"val/{name}_low"] <= row[f"val/{name}"] + 1e-9
             assert row[f"val/{name}"] <= row[f"val/{name}_high"] + 1e-9
-        weighted = 0.3 * row["val/f1_general"] + 0.3 * row["val/f1_teen"] + 0.4 * row["val/f1_mature"]
+        weighted = 0.3 * row["val/f1/general"] + 0.3 * row["val/f1/teen"] + 0.4 * row["val/f1/mature"]
         assert row["val/weighted_score"] == pytest.approx(weighted)
     baselines = json.loads(directory.baselines.read_text())
     assert baselines["test"]["majority class"]["kappa"] == 0
