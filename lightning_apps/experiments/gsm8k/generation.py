@@ -13,7 +13,6 @@ from datamodules.sampling.order import hash_key
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.errors import ConfigError
-<<<<<<< HEAD
 from lightning_apps.experiments.gsm8k.grading import (
     Grade,
     accuracy_metrics,
@@ -22,9 +21,6 @@ from lightning_apps.experiments.gsm8k.grading import (
     number_text,
     numeric_answer,
 )
-=======
-from lightning_apps.experiments.gsm8k.grading import Grade, accuracy_metrics, grade, majority_answer, numeric_answer
->>>>>>> h-docs
 from lightning_apps.experiments.repeated_answers import is_repeating
 from lightning_apps.process.console import say
 from lightning_apps.process.side_products import side_product
