@@ -38,6 +38,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
     compare: str | None = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -53,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     split, name = options["split"], options["checkpoint"]
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
-    directory, config = open_run(options["run"])
+    directory, config = open_run(options["run"], trust=options["trust"])
     pretrained = options["model"]["pretrained"]
     path = directory.checkpoint(name) if pretrained is None else None
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])

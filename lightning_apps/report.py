@@ -18,6 +18,7 @@ class ReportConfig:
 
     sweep: str | None = MISSING
     run: str | None = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
@@ -37,7 +38,7 @@ def report(cfg: DictConfig) -> list[Path]:
     if options["run"] is not None:
         from lightning_apps.reports.run_report import write_run_report
 
-        written = write_run_report(options["run"])
+        written = write_run_report(options["run"], trust=options["trust"])
         said: list[str] = []
     else:
         from lightning_apps.sweeps.report import write_sweep_report

@@ -10,13 +10,17 @@ from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import open_run, read_summary
 
 
-def write_run_report(place: str) -> list[Path]:
+def write_run_report(place: str, *, trust: Any = ()) -> list[Path]:
     """Put a run's summary, pictures, metrics and configuration on one page; returns the file.
+
+    Args:
+        place: directory or URL of the run.
+        trust: see open_run.
 
     Raises:
         ConfigError: no run is there, or it has no summary yet.
     """
-    directory, _ = open_run(place)
+    directory, _ = open_run(place, trust=trust)
     summary = read_summary(directory)
     if summary is None:
         raise ConfigError(
