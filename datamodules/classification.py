@@ -25,6 +25,7 @@ class ClassificationData(ExperimentData, LabelledData):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    test_size_key = "data.max_evaluation_samples"
     row_lengths: NDArray[np.int64]
 
     def __init__(self, **loading: Unpack[Loading]) -> None:

@@ -101,9 +101,11 @@ class ExperimentData(L.LightningDataModule, ABC):
         limits: what the run leaves out; the run sets it.
         notices: what a user should know of the data, one line each.
         length_key: setting that makes sequences shorter.
+        test_size_key: setting that makes the test smaller; None where there is none but trainer.limit_test_batches.
     """
 
     length_key = "data.max_length"
+    test_size_key: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     lengths: NDArray[np.int64] | None = None
     draw: Draw | None = None

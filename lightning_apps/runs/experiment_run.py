@@ -181,7 +181,7 @@ def finish(
     callbacks: list[L.Callback],
     directory: RunDirectory,
 ) -> None:
-    """Load the best weights, evaluate them again, test and export them.
+    """Load the best weights and export them, evaluate them again, and test them; the test may take longest.
 
     A best checkpoint whose second evaluation differs from its first is said loudly: then either the weights on disk
     are not those that were measured, or the evaluation is not a function of the weights.
@@ -193,6 +193,9 @@ def finish(
     if checkpoints.best_value is not None:
         state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
+    if trainer.is_global_zero:
+        export_model(module, datamodule, directory)
+    if checkpoints.best_value is not None:
         loggers, trainer.loggers = trainer.loggers, []  # this evaluation is a check, not a new row
         (again,) = trainer.validate(module, datamodule, verbose=False)
         trainer.loggers = loggers
@@ -205,9 +208,13 @@ def finish(
         else:
             say(f"best.ckpt of step {checkpoints.best_step:,} evaluated again: {checkpoints.monitor} is the same")
     if datamodule.has_test_split:
-        trainer.test(module, datamodule, verbose=False)
-    if trainer.is_global_zero:
-        export_model(module, datamodule, directory)
+        keys = " or ".join(key for key in (datamodule.test_size_key, "trainer.limit_test_batches") if key)
+        say(f"testing on {len(datamodule.evaluated('test')):,} samples, of which {keys} would leave fewer")
+        try:
+            trainer.test(module, datamodule, verbose=False)
+        except StopRun as stopped:
+            reason = f"{stopped.reason} during the test: the run is complete but for its test"
+            raise StopRun(reason, stopped.signum) from stopped
 
 
 def resume_point(directory: RunDirectory, config: Config) -> Path | None:

@@ -1,5 +1,6 @@
 """Graded generation of `gsm8k`: ask the questions, grade the answers, keep every one of them."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.gsm8k.grading import Grade, accuracy_metrics, grade, majority_answer, numeric_answer
 from lightning_apps.experiments.location.generation import gather_in_order
 from lightning_apps.experiments.repeated_answers import is_repeating
-from lightning_apps.process.console import say
+from lightning_apps.process.console import ProgressCount, say
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import Answer, Sampling, generate_answers
@@ -117,7 +118,12 @@ class Gsm8kGeneration(L.Callback):
             "stop_token_ids": data.stop_token_ids,
         }
         drawn: list[Answer] = []
-        with trainer.precision_plugin.val_step_context():
+        with contextlib.ExitStack() as stack:
+            if split == "test" or not self._is_run:  # while training, a bar is there already
+                total = len(prompts) * (1 + (self.self_consistency or {"num_samples": 0})["num_samples"])
+                progress = ProgressCount(total, name=f"{split} questions", units="answers")
+                options["on_answers"] = stack.enter_context(contextlib.closing(progress)).add
+            stack.enter_context(trainer.precision_plugin.val_step_context())
             answers = generate_answers(pl_module.net, prompts, **options)
             if (voting := self.self_consistency) is not None:
                 count = voting["num_samples"]
