@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic refuses typing's before Python 3.12
+    Protocol,
+    get_args,
+    runtime_checkable,
+)
 
 import lightning as L
 import numpy as np
@@ -19,7 +27,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from typing_extensions import TypedDict, Unpack  # pydantic refuses typing's before Python 3.12
+from typing_extensions import TypedDict, Unpack
 
 from datamodules.chat.proofs import DataReport
 from datamodules.sampling.step_batches import (
@@ -36,6 +44,7 @@ from datamodules.sampling.step_batches import (
     steps_per_epoch,
     tokens_fed,
 )
+from datamodules.storage.memory_maps import send_maps_by_path
 
 __all__ = ["IGNORED", "Batch", "ExperimentData", "Indices", "Limits", "Loading", "Split", "StepBatch", "Weigh"]
 
@@ -54,6 +63,7 @@ class Loading(TypedDict):
         device_batch_size: samples in one forward pass; None takes a device's whole share of the global batch.
         evaluation_batch_size: samples in one evaluation batch.
         num_workers: loader processes.
+        worker_start_method: how loader processes start: fork, spawn or forkserver; None is Python's choice.
         pin_memory: page-locked host memory, for faster copies to a GPU.
         cache_root: where prepared data is kept.
     """
@@ -63,6 +73,7 @@ class Loading(TypedDict):
     device_batch_size: Annotated[int, Ge(1)] | None
     evaluation_batch_size: Annotated[int, Ge(1)]
     num_workers: Annotated[int, Ge(0)]
+    worker_start_method: NotRequired[Literal["fork", "spawn", "forkserver"] | None]  # an older run has none
     pin_memory: bool
     cache_root: str
 
@@ -121,6 +132,9 @@ class ExperimentData(L.LightningDataModule, ABC):
             "num_workers": loading["num_workers"],
             "pin_memory": loading["pin_memory"],
         }
+        if loading["num_workers"]:  # DataLoader refuses a start method without workers
+            self.loader_options["multiprocessing_context"] = loading.get("worker_start_method")
+            send_maps_by_path()
         self.cache_root = Path(loading["cache_root"])
         self.evaluation_split: Split = "validation"
         self.limits = Limits()
