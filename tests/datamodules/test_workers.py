@@ -21,7 +21,8 @@ RUNS = {
     ],
     "gsm8k_grouped": [
         "experiment=gsm8k", "data.num_validation=6", "data.global_batch_size=8", "data.max_length=160",
-        "data.batching=length_grouped", "data.device_batch_size=3", "trainer.max_epochs=null", "trainer.max_steps=3", "hardware=cpu",
+        "data.batching=length_grouped", "data.device_batch_size=3", "trainer.max_epochs=null", "trainer.max_steps=3",
+        "hardware=cpu",
     ],
     "arxiv": ARXIV,
     "imdb": IMDB,
