@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.contract import Batch, ExperimentData, Indices, LabelledData, Loading, Split
+from datamodules.contract import Batch, ExperimentData, Indices, LabelledData, Loading, Split, digest_of
 from datamodules.labelled.labels import class_counts
 from datamodules.labelled.store import LabelledRows
 
@@ -75,6 +75,15 @@ class ClassificationData(ExperimentData, LabelledData):
     def class_counts(self) -> list[int]:
         """Training samples of each class."""
         return class_counts(self.labels("train"), len(self.label_names)).tolist()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others: the classes in order, and every label and length, besides."""
+        found = super().fingerprint()
+        for split, rows in self.rows.items():
+            if split in found["digests"]:
+                every = {"labels": self.store.labels[rows], "lengths": self.row_lengths[rows]}
+                found["digests"][split] = digest_of({**every, "some": found["digests"][split]})
+        return {**found, "label_names": list(self.label_names)}
 
     def labels(self, split: Split) -> NDArray[np.int64]:
         """Class numbers of a split, (n,), or (n, classes) of 0 and 1."""

@@ -6,7 +6,9 @@ What else an experiment's data can do are the protocols below. A callback names 
 what lacks it is told before anything is made; a command asks once, with isinstance.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import get_annotations
@@ -25,6 +27,7 @@ import lightning as L
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict, Unpack
@@ -199,6 +202,22 @@ class ExperimentData(L.LightningDataModule, ABC):
         indices = np.linspace(0, self.num_train_samples - 1, count).astype(np.int64)
         return tokens_fed(self.training_batch(np.zeros_like(indices), indices)) / count
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others, as JSON values; after setup, and cheap.
+
+        Returns:
+            `samples`, the number of each split; `digests`, of some of their batches, evenly spread, as training reads
+            them; data of classes add `label_names` and a digest of all labels.
+        """
+        splits = [split for split in SPLITS if split != "test" or self.has_test_split]
+        samples = {split: self.num_samples(split) for split in splits}
+        digests = {}
+        for split, total in samples.items():
+            rows = np.linspace(0, total - 1, min(total, SAMPLES_MEASURED)).round().astype(np.int64)
+            batch = self.training_batch(np.zeros_like(rows), rows) if split == "train" else self.batch(split, rows)
+            digests[split] = digest_of(batch)
+        return {"samples": samples, "digests": digests}
+
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run, by their names: what the data are."""
         sizes = [f"{self.num_samples(split):,} {split}" for split in SPLITS if self.num_samples(split)]
@@ -302,6 +321,17 @@ class ExperimentData(L.LightningDataModule, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """What loader workers need that do not share memory with their parent: everything but the trainer."""
         return {**self.__dict__, "trainer": None}
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change with any of these tensors, arrays, numbers and texts."""
+    digest = hashlib.sha256()
+    for name, value in sorted(values.items()):
+        if isinstance(value, Tensor):
+            value = value.numpy()
+        kept = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        digest.update(repr((name, getattr(value, "shape", None), len(kept))).encode() + kept)
+    return digest.hexdigest()[:16]
 
 
 class CollateStep(Protocol):

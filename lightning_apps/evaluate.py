@@ -68,18 +68,18 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.process.console import open_console, say
     from lightning_apps.run_files.atomic_files import write_json_atomically
     from lightning_apps.runs.build import (
-        build_datamodule,
         build_module,
         build_plan,
         quiet_libraries,
     )
+    from lightning_apps.runs.same_data import build_data_of_run
     from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
-    datamodule = build_datamodule(config)
+    datamodule = build_data_of_run(config, directory)
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
     plan = build_plan(config, datamodule)

@@ -20,6 +20,7 @@ from lightning_apps.errors import ConfigError
 
 WRITTEN_BY_A_RUN = (
     "config.yaml",
+    "data.json",
     "summary.json",
     "metrics.csv",
     "summary.png",
@@ -52,6 +53,11 @@ class RunDirectory:
     def config(self) -> Path:
         """Resolved configuration; enough to run again."""
         return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """What tells the data that the run was started with from others."""
+        return self.path / "data.json"
 
     @property
     def summary(self) -> Path:

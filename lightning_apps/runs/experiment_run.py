@@ -39,6 +39,7 @@ from lightning_apps.runs.build import (
     quiet_libraries,
 )
 from lightning_apps.runs.preflight import check_before_start, check_callbacks
+from lightning_apps.runs.same_data import keep_fingerprint, refuse_other_data
 from lightning_apps.runs.summary import Outcome, write_summary
 from lightning_apps.training.plan import RunPlan
 from models.adapters import has_adapters, merged_copy, save_adapters
@@ -108,6 +109,8 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     try:
         datamodule = build_datamodule(config)
+        if checkpoint is not None:
+            refuse_other_data(directory, datamodule)
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
         notices = check_before_start(config, plan, module, datamodule, directory)
@@ -120,6 +123,8 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[], profiler=profiler)
         loggers = build_loggers(config, directory)
         claim(directory, config, is_main=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            keep_fingerprint(directory, datamodule)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
         say(start_banner(config, plan, module, trainer, directory, checkpoint, datamodule.describe()))
