@@ -81,6 +81,10 @@ class Experiment(L.LightningModule):
         """The same on the test split."""
         return self.validation_step(batch, batch_idx)
 
+    def evaluation_metrics(self, data: Any) -> set[str]:
+        """Names, without the split, of what this module logs in an evaluation; callbacks may log more."""
+        return {"loss"}
+
     def log_loss(self, loss: Tensor, count: Tensor | int) -> None:
         """Add a summed loss to `val/loss` or `test/loss`; a batch whose samples were cut before any target has none."""
         if count:

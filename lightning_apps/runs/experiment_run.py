@@ -38,7 +38,7 @@ from lightning_apps.runs.build import (
     build_trainer,
     quiet_libraries,
 )
-from lightning_apps.runs.preflight import check_before_start, check_callbacks
+from lightning_apps.runs.preflight import check_before_start, check_callbacks, check_monitor
 from lightning_apps.runs.same_data import keep_fingerprint, refuse_other_data
 from lightning_apps.runs.summary import Outcome, write_summary
 from lightning_apps.training.plan import RunPlan
@@ -116,6 +116,7 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
         check_callbacks(callbacks, datamodule)
+        check_monitor(config, plan, module, callbacks, datamodule)
         module.save_hyperparameters(dict(config))  # plain values: every logger shows them
         if upload is not None:
             callbacks.append(upload)

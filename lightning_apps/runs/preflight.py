@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData, LabelledData, NeedsData, missing_members
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.banner import human_bytes
@@ -69,6 +69,41 @@ def check_callbacks(callbacks: Sequence[L.Callback], datamodule: ExperimentData)
                 f"{type(datamodule).__name__} lacks {', '.join(missing)}: give it those, or switch the callback off in "
                 "callbacks.extra"
             )
+
+
+@runtime_checkable
+class NamesMetrics(Protocol):
+    """What knows before an evaluation which metrics it will log."""
+
+    def evaluation_metrics(self, data: Any) -> set[str]:
+        """Names, without the split."""
+        ...
+
+
+def check_monitor(
+    config: Config, plan: RunPlan, module: Experiment, callbacks: Sequence[L.Callback], data: Any
+) -> None:
+    """Refuse to select by a metric that no evaluation will measure; without this the first one ends the run.
+
+    A module or callback of the user's own may log what it likes: then nothing is known, and nothing refused.
+
+    Raises:
+        ConfigError: the metric is none of those.
+    """
+    parts: list[Any] = [module, *callbacks]
+    ours = ("lightning_apps.", "lightning.")
+    if not plan.evaluation_steps or not all(type(part).__module__.startswith(ours) for part in parts):
+        return
+    names = {
+        f"val/{name}" for part in parts if isinstance(part, NamesMetrics) for name in part.evaluation_metrics(data)
+    }
+    monitor = config["callbacks"]["checkpoints"]["monitor"]
+    if monitor not in names:
+        shown = sorted(name for name in names if not name.endswith(("_low", "_high")))
+        raise ConfigError(
+            f"callbacks.checkpoints.monitor={monitor}{did_you_mean(monitor, shown)}: no evaluation measures it; there "
+            f"are {', '.join(shown)}"
+        )
 
 
 def usable_positions(net: nn.Module) -> int | None:

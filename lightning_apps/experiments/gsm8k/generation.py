@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import lightning as L
+import torch
 from annotated_types import Ge, Gt, Le
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
@@ -86,6 +87,11 @@ class Gsm8kGeneration(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask all questions of the test split."""
         self._evaluate(trainer, pl_module, "test", "test", None)
+
+    def evaluation_metrics(self, data: Gsm8kDataModule) -> set[str]:
+        """Names of what an evaluation logs, without the split: those of one made-up answer."""
+        row = prediction_row([{"role": "assistant", "content": "#### 1"}], "", Answer(torch.zeros(1), True))
+        return set(summarize([row if self.self_consistency is None else {**row, **voted([""], "#### 1")}]))
 
     def _evaluate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str, limit: int | None
