@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     split, name = options["split"], options["checkpoint"]
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
-    directory, config = open_run(options["run"], trust=options["trust"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
     pretrained = options["model"]["pretrained"]
     path = directory.checkpoint(name) if pretrained is None else None
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])

@@ -72,7 +72,7 @@ def explain(cfg: DictConfig) -> list[Path]:
     """
     options = plain(cfg)
     check_options(options)
-    directory, config = open_run(options["run"], trust=options["trust"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
     check_run(directory, config)
     from lightning_apps.process.allocator import keep_freed_memory
 

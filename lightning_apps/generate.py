@@ -45,7 +45,7 @@ def generate(cfg: DictConfig) -> list[str]:
         raise ConfigError("max_new_tokens must be at least 1, temperature not negative, top_p above 0 and at most 1")
     if options["prompt"] is not None and not options["prompt"].strip():
         raise ConfigError("prompt is empty: give a question, or leave prompt away to chat")
-    directory, config = open_run(options["run"], trust=options["trust"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
 
     import torch
 

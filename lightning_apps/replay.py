@@ -40,7 +40,7 @@ def replay(cfg: DictConfig) -> None:
     if (crash_dump is None) == (run is None) or (run is None) != (step is None):
         raise ConfigError("give run=<directory> and step=<number>, or crash_dump=<directory>")
     if run is not None:
-        directory, config = open_run(run, trust=options["trust"])
+        directory, config = open_run(run, trust=options.get("trust"))
 
     from lightning_apps.process.allocator import keep_freed_memory
 
@@ -53,7 +53,7 @@ def replay(cfg: DictConfig) -> None:
     quiet_libraries()
     open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many
     if crash_dump is not None:
-        found, config, batch = read_crash_dump(crash_dump, trust=options["trust"])
+        found, config, batch = read_crash_dump(crash_dump, trust=options.get("trust"))
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
     if crash_dump is not None:

@@ -38,7 +38,7 @@ def report(cfg: DictConfig) -> list[Path]:
     if options["run"] is not None:
         from lightning_apps.reports.run_report import write_run_report
 
-        written = write_run_report(options["run"], trust=options["trust"])
+        written = write_run_report(options["run"], trust=options.get("trust"))
         said: list[str] = []
     else:
         from lightning_apps.sweeps.report import write_sweep_report
