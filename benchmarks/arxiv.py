@@ -116,7 +116,7 @@ def peer_run(options: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from datamodules.sampling.step_batches import step_key
+    from datamodules.sampling.step_loader import step_key
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()

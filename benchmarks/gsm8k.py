@@ -71,7 +71,7 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
 
 def training_samples(options: argparse.Namespace, data: Any) -> list[dict[str, list[int]]]:
     """Samples of all steps, in the order in which ours sees them."""
-    from datamodules.sampling.step_batches import step_key
+    from datamodules.sampling.step_loader import step_key
 
     size = {"num_samples": data.num_train_samples, "global_batch_size": options.batch_size, "seed": options.seed}
     samples = []

@@ -65,7 +65,7 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
     """Losses of the first steps, AdamW at a constant learning rate."""
     from transformers import AutoModelForCausalLM
 
-    from datamodules.sampling.step_batches import step_key
+    from datamodules.sampling.step_loader import step_key
 
     data = open_data(options, base)
     net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -92,7 +92,7 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     from torch import nn
     from transformers import AutoModel
 
-    from datamodules.sampling.step_batches import step_key
+    from datamodules.sampling.step_loader import step_key
     from lightning_apps.config.composition import CONF, plain
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 

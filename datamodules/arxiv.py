@@ -25,6 +25,7 @@ from datamodules.corpus.token_windows import (
     sequential_windows,
 )
 from datamodules.sampling.order import hash_key, permute
+from datamodules.text.plain_text import describe_special_texts
 
 
 class ArxivDataModule(ExperimentData):
@@ -138,6 +139,9 @@ class ArxivDataModule(ExperimentData):
         if self.store is not None:
             return
         self.store = open_store(self._prepared())
+        # stores of others may be older than the count
+        special = describe_special_texts(self.store.facts.get("special_texts", {}), "documents")
+        self.notices = [special] if special else []
         self.tokenizer = AutoTokenizer.from_pretrained(self.store.folder / "tokenizer")
         self.chosen = choose_categories(
             self.store.categories,
@@ -193,7 +197,7 @@ class ArxivDataModule(ExperimentData):
                 for split in SPLITS
             )
             lines.append(f"  {name:{width}}  {counts}")
-        return [*lines, f"in {store.folder}"]
+        return [*lines, *self.notices, f"in {store.folder}"]
 
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run."""

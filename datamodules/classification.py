@@ -1,4 +1,4 @@
-"""What data modules of labelled texts share: rows of the splits, their classes, and batches of like lengths."""
+"""What data modules of classes share, and those that keep their texts in a store: rows, classes, like lengths."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -9,13 +9,55 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.contract import Batch, ExperimentData, Indices, LabelledData, Loading, Split, digest_of
+from datamodules.contract import SPLITS, Batch, ExperimentData, Indices, LabelledData, Loading, Split, digest_of
 from datamodules.labelled.labels import class_counts
 from datamodules.labelled.store import LabelledRows
 
 
 class ClassificationData(ExperimentData, LabelledData):
-    """A data module over LabelledRows; `setup` of the one that extends it calls `open_rows`.
+    """Data of classes: a subclass gives `label_names`, `labels`, `texts`, `batch` and a tokenizer.
+
+    Args:
+        **loading: see Loading.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def net_arguments(self) -> dict[str, Any]:
+        """What the network must know of the data."""
+        return {
+            "vocab_size": len(self.tokenizer),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "label_names": self.label_names,
+            "multi_label": self.multi_label,
+        }
+
+    @property
+    def module_arguments(self) -> dict[str, Any]:
+        """What the module must know of the data."""
+        return {"class_counts": self.class_counts}
+
+    def num_samples(self, split: Split) -> int:
+        """Samples of a split; 0 where there is no such split."""
+        return len(self.labels(split))
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training samples of each class."""
+        return class_counts(self.labels("train"), len(self.label_names)).tolist()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others: the classes in order, and every label, besides."""
+        found = super().fingerprint()
+        for split in SPLITS:
+            if split in found["digests"]:
+                found["digests"][split] = digest_of({"labels": self.labels(split), "some": found["digests"][split]})
+        return {**found, "label_names": list(self.label_names)}
+
+
+class StoredTexts(ClassificationData):
+    """Texts and labels of a LabelledRows store; `setup` of the one that extends it calls `open_rows`.
 
     Args:
         **loading: see Loading; texts of like length share a micro-batch.
@@ -24,7 +66,6 @@ class ClassificationData(ExperimentData, LabelledData):
         row_lengths: (rows,) tokens that each row of the store feeds to the network.
     """
 
-    tokenizer: PreTrainedTokenizerBase
     test_size_key = "data.max_evaluation_samples"
     row_lengths: NDArray[np.int64]
 
@@ -52,38 +93,9 @@ class ClassificationData(ExperimentData, LabelledData):
     def rows_batch(self, rows: Indices) -> Batch:
         """Batch of some rows of the store."""
 
-    @property
-    def net_arguments(self) -> dict[str, Any]:
-        """What the network must know of the data."""
-        return {
-            "vocab_size": len(self.tokenizer),
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "label_names": self.label_names,
-            "multi_label": self.multi_label,
-        }
-
-    @property
-    def module_arguments(self) -> dict[str, Any]:
-        """What the module must know of the data."""
-        return {"class_counts": self.class_counts}
-
     def num_samples(self, split: Split) -> int:
         """Texts of a split; 0 where there is no such split."""
         return len(self.rows.get(split, ()))
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Training samples of each class."""
-        return class_counts(self.labels("train"), len(self.label_names)).tolist()
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells these data from others: the classes in order, and every label and length, besides."""
-        found = super().fingerprint()
-        for split, rows in self.rows.items():
-            if split in found["digests"]:
-                every = {"labels": self.store.labels[rows], "lengths": self.row_lengths[rows]}
-                found["digests"][split] = digest_of({**every, "some": found["digests"][split]})
-        return {**found, "label_names": list(self.label_names)}
 
     def labels(self, split: Split) -> NDArray[np.int64]:
         """Class numbers of a split, (n,), or (n, classes) of 0 and 1."""

@@ -9,11 +9,12 @@ from annotated_types import Ge, Gt, Lt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.classification import ClassificationData
+from datamodules.classification import StoredTexts
 from datamodules.contract import Batch, Indices, Loading
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
 from datamodules.labelled.synthetic_texts import synthetic_texts
 from datamodules.storage.cache import prepared_folder, read_manifest
+from datamodules.text.plain_text import count_special_texts
 from datamodules.text.tokenized_texts import (
     RaggedArray,
     Truncation,
@@ -25,11 +26,11 @@ from datamodules.text.tokenized_texts import (
 )
 from datamodules.text.tokenizer_identity import tokenizer_identity
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
-class ImdbDataModule(ClassificationData):
+class ImdbDataModule(StoredTexts):
     """Batches of tokenized texts and their classes.
 
     A batch holds `input_ids` and `attention_mask` (n, T) int64, padded on the right to its longest text, and `labels`:
@@ -64,7 +65,7 @@ class ImdbDataModule(ClassificationData):
         revision: str | None,
         text_column: str,
         label_column: str,
-        label_names: list[str] | None,
+        label_names: list[str | int | float] | None,
         multi_label: bool,
         label_separator: str,
         tokenizer: str,
@@ -123,7 +124,7 @@ class ImdbDataModule(ClassificationData):
         save_ragged(folder / "tokens", rows, np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
         np.save(folder / "lengths.npy", lengths)
         tokenizer.save_pretrained(folder / "tokenizer")
-        return facts
+        return {**facts, "special_texts": count_special_texts(texts, tokenizer)}
 
     # ------------------------------------------------------------------ set-up
 

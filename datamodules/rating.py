@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.classification import ClassificationData
+from datamodules.classification import StoredTexts
 from datamodules.contract import Batch, Indices, Loading, Split
 from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
@@ -21,6 +21,7 @@ from datamodules.labelled.synthetic_documents import synthetic_documents
 from datamodules.sampling.balanced_order import BalancedOrder
 from datamodules.storage.cache import prepared_folder, read_manifest
 from datamodules.text.chunking import Choose, Chunker, Chunking, tokenize_documents
+from datamodules.text.plain_text import count_special_texts
 from datamodules.text.tokenized_texts import (
     RaggedArray,
     open_ragged,
@@ -30,7 +31,7 @@ from datamodules.text.tokenized_texts import (
 )
 from datamodules.text.tokenizer_identity import tokenizer_identity
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
@@ -51,7 +52,7 @@ class Document:
     evidence_spans: list[Span] | None
 
 
-class RatingDataModule(ClassificationData):
+class RatingDataModule(StoredTexts):
     """Batches of the chunks of documents, and the documents' classes.
 
     A batch holds `input_ids` and `attention_mask` (chunks, T) int64, the chunks of all its documents behind one another
@@ -97,7 +98,7 @@ class RatingDataModule(ClassificationData):
         revision: str | None,
         text_column: str,
         label_column: str,
-        label_names: list[str] | None,
+        label_names: list[str | int | float] | None,
         ordered: bool,
         id_column: str | None,
         group_column: str | None,
@@ -191,7 +192,7 @@ class RatingDataModule(ClassificationData):
         progress = tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None)
         save_ragged(folder / "tokens", [tokens.ids.astype(dtype) for tokens in progress], dtype)
         tokenizer.save_pretrained(folder / "tokenizer")
-        return facts
+        return {**facts, "special_texts": count_special_texts(texts, tokenizer)}
 
     # ------------------------------------------------------------------ set-up
 

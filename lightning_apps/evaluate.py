@@ -1,6 +1,5 @@
 """`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
 
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from omegaconf import MISSING, DictConfig
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run, results_folder
 
 SPLITS = ("validation", "test", "train")
 BASE = "base"
@@ -39,6 +38,7 @@ class EvaluateConfig:
     accelerator: str | None = MISSING
     compare: str | None = MISSING
     trust: Any = MISSING
+    out: str | None = MISSING
 
 
 ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
@@ -60,13 +60,19 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
     choose_metrics(config, options["metrics"])
 
+    def place(name: str) -> Path:
+        return results_folder(directory, directory.evaluations / name, options["out"])
+
+    place(split)  # before anything is measured
+
     from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
-    import torch
-
     from lightning_apps.process.console import open_console, say
+    from lightning_apps.process.rank import is_first_process
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.run_files.weights import load_checkpoint
+    from lightning_apps.runs.banner import headlines_first
     from lightning_apps.runs.build import (
         build_module,
         build_plan,
@@ -76,7 +82,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
-    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is evaluated by as many
+    is_first = is_first_process(config["hardware"])  # a run of several processes is evaluated by as many
+    open_console(main_process=is_first)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
     datamodule = build_data_of_run(config, directory)
@@ -87,8 +94,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for
         module = build_module(config, datamodule, plan)
         if other is not None:
-            module.load_state_dict(torch.load(other, map_location="cpu", weights_only=True)["state_dict"])
-        before = RunDirectory(directory.evaluations / f"{split}-{BASE if other is None else other.stem}")
+            load_checkpoint(module, other)
+        before = RunDirectory(place(f"{split}-{BASE if other is None else other.stem}"))
         found = {"run": str(directory.path), "split": split, "checkpoint": options["compare"]}
         measure(config, plan, module, datamodule, split, before, found)
     if path is None:
@@ -99,16 +106,17 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         found = {"run": str(directory.path), "split": split, "pretrained": pretrained}
     else:
         module = build_module(config, datamodule, plan)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
-        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": checkpoint["global_step"]}
+        step = load_checkpoint(module, path)
+        found = {"run": str(directory.path), "split": split, "checkpoint": path.name, "step": step}
 
     source = path.stem if path is not None else re.sub(r"[^A-Za-z0-9._-]+", "_", pretrained).strip("_.")
-    results = RunDirectory(directory.evaluations / f"{split}-{source}")
+    results = RunDirectory(place(f"{split}-{source}"))
     metrics = measure(config, plan, module, datamodule, split, results, found)
-    width = max(map(len, metrics))
-    say("\n".join(["", *(f"{key:{width}}  {value!r}" for key, value in metrics.items()), "", f"files  {results.path}"]))
-    if before is not None and "LOCAL_RANK" not in os.environ:
+    # those of single classes would bury the others: they are in the files
+    printed = [key for key in headlines_first(metrics, monitor=None) if key.count("/") < 2]
+    width = max(map(len, printed))
+    say("\n".join(["", *(f"{key:{width}}  {metrics[key]!r}" for key in printed), "", f"files  {results.path}"]))
+    if before is not None and is_first:
         comparisons = compare_predictions(read_predictions(before.predictions), read_predictions(results.predictions))
         write_json_atomically(results.path / "comparison.json", [asdict(entry) for entry in comparisons])
         names = (before.path.name.removeprefix(f"{split}-"), source)
@@ -127,6 +135,7 @@ def measure(
 ) -> dict[str, float]:
     """Evaluate a module's weights on a split; metrics.json gets the metrics behind what was `found` before."""
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.runs.banner import write_per_class
     from lightning_apps.runs.build import build_extra_callbacks, build_trainer
 
     trainer = build_trainer(
@@ -141,6 +150,7 @@ def measure(
     metrics = {prefix + key.removeprefix("val/") if prefix else key: float(measured[key]) for key in sorted(measured)}
     if trainer.is_global_zero:
         write_json_atomically(results.path / "metrics.json", {**found, "metrics": metrics})
+        write_per_class(results.path, {"metrics": metrics, "best": None})
     return metrics
 
 

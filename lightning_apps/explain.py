@@ -12,7 +12,7 @@ from lightning_apps.config.binding import target
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory, check_writable, open_run, refuse_links
 
 SPLITS = ("test", "validation", "train")
 CHUNKING_KEYS = ("chunk_size", "stride", "max_chunks", "choose", "ordered")
@@ -91,6 +91,8 @@ def explain(cfg: DictConfig) -> list[Path]:
         name = Path(options["input"]).name
         chosen, number = documents_of_file(config["data"], options, model.label_names)
     say(f"explaining {len(chosen):,} of {number:,} documents on {model.device.type}")
+    refuse_links(directory, ("explanations", f"explanations/{name}"))  # before the work
+    check_writable(directory.explanations / name, "copy the run to where you may write")
     explanations = explain_documents(model, chosen, options)
     folder = directory.explanations / name
     said, written = write_explanations(folder, explanations, directory=directory, source=name, options=options)

@@ -84,12 +84,15 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
     Raises:
         ConfigError: there is no such checkpoint, or the experiment's model generates no text.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+
+    from lightning_apps.run_files.weights import load_checkpoint, load_exported
 
     if checkpoint == "best" and (directory.model / "config.json").is_file():
         try:
-            net: Any = AutoModelForCausalLM.from_pretrained(directory.model, dtype=torch.float32)
+            net: Any = load_exported(AutoModelForCausalLM, directory.model)
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"run={directory.path}: its model generates no text") from error
         return net, AutoTokenizer.from_pretrained(directory.model)
@@ -98,7 +101,7 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
 
     datamodule = build_datamodule(config)
     module: Any = build_module(config, datamodule, build_plan(config, datamodule))
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    load_checkpoint(module, path)
     if not isinstance(module.net, GenerationMixin):
         raise ConfigError(f"run={directory.path}: its model generates no text")
     return module.net, datamodule.tokenizer
@@ -111,10 +114,11 @@ def encode(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int], l
         ChatError: the chat template refuses the messages.
     """
     from datamodules.chat.rendering import encode_chats, encode_prompt, render_chat
+    from datamodules.text.plain_text import tokenize_plain
 
     own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     if not tokenizer.chat_template:
-        return tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"], own
+        return tokenize_plain([messages[-1]["content"]], tokenizer)["input_ids"][0], own
     # the stop token is what the template writes behind an answer
     answered = render_chat(tokenizer, [*messages, {"role": "assistant", "content": "answer"}])
     (whole,) = encode_chats(tokenizer, [answered])

@@ -1,12 +1,14 @@
 """`python -m lightning_apps.predict run=outputs/imdb/default input=FILE|-`: classify texts, streaming."""
 
+import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any, BinaryIO, TextIO
 
 from hydra.core.config_store import ConfigStore
@@ -18,7 +20,9 @@ from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_files.directory import RunDirectory, open_run
 
-FORMATS = ("auto", "jsonl", "text")
+FORMATS = ("auto", "jsonl", "csv", "parquet", "text")
+ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+"""Formats by the ending of a file's name; of any other the first line decides, as of standard input."""
 BATCHES_AHEAD = 8
 """So many batches of texts are read, sorted by length, and put back in order: that bounds the memory."""
 
@@ -73,18 +77,81 @@ def read_texts(lines: Iterable[bytes], source: str, *, kind: str, text_column: s
                 yield InputText(number, line.rstrip("\r\n"))
                 continue
             record = json_object(line, source, number)
-            text = record.get(text_column)
-            if text_column not in record:
-                hint = did_you_mean(text_column, list(record))
-                raise ValueError(
-                    f"{line_place(source, number)}: there is no field {text_column!r}{hint}; it has "
-                    f"{', '.join(record) or 'none'}; name the right one with text_column=..."
-                )
-            if not isinstance(text, str):
-                raise ValueError(f"{line_place(source, number)}: {text_column} is not a text")
-            yield InputText(number, text, record.get("id"))
+            yield text_of(record, line_place(source, number), number, text_column)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def read_table(path: Path, *, kind: str, text_column: str) -> Iterator[InputText]:
+    """Texts of a csv or parquet file, by the readers of training.
+
+    Args:
+        path: of the file.
+        kind: `csv` or `parquet`.
+        text_column: field of the text.
+
+    Raises:
+        ConfigError: the file is damaged or has no such field, naming the line or row.
+    """
+    from datamodules.labelled.texts import read_csv, read_parquet
+
+    records = (read_csv if kind == "csv" else read_parquet)(path, {text_column, "id"})
+    unit = "line" if kind == "csv" else "row"
+    try:
+        for number, record in records:
+            yield text_of(record, f"{path.name}, {unit} {number:,}", number, text_column)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def text_of(record: Mapping[str, Any], where: str, number: int, text_column: str) -> InputText:
+    """The text of a record, and its id where it has one.
+
+    Raises:
+        ConfigError: it has no such field, or something else is in it.
+    """
+    if text_column not in record:
+        hint = did_you_mean(text_column, list(record))
+        raise ConfigError(
+            f"{where}: there is no field {text_column!r}{hint}; it has {', '.join(map(str, record)) or 'none'}; name "
+            "the right one with text_column=..."
+        )
+    text = record[text_column]
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: {text_column} is not a text")
+    return InputText(number, text, record.get("id"))
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[TextIO]:
+    """A file to write `path` with: it takes its name when all is written, and what was there stays until then.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe, /dev/null
+        with path.open("w", encoding="utf-8") as stream:
+            yield stream
+        return
+    path = path.resolve()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        mode = path.stat().st_mode & 0o777 if path.exists() else None
+        number, name = mkstemp(dir=path.parent, prefix=".predict-")
+    except OSError as error:
+        raise ConfigError(f"output={path}: cannot be written ({error.strerror or error}); name another file") from error
+    aside = Path(name)
+    try:
+        with open(number, "w", encoding="utf-8") as file:  # noqa: PTH123 (a number, not a path)
+            yield file
+        if mode is None:
+            os.umask(umask := os.umask(0))
+            mode = 0o666 & ~umask
+        aside.chmod(mode)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def predict(cfg: DictConfig) -> None:
@@ -105,26 +172,33 @@ def predict(cfg: DictConfig) -> None:
     path = Path(options["input"])
     if options["input"] != "-" and not path.is_file():
         raise ConfigError(f"input={path}: there is no such file; - reads standard input")
-    classifier = Classifier(directory, config, options["accelerator"])
-    kind = (
-        {".jsonl": "jsonl", ".txt": "text"}.get(path.suffix, "auto")
-        if options["format"] == "auto"
-        else options["format"]
-    )
+    kind = ENDINGS.get(path.suffix.lower(), "auto") if options["format"] == "auto" else options["format"]
+    if options["input"] == "-" and kind in ("csv", "parquet"):
+        raise ConfigError(f"format={kind}: standard input is read as jsonl or text; name a file, input=FILE")
     column = options["text_column"] or config["data"].get("text_column", "text")
     with ExitStack() as files:
-        lines: BinaryIO = sys.stdin.buffer if options["input"] == "-" else files.enter_context(path.open("rb"))
         out: TextIO = sys.stdout
         if options["output"] != "-":
-            out = files.enter_context(Path(options["output"]).open("w", encoding="utf-8"))
-        source = "standard input" if options["input"] == "-" else path.name
-        texts = read_texts(lines, source, kind=kind, text_column=column)
+            out = files.enter_context(written_aside(Path(options["output"])))
+        classifier = Classifier(directory, config, options["accelerator"])
+        if kind in ("csv", "parquet"):
+            texts = read_table(path, kind=kind, text_column=column)
+        else:
+            lines: BinaryIO = sys.stdin.buffer if options["input"] == "-" else files.enter_context(path.open("rb"))
+            source = "standard input" if options["input"] == "-" else path.name
+            texts = read_texts(lines, source, kind=kind, text_column=column)
         try:
             for answer in classifier.answers(texts, options["batch_size"]):
                 out.write(json_line(answer))
             out.flush()
         except BrokenPipeError:  # who reads has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if classifier.num_cut:
+        print(
+            f"{classifier.num_cut:,} of {classifier.num_texts:,} texts are longer than {classifier.limit} and were cut "
+            "as in training",
+            file=sys.stderr,
+        )
 
 
 class Classifier:
@@ -134,6 +208,11 @@ class Classifier:
         directory: of the run.
         config: of the run; its data settings say how texts are cut, the data themselves are not needed.
         accelerator: auto, cpu, gpu or mps.
+
+    Attributes:
+        num_texts: texts answered for so far.
+        num_cut: those of them that were cut.
+        limit: what they were longer than, in words.
 
     Raises:
         ConfigError: the run has no exported model, or does not classify.
@@ -147,11 +226,12 @@ class Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from datamodules.contract import ReadsTexts
+        from lightning_apps.run_files.weights import load_exported
         from lightning_apps.runs.build import available_accelerator, quiet_libraries
+        from lightning_apps.runs.preflight import within_positions
 
         quiet_libraries()
-        self.data = bind("data", config["data"])()
-        if not isinstance(self.data, ReadsTexts):
+        if not isinstance(bind("data", config["data"])(), ReadsTexts):
             raise ConfigError(f"run={directory.path}: experiment {config['experiment']} does not classify texts")
         if not (directory.model / "config.json").is_file():
             raise ConfigError(
@@ -159,11 +239,18 @@ class Classifier:
             )
         target("model", config["model"])  # registers architectures of our own with transformers
         self.device = torch.device({"gpu": "cuda"}.get(name := available_accelerator(accelerator), name))
+        net = load_exported(AutoModelForSequenceClassification, directory.model)
         self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
-        net = AutoModelForSequenceClassification.from_pretrained(
-            directory.model, dtype=torch.float32, use_safetensors=True
-        )
         self.net: Any = net.to(self.device).eval()
+        # training texts may all have been shorter than the setting allows
+        self.settings = within_positions(config["data"], net)
+        self.data = bind("data", self.settings)()
+        self.num_texts = self.num_cut = 0
+        self.limit = (
+            f"{self.settings['max_length']:,} tokens"
+            if "max_length" in self.settings
+            else f"{self.settings['max_chunks']:,} chunks of {self.settings['chunk_size']:,} tokens"
+        )
         self.multi_label = net.config.problem_type == "multi_label_classification"
         self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
 
@@ -188,10 +275,30 @@ class Classifier:
         from lightning_apps.experiments.classification_metrics import probabilities_of
 
         batch = self.data.text_batch(texts, self.tokenizer)
+        self.num_texts += len(texts)
+        self.num_cut += self._count_cut(texts, batch)
         with torch.inference_mode():
             logits = self.net(**move_data_to_device(batch, self.device)).logits
         found: list[list[float]] = probabilities_of(logits.cpu(), multi_label=self.multi_label).tolist()
         return found
+
+    def _count_cut(self, texts: list[str], batch: Mapping[str, Any]) -> int:
+        """Texts of a batch of which the network sees a part."""
+        from datamodules.text.chunking import Chunker, Chunking
+        from datamodules.text.tokenized_texts import encode_texts
+
+        settings = self.settings
+        if "max_length" in settings:
+            full = (batch["attention_mask"].sum(1) == settings["max_length"]).tolist()
+            whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
+            limits: Any = {key: settings[key] for key in ("max_length", "truncation")}
+            return int((encode_texts(whole, self.tokenizer, **limits)[1] > settings["max_length"]).sum())
+        full = [count == settings["max_chunks"] for count in batch["chunk_counts"]]
+        whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
+        keys = ("chunk_size", "stride", "max_chunks", "choose")
+        one_more = {**settings, "max_chunks": settings["max_chunks"] + 1}
+        chunker = Chunker(self.tokenizer, Chunking(*(one_more[key] for key in keys)))
+        return sum(len(chunker.chunk(text).input_ids) > settings["max_chunks"] for text in whole)
 
     def _answer(self, text: InputText, probabilities: list[float]) -> dict[str, Any]:
         from lightning_apps.experiments.classification_metrics import PREDICTED

@@ -1,6 +1,5 @@
 """`python -m lightning_apps.replay run=outputs/location/default step=57`: one step again, compared with its record."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +46,15 @@ def replay(cfg: DictConfig) -> None:
     keep_freed_memory()
     from lightning_apps.diagnostics.crash_dump import read_crash_dump
     from lightning_apps.process.console import open_console
+    from lightning_apps.process.rank import is_first_process
     from lightning_apps.runs.build import quiet_libraries
     from lightning_apps.runs.replayed_step import replay_crash_dump, replay_recorded_step
 
     quiet_libraries()
-    open_console(main_process="LOCAL_RANK" not in os.environ)  # a run of several processes is replayed by as many
     if crash_dump is not None:
         found, config, batch = read_crash_dump(crash_dump, trust=options.get("trust"))
+    # a run of several processes is replayed by as many
+    open_console(main_process=is_first_process(config["hardware"]))
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
     if crash_dump is not None:

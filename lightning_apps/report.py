@@ -19,6 +19,7 @@ class ReportConfig:
     sweep: str | None = MISSING
     run: str | None = MISSING
     trust: Any = MISSING
+    out: str | None = MISSING
 
 
 ConfigStore.instance().store(name="report_schema", node=ReportConfig)
@@ -38,13 +39,13 @@ def report(cfg: DictConfig) -> list[Path]:
     if options["run"] is not None:
         from lightning_apps.reports.run_report import write_run_report
 
-        written = write_run_report(options["run"], trust=options.get("trust"))
+        written = write_run_report(options["run"], out=options["out"], trust=options.get("trust"))
         said: list[str] = []
     else:
         from lightning_apps.sweeps.report import write_sweep_report
         from lightning_apps.sweeps.results import find_sweep
 
-        written, said = write_sweep_report(find_sweep(options["sweep"]))
+        written, said = write_sweep_report(find_sweep(options["sweep"]), out=options["out"])
     open_console()
     say("\n".join([*(f"- {sentence}" for sentence in said), "", *(f"wrote  {path}" for path in written)]))
     return written

@@ -1,4 +1,4 @@
-"""`python -m lightning_apps.train experiment=location`: compose, build, fit, export."""
+"""`python -m lightning_apps.train experiment=location`: train one experiment and export its best weights."""
 
 from typing import Any
 

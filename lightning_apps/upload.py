@@ -46,7 +46,11 @@ def upload(cfg: DictConfig) -> None:
         )
     open_console()
     try:
-        url = run_url(to, config["experiment"], config["run"]["name"])
+        # the folder's name, which is the run's unless somebody copied it: a copy must not replace the original
+        name = directory.path.resolve().name
+        url = run_url(to, config["experiment"], name)
+        if name != config["run"].get("name"):
+            say(f"{directory.path} was the run {config['run'].get('name')}; it is uploaded as {name}")
         report = upload_run(directory.path, url, progress=progress_bar(), report=say)
     except StorageUnavailableError:
         raise

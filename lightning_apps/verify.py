@@ -27,7 +27,7 @@ from lightning_apps.run_files.directory import RunDirectory
 KILL_POINTS = {
     "between two checkpoints": "on_train_batch_end@3",
     "between evaluation and checkpoint": "on_validation_epoch_end@4",
-    "inside an accumulation window": "on_before_optimizer_step@6",
+    "while gradients accumulate": "on_before_optimizer_step@6",
     "in a later epoch": "on_train_batch_end@-2",
 }
 """Negative steps count from the end of the run."""
@@ -145,7 +145,7 @@ def same_seed(bench: Bench, whole: RunDirectory) -> Proof:
 
 
 def accumulated(bench: Bench, whole: RunDirectory) -> Proof:
-    """One micro-batch against several, of unequal sizes, a partial last window included."""
+    """One micro-batch against several, of unequal sizes, a partial last step included."""
     split = bench.train("accumulated", "data.device_batch_size=3")
     return Proof(
         "accumulation 1 = N",

@@ -33,6 +33,14 @@ class BrokenLogger(Logger):
         """Fail."""
         self._fail("log_hyperparams")
 
+    def log_graph(self, *args: Any, **kwargs: Any) -> None:
+        """Fail."""
+        self._fail("log_graph")
+
+    def after_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Fail."""
+        self._fail("after_save_checkpoint")
+
     def save(self) -> None:
         """Fail."""
         self._fail("save")

@@ -2,7 +2,14 @@
 
 from lightning_apps.training.plan import plan_run
 
-BUDGET = {"max_steps": None, "max_epochs": None, "max_tokens": None, "evaluate_every": 0.1, "save_every": "never"}
+BUDGET = {
+    "max_steps": None,
+    "max_epochs": None,
+    "max_tokens": None,
+    "evaluate_every": 0.1,
+    "save_every": "never",
+    "clip_norm": None,
+}
 
 
 def plan(warmup=0.05, samples=1055, batch=64, **trainer):

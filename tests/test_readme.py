@@ -1,31 +1,180 @@
+"""What README.md and the pages of docs/ say exists: commands, settings, files, targets, links."""
+
+import importlib.util
 import re
 import shlex
-import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+# the commands' modules register the types of their settings
 from lightning_apps import doctor, evaluate, explain, generate, predict, prepare, replay, report, train, upload, verify
-from lightning_apps.config.composition import CONF
+from lightning_apps.config.checks import check_config
+from lightning_apps.config.composition import CONF, options, plain
+from lightning_apps.config.overrides import quote_value, run_name
+from lightning_apps.errors import ConfigError
 
-README = (CONF.parent / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python -m lightning_apps\.(\w+) ?(.*)$", README, flags=re.MULTILINE)
+ROOT = CONF.parent
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+WITH_CONFIG = {module.__name__.rpartition(".")[2] for module in (train, prepare, doctor, verify)}
+"""Commands whose settings are those of conf/config.yaml; each other one has a file in conf/command."""
+COMMANDS = WITH_CONFIG | {
+    module.__name__.rpartition(".")[2] for module in (evaluate, explain, generate, predict, replay, report, upload)
+}
 
 
-def test_the_two_commands_are_there():
-    makefile = Path(CONF.parent / "Makefile").read_text(encoding="utf-8")
+def commands_of(page):
+    """Name and arguments of each command line of the project in a page's blocks, continued lines joined."""
+    return re.findall(
+        r"^(?:.* \| )?python -m lightning_apps\.(\w+) ?(.*)$", page.replace("\\\n", ""), flags=re.MULTILINE
+    )
+
+
+OWN_FILES = {name for name, page in PAGES.items() if any("--config-dir" in words for _, words in commands_of(page))}
+"""Pages that make files of their own; a test of its own follows each of them to the letter."""
+FOUND = sorted({found for name, page in PAGES.items() if name not in OWN_FILES for found in commands_of(page)})
+
+
+def check_command(command, arguments):
+    """Compose what a command line says; a line that composes a run is checked as the command would."""
+    words = [word for word in shlex.split(arguments) if word not in ("--cfg", "job")]
+    if is_multirun := "--multirun" in words:  # the first of each list is a job
+        words = [re.sub(r",[^\]}]*$", "", word) for word in words if word != "--multirun"]
+    overrides = [quote_value(word, multirun=is_multirun) for word in words if not word.startswith("--")]
+    if command not in COMMANDS:
+        raise ConfigError(f"there is no command {command}")
+    folder, name = (CONF, "config") if command in WITH_CONFIG else (CONF / "command", command)
+    with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        cfg = compose(name, overrides=overrides)
+    if command in WITH_CONFIG and cfg.sweep is None:
+        if cfg.run.name is None:
+            OmegaConf.update(cfg, "run.name", run_name(overrides))
+        check_config(plain(cfg))
+    elif command not in WITH_CONFIG:
+        plain(cfg)
+        run = re.match(r"(?:outputs|s3://bucket/runs)/(\w+)/", str(cfg.get("run")))
+        if run and run[1] not in options("experiment"):
+            raise ConfigError(f"run={cfg.run}: there is no such experiment")
+
+
+@pytest.mark.parametrize(("command", "arguments"), FOUND)
+def test_every_command_composes_and_checks(command, arguments):
+    check_command(command, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("trian", "experiment=location"),
+        ("train", "experiment=location model.hiden_size=64"),
+        ("train", "experiment=location module.label_smoothing=2.0"),
+        ("train", "--multirun experiment=nowhere,location"),
+        ("evaluate", "run=outputs/location/default splitt=test"),
+        ("evaluate", "run=outputs/nowhere/default"),
+    ],
+)
+def test_a_wrong_command_is_found(command, arguments):
+    with pytest.raises(Exception, match=r"trian|hiden_size|label_smoothing|nowhere|splitt"):
+        check_command(command, arguments)
+
+
+def test_the_readme_shows_the_commands():
+    assert len(README.splitlines()) <= 120
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in ("train", "test"):
         assert f"make {target} " in README
         assert re.search(rf"^{target}:.*##", makefile, flags=re.MULTILINE)
+    shown = {command for command, _ in commands_of(README)}
+    assert {"train", "evaluate", "predict", "explain", "replay", "verify", "doctor"} <= shown
 
 
-@pytest.mark.parametrize(("command", "arguments"), COMMANDS)
-def test_every_command_of_the_readme_composes(command, arguments, monkeypatch, capsys):
-    words = [word for word in shlex.split(arguments) if word != "--multirun"]
-    if "--multirun" in arguments:  # each job of the sweep
-        words = [word.split(",")[0] for word in words]
-    monkeypatch.setattr(sys, "argv", [command, "--cfg", "job", *words])
-    commands = (doctor, evaluate, explain, generate, predict, prepare, replay, report, train, upload, verify)
-    next(module for module in commands if module.__name__.endswith(f".{command}")).main()
-    assert len(COMMANDS) >= 7
-    assert capsys.readouterr().out
+# ---------------------------------------------------------------------- settings, files, targets and links in prose
+
+
+@cache
+def configurations():
+    """The five experiments, and a sweep."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        choices = [[f"experiment={name}"] for name in options("experiment")]
+        return [compose("config", overrides=words) for words in [*choices, ["sweep=grid", "sweep.name=rates"]]]
+
+
+def has_key(config, key):
+    """Whether a configuration has a key; below null, a list, or an empty mapping anything may stand."""
+    node = config
+    for part in key.split("."):
+        if node is None or OmegaConf.is_list(node) or (OmegaConf.is_dict(node) and not node):
+            return True
+        if not OmegaConf.is_dict(node) or part not in node:
+            return False
+        node = node.get(part) if not OmegaConf.is_missing(node, part) else None
+    return True
+
+
+def code_of(page):
+    """What stands in backquotes within the lines of a page."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def unknown_keys(page):
+    """Settings such as `trainer.max_steps=5` that no experiment has."""
+    sections = "model|data|optimizer|scheduler|precision|hardware|trainer|callbacks|logger|run|sweep|module"
+    for code in code_of(page):
+        found = re.match(rf"((?:{sections})(?:\.(?!py$)[a-z_0-9]+)+)(?:=|$)", code)
+        if found and not any(has_key(config, found[1]) for config in configurations()):
+            yield found[1]
+
+
+def unknown_files(page):
+    """Source files that are nowhere in the tree; `runs/build.py` is found under lightning_apps/."""
+    there = [f"/{path.relative_to(ROOT)}" for path in source_files()]
+    for code in code_of(page):
+        is_file = "/" in code and re.fullmatch(r"[\w/]+\.(?:py|yaml|md|toml)", code)
+        if is_file and not any(path.endswith(f"/{code}") for path in there):
+            yield code
+
+
+@cache
+def source_files():
+    folders = ("conf", "lightning_apps", "datamodules", "models", "tests", "benchmarks", "docs")
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+
+
+def broken_links(name, page):
+    """Relative links that lead to no file."""
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page):
+        if "://" not in link and not (ROOT / name).parent.joinpath(link).exists():
+            yield link
+
+
+def unknown_programs(page):
+    """Targets of make and modules of benchmarks that do not exist."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", page, flags=re.MULTILINE):
+        if not re.search(rf"^{target}:", makefile, flags=re.MULTILINE):
+            yield f"make {target}"
+    for module in re.findall(r"python -m (benchmarks\.\w+)", page):
+        if importlib.util.find_spec(module) is None:
+            yield module
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_names_is_there(name):
+    page = PAGES[name]
+    found = [*unknown_keys(page), *broken_links(name, page), *unknown_programs(page)]
+    assert found + ([] if name in OWN_FILES else [*unknown_files(page)]) == []
+
+
+def test_what_is_not_there_is_found():
+    page = "`trainer.max_step=5` and `trainer.max_steps`, `runs/biuld.py`, [here](docs/nowhere.md), `make trian`"
+    assert list(unknown_keys(page)) == ["trainer.max_step"]
+    assert list(unknown_files(page)) == ["runs/biuld.py"]
+    assert list(broken_links("README.md", page)) == ["docs/nowhere.md"]
+    assert list(unknown_programs(page)) == ["make trian"]

@@ -33,5 +33,6 @@ def uploaded(s3, prefix="runs/location/a"):
 
 
 def local(path):
-    files = (entry for entry in Path(path).rglob("*") if entry.is_file())
+    """Content of a run's files, but for the hidden ones, which stay at home."""
+    files = (entry for entry in Path(path).rglob("*") if entry.is_file() and not entry.name.startswith("."))
     return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in files}

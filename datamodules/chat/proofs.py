@@ -157,13 +157,13 @@ def _overlong(data: Any) -> Check:
 
 def _packing(data: Any, lengths: NDArray[np.int64]) -> Check:
     size = data.global_batch_size
-    windows = [lengths[start : start + size] for start in range(0, len(lengths), size)]
-    padded = sum(int(window.max()) * len(window) for window in windows)
-    rows = sum(len(first_fit_decreasing(window.tolist(), data.max_length)) for window in windows)
+    batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+    padded = sum(int(batch.max()) * len(batch) for batch in batches)
+    rows = sum(len(first_fit_decreasing(batch.tolist(), data.max_length)) for batch in batches)
     return Check(
         "no token is lost to padding" if data.batching == "packed" else "samples of like length share a batch",
         True,
-        f"padding whole windows of {size} would feed {padded / lengths.sum() - 1:.0%} more; packed into rows of "
+        f"padding whole steps of {size} would feed {padded / lengths.sum() - 1:.0%} more; packed into rows of "
         f"{data.max_length:,}: {lengths.sum() / (rows * data.max_length):.0%} full",
     )
 

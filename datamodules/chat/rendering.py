@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.text.plain_text import special_texts
+
 Message = dict[str, str]
 """`role` (system, user, assistant) and `content`."""
 
@@ -104,13 +106,6 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         text += tokenizer.eos_token
         answers[-1] = (last_start, len(text))
     return RenderedChat(text, answers)
-
-
-def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of the special tokens, the longest first."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    texts = {str(token.content) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    return sorted(texts - {""}, key=lambda text: (-len(text), text))
 
 
 def _around_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from datamodules.storage.folders import (
 from datamodules.storage.object_store import ObjectStore
 from datamodules.text.tokenizer_identity import tokenizer_identity
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it whenever write_store writes something else for the same settings."""
 PROGRESS = partial(tqdm, disable=None, leave=False)
 """A bar on a terminal, and nothing elsewhere."""

@@ -3,8 +3,10 @@
 Everything streams: a document is read, handed on and forgotten.
 """
 
+import contextlib
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +123,8 @@ def local_files(folder: Path, memo: Path) -> dict[str, dict[str, Any]]:
     known: dict[str, Any] = {}
     if memo.is_file():
         try:
-            known = json.loads(memo.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
+            known = dict(json.loads(memo.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # damaged: what it knew is found again
             known = {}
     found, stamps = {}, {}
     for path in sorted(folder.iterdir()):
@@ -135,10 +137,11 @@ def local_files(folder: Path, memo: Path) -> dict[str, dict[str, Any]]:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             found[path.name], stamps[stamp] = {"sha256": digest}, digest
     if stamps.keys() - known.keys():
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        aside = memo.with_suffix(".part")
-        aside.write_text(json.dumps({**known, **stamps}, indent=1), encoding="utf-8")
-        aside.replace(memo)
+        with contextlib.suppress(OSError):  # without it the next start reads the files once more
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            aside = memo.with_name(f".{memo.name}.{secrets.token_hex(8)}.part")
+            aside.write_text(json.dumps({**known, **stamps}, indent=1), encoding="utf-8")
+            aside.replace(memo)
     return found
 
 

@@ -142,7 +142,7 @@ def open_store(folder: Path) -> TokenStore:
         dtype: np.dtype[Any] = np.dtype({"uint16": "<u2", "uint32": "<u4"}[facts["dtype"]])
         splits = json.loads((folder / SPLITS_FILE).read_text(encoding="utf-8"))
         categories: list[str] = facts["categories"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{folder} is no token store ({type(error).__name__}: {error}); {_REMEDY}") from error
     for name, stated in files.items():
         _check_size(folder / name, stated["bytes"])

@@ -30,6 +30,7 @@ from datamodules.corpus.token_store import (
     write_index,
 )
 from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.plain_text import count_special_texts, tokenize_plain
 
 BATCH_CHARACTERS = 1_000_000
 """Text handed to a worker at a time, at least one document."""
@@ -93,13 +94,14 @@ def write_store(
     max_token_id = -1
     num_tokens = 0
     empty: Counter[str] = Counter()
+    special: Counter[str] = Counter()
     rows_path = folder / ".rows"
     with (folder / TOKENS).open("wb") as tokens_file, rows_path.open("wb") as rows_file:
         for split in source.splits:
             documents = source.read(split, max_documents_per_split, seed)
             batches = _batches(documents)
             progress = tqdm(desc=f"tokenizing {split}", unit=" documents", disable=None, leave=False)
-            for numbers, labels, tokens, lengths, sizes in in_order(
+            for numbers, labels, tokens, lengths, sizes, held in in_order(
                 _tokenize,
                 batches,
                 num_workers=num_workers,
@@ -121,6 +123,7 @@ def write_store(
                 rows["split"] = SPLITS.index(split)
                 num_tokens += len(tokens)
                 empty[split] += int((lengths == 0).sum())
+                special.update(held)
                 rows_file.write(rows[lengths > 0].tobytes())
                 progress.update(len(numbers))
             progress.close()
@@ -135,6 +138,7 @@ def write_store(
         "num_tokens": num_tokens,
         "num_documents": rows_path.stat().st_size // INDEX_ROW.itemsize,
         "num_empty_documents": dict(empty),
+        "special_texts": dict(special),
         "categories": sorted(categories),
     }
     _finish_index(folder, rows_path, list(categories), facts["categories"])
@@ -191,13 +195,13 @@ def _start_worker(tokenizer_folder: str) -> None:
 
 def _tokenize(
     batch: list[Row],
-) -> tuple[list[int], list[str], NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[list[int], list[str], NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
     numbers, texts, labels = (list(column) for column in zip(*batch, strict=True))
-    ids = _worker_tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = tokenize_plain(texts, _worker_tokenizer)["input_ids"]
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     tokens = np.fromiter(chain.from_iterable(ids), dtype=np.uint32, count=int(lengths.sum()))
     sizes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
-    return numbers, labels, tokens, lengths, sizes
+    return numbers, labels, tokens, lengths, sizes, count_special_texts(texts, _worker_tokenizer)
 
 
 def in_order(

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ RARE = 0.01
 """A label that fewer of the training samples bear, and that looks like a frequent one, is taken for a typo."""
 ALIKE = 0.75
 """Similarity, as difflib measures it, from which two names look alike; those that differ in digits only do not."""
+SHORT = 4
+"""Names of fewer letters are never taken for a slip of another."""
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+"""A name that is a number, as csv, parquet and JSON write them."""
 
 
 def label_values(label: Any, *, multi_label: bool, separator: str) -> list[Any]:
@@ -28,13 +33,13 @@ def label_values(label: Any, *, multi_label: bool, separator: str) -> list[Any]:
 
 
 def find_label_names(
-    train: LabelledTexts, *, given: Sequence[str] | None, multi_label: bool = False, separator: str = "|"
+    train: LabelledTexts, *, given: Sequence[str | int | float] | None, multi_label: bool = False, separator: str = "|"
 ) -> list[str]:
     """Names of the classes, in the order of their numbers.
 
     Args:
         train: the training split, which has to show every class where the names are not given.
-        given: names from the configuration; they go before those that the source gives.
+        given: names from the configuration, where 1 is a name too; they go before those that the source gives.
         multi_label: whether a sample bears any number of labels.
         separator: between several labels in one field of text, where samples bear several.
 
@@ -43,10 +48,10 @@ def find_label_names(
             like a typo of a frequent one.
     """
     if given is not None:
-        twice = [name for name, count in Counter(given).items() if count > 1]
+        names = [_name(name) for name in given]
+        twice = [name for name in names if list(map(_key, names)).count(_key(name)) > 1]
         if twice:
             raise ValueError(f"data.label_names={list(given)}: {twice[0]!r} is there twice")
-        names = list(given)
     elif train.class_names is not None:
         names = list(train.class_names)
     else:
@@ -64,45 +69,97 @@ def find_label_names(
 def _names_in_use(train: LabelledTexts, multi_label: bool, separator: str) -> list[str]:
     first_row: dict[str, int] = {}
     counts: Counter[str] = Counter()
+    spelled: dict[str, str] = {}
     for row, label in enumerate(train.labels):
         _refuse_list(train, row, label, multi_label)
         for value in label_values(label, multi_label=multi_label, separator=separator):
-            name = _name(value)
-            counts[name] += 1
-            first_row.setdefault(name, row)
-    if all(_is_whole(name) for name in counts):
-        names = sorted(counts, key=int)
-        wrong = [name for name in names if not 0 <= int(name) < len(names)]
+            name, key = _name(value), _key(value)
+            # of several ways to write a number the shortest, whichever comes first
+            spelled[key] = min(spelled.get(key, name), name, key=lambda text: (len(text), text))
+            counts[key] += 1
+            first_row.setdefault(key, row)
+    if all(_is_whole(name) for name in spelled.values()):
+        keys = sorted(counts, key=int)
+        wrong = [key for key in keys if not 0 <= int(key) < len(keys)]
         if wrong:
-            listed = ",".join(names[:8])
+            listed = ",".join(spelled[key] for key in keys[:40]) + (",..." if len(keys) > 40 else "")
             raise ValueError(
-                f"{train.place(first_row[wrong[0]])}: label {wrong[0]} lies outside 0 to {len(names) - 1}, though "
-                f"there are {len(names)} different ones ({listed}); number them from 0, or say that these are names: "
-                f"data.label_names=[{listed}]"
+                f"{train.place(first_row[wrong[0]])}: label {spelled[wrong[0]]} lies outside 0 to {len(keys) - 1}, "
+                f"though there are {len(keys)} different ones ({listed}); number them from 0, or say that these are "
+                f"names: data.label_names=[{listed}]"
             )
-        return names
-    names = sorted(counts)
+        return [spelled[key] for key in keys]
+    numbers = all(map(NUMBER.fullmatch, spelled))
+    keys = sorted(counts, key=Decimal) if numbers else sorted(counts, key=spelled.__getitem__)
     total = sum(counts.values())
-    frequent = [name for name in names if counts[name] >= RARE * total]
-    for name in names:
-        close = difflib.get_close_matches(name.strip().lower(), [other.lower() for other in frequent], 1, ALIKE)
-        if name not in frequent and close:
-            meant = next(other for other in frequent if other.lower() == close[0])
-            if re.sub(r"\d", "", name) == re.sub(r"\d", "", meant):
-                continue  # topic 1 and topic 12
+    for key in keys:
+        meant = _meant(key, counts, total)
+        if meant is not None:
             raise ValueError(
-                f"{train.place(first_row[name])}: label {name!r} ({counts[name]} of {total} labels; did you mean "
+                f"{train.place(first_row[key])}: label {key!r} ({counts[key]} of {total} labels; did you mean "
                 f"{meant}?); mend it, or list all classes with data.label_names=[...] if it is one"
             )
-    return names
+    return [spelled[key] for key in keys]
+
+
+def _meant(name: str, counts: Mapping[str, int], total: int) -> str | None:
+    """The more frequent label that `name` is probably a slip of; None for a class of its own.
+
+    Among many labels a rare one that looks like a frequent one is a slip. Among few nothing is rare: there it is the
+    one that stands alone and is a frequent one but for a letter too many, too few or two that changed places.
+    """
+    if NUMBER.fullmatch(name):
+        return None
+    others = [other for other in counts if other != name and counts[other] > counts[name]]
+    others = [other for other in others if re.sub(r"\d", "", name) != re.sub(r"\d", "", other)]  # topic 1 and topic 12
+    if counts[name] < RARE * total:
+        frequent = {other.lower(): other for other in others if counts[other] >= RARE * total}
+        close = difflib.get_close_matches(name.strip().lower(), list(frequent), 1, ALIKE)
+        return frequent[close[0]] if close else None
+    if counts[name] == 1:
+        return next((other for other in others if _is_slip(name.strip().lower(), other.strip().lower())), None)
+    return None
+
+
+def _is_slip(name: str, other: str) -> bool:
+    """Whether two words are the same but for one letter too many or too few, or two neighbours that changed places."""
+    if min(len(name), len(other)) < SHORT:
+        return False
+    if len(name) == len(other):
+        different = [place for place, (a, b) in enumerate(zip(name, other, strict=True)) if a != b]
+        first, last = (different[0], different[-1]) if different else (0, 0)
+        return not different or (
+            len(different) == 2 and last == first + 1 and name[first : last + 1] == other[first : last + 1][::-1]
+        )
+    short, long = sorted((name, other), key=len)
+    return len(long) == len(short) + 1 and any(short == long[:gap] + long[gap + 1 :] for gap in range(len(long)))
+
+
+def class_positions(names: Sequence[str]) -> dict[str, int]:
+    """Numbers of classes by what a label that means them may be: see class_number."""
+    found = {_key(name): number for number, name in enumerate(names)}
+    if not any(map(NUMBER.fullmatch, found)):
+        found |= {str(number): number for number in range(len(names))}
+    return found
+
+
+def class_number(value: Any, positions: Mapping[str, int]) -> int | None:
+    """Number of the class that a label means; None where it means none.
+
+    A label is a name. Where no name is a number, a whole number is a position in the names. Where names are numbers a
+    label that is a number is one of them or none, and 1, 1.0 and "1" are the same.
+
+    Args:
+        value: a label as it was found.
+        positions: class_positions of the names.
+    """
+    return positions.get(_key(value))
 
 
 def encode_labels(
     split: LabelledTexts, names: Sequence[str], *, multi_label: bool = False, separator: str = "|"
 ) -> NDArray[np.int64]:
-    """Class numbers of a split.
-
-    A label that is a name counts as that name; a whole number that is not among the names is a position in them.
+    """Class numbers of a split: see class_number, and _source_positions where the source names its whole numbers.
 
     Args:
         split: whose labels are read.
@@ -116,22 +173,40 @@ def encode_labels(
     Raises:
         ValueError: a label is not among the names, naming its place, the nearest name and what is allowed.
     """
-    position = {name: number for number, name in enumerate(names)}
+    positions = class_positions(names) if split.class_names is None else _source_positions(split, names)
     encoded = np.zeros((len(split.texts), len(names)) if multi_label else len(split.texts), dtype=np.int64)
     for row, label in enumerate(split.labels):
         _refuse_list(split, row, label, multi_label)
         for value in label_values(label, multi_label=multi_label, separator=separator):
-            name = _name(value)
-            number = position.get(name)
-            if number is None and _is_whole(name) and 0 <= int(name) < len(names):
-                number = int(name)
+            number = class_number(value, positions)
             if number is None:
-                raise _unknown_label(split, row, name, names)
+                raise _unknown_label(split, row, _name(value), names)
             if multi_label:
                 encoded[row, number] = 1
             else:
                 encoded[row] = number
     return encoded
+
+
+def _source_positions(split: LabelledTexts, names: Sequence[str]) -> dict[str, int]:
+    """Numbers of classes by the whole numbers of a source that names them itself.
+
+    A number means the source's name of that position, wherever that stands among `names`; names that the source does
+    not have rename its own, one by one.
+
+    Raises:
+        ValueError: `names` are neither an order of the source's nor as many new ones.
+    """
+    own = split.class_names or []
+    if set(own) <= set(names):
+        return {str(number): names.index(name) for number, name in enumerate(own)}
+    moved = [name for number, name in enumerate(own) if name in names and names.index(name) != number]
+    if len(own) != len(names) or moved:
+        raise ValueError(
+            f"data.label_names={list(names)}: {split.source} names its {len(own)} classes {', '.join(own[:12])}; list "
+            "these in any order, or as many other names in that order"
+        )
+    return {str(number): number for number in range(len(names))}
 
 
 def _refuse_list(split: LabelledTexts, row: int, label: Any, multi_label: bool) -> None:
@@ -144,19 +219,27 @@ def _refuse_list(split: LabelledTexts, row: int, label: Any, multi_label: bool) 
 
 def _unknown_label(split: LabelledTexts, row: int, name: str, names: Sequence[str]) -> ValueError:
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    if _is_whole(name):
-        unlabelled = "; -1 often marks rows without a label: take them out" if name == "-1" else ""
+    unlabelled = "; -1 often marks rows without a label: take them out" if name == "-1" else ""
+    if _is_whole(name) and (split.class_names is not None or not any(map(NUMBER.fullmatch, names))):
         return ValueError(
             f"{split.place(row)}: label {name} lies outside 0 to {len(names) - 1} (classes: {listed}){unlabelled}"
         )
     return ValueError(
-        f"{split.place(row)}: label {name!r} is not a class{nearest(name, names)}; classes: {listed}; mend it, or list "
-        "all classes with data.label_names=[...]"
+        f"{split.place(row)}: label {name!r} is not a class{nearest(name, names)}; classes: {listed}{unlabelled}; mend "
+        "it, or list all classes with data.label_names=[...]"
     )
 
 
 def _name(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _key(value: Any) -> str:
+    """What two labels share that mean the same: 1, 1.0, "1" and "01" are one number."""
+    name = _name(value)
+    if not NUMBER.fullmatch(name):
+        return name
+    return f"{Decimal(name).normalize() + 0:f}"  # + 0 takes the sign from -0
 
 
 def _is_whole(name: str) -> bool:

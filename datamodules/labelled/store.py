@@ -3,7 +3,7 @@
 All splits of a source lie behind one another in the cache, so a row is one number wherever it came from.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from datamodules.labelled.grouped_split import grouped_rows
 from datamodules.labelled.labels import class_counts, describe_balance, encode_labels, find_label_names, stratified_rows
 from datamodules.labelled.texts import LabelledTexts, file_hash, find_split_files, read_file, read_hub_dataset
 from datamodules.text.near_duplicates import Repeat, find_repeats, minhash
+from datamodules.text.plain_text import describe_special_texts
 from datamodules.text.tokenized_texts import RaggedArray, open_ragged, save_ragged, text_bytes
 
 Split = Literal["train", "validation", "test"]
@@ -46,7 +47,7 @@ class LabelledSource:
     revision: str | None
     text_column: str
     label_column: str
-    label_names: list[str] | None
+    label_names: Sequence[str | int | float] | None
     multi_label: bool
     label_separator: str
     synthetic: Callable[[], dict[str, LabelledTexts]]
@@ -157,7 +158,8 @@ class LabelledRows:
         self.labels: NDArray[np.int64] = np.load(folder / "labels.npy")
         self.minhash: NDArray[np.uint32] = np.load(folder / "minhash.npy", mmap_mode="r")
         self.label_names: list[str] = facts["label_names"]
-        self.notices: list[str] = []
+        special = describe_special_texts(facts.get("special_texts", {}), "texts")
+        self.notices: list[str] = [special] if special else []
         self.rows: dict[str, NDArray[np.int64]] = {}
         start = 0
         for name, size in facts["sizes"]:

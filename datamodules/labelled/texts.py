@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.hub_access import asking_in_vain_avoided, hub_is_reachable
 from datamodules.text.jsonl import decoded_lines, line_place, read_jsonl
 from datamodules.text.parquet import open_parquet, parquet_rows, refuse_twice
 
@@ -68,7 +68,8 @@ class LabelledTexts:
             raise ValueError(f"{where}: {text_column} is empty; give it a text, or take the {self.unit} out")
         if label is None or label == "":
             raise ValueError(f"{where}: {label_column} is missing; label it, or take the {self.unit} out")
-        if not isinstance(label, str | int | list):  # a bool is an int
+        whole = isinstance(label, float) and label.is_integer()  # pandas makes floats of whole numbers beside a gap
+        if not whole and not isinstance(label, str | int | list):  # a bool is an int
             raise ValueError(f"{where}: {label_column} is {_shown(label)}; a label is a name or a whole number")
         self.texts.append(text)
         self.labels.append(label)
@@ -245,7 +246,8 @@ def read_hub_dataset(
     # without an answer from the hub, what an earlier run has fetched; its client would ask for minutes
     options = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
     try:
-        loaded = datasets.load_dataset(name, revision=revision, download_config=options)
+        with asking_in_vain_avoided():
+            loaded = datasets.load_dataset(name, revision=revision, download_config=options)
     except Exception as error:  # the library raises its own and those of three HTTP layers
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(

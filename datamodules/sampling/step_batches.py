@@ -3,12 +3,10 @@
 A *step batch* is everything that one optimizer step sees. The loader yields step batches, so one Lightning batch is one
 optimizer step: `val_check_interval`, checkpoint cadence and `batch_idx` all count the same thing (Lightning#12205,
 #17903), no step is taken early at an epoch's end (Lightning#21808), and the number of targets of the whole step is
-known before its first backward pass. The whole run is one Lightning epoch of `num_steps` step batches; epochs of the
-data are positions in that stream (Lightning#19764: mid-epoch resume of a shuffling loader repeats samples).
+known before its first backward pass.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-
-from datamodules.sampling.order import sample_indices
 
 IGNORED = -100
 """Label of what is no target, as in torch's cross-entropy."""
@@ -72,7 +67,8 @@ def step_batch(micro_batches: list[Batch], sample_ids: Indices, *, weigh: Weigh 
     """Count what some micro-batches hold, and say of each where its target tokens are.
 
     A micro-batch whose labels are tokens gets `target_positions` (targets,) int64: places in its flattened labels
-    (n, T), counted without the first column, which is never a target. Looking for them on a GPU would stall the CPU.
+    (n, T), counted without the first column, which is never a target. Any other with an `attention_mask` gets
+    `is_padded`, whether that has a 0. Looking for either on a GPU would stall the CPU.
 
     Args:
         micro_batches: on the CPU, each as target_positions and tokens_fed take it.
@@ -86,6 +82,8 @@ def step_batch(micro_batches: list[Batch], sample_ids: Indices, *, weigh: Weigh 
             num_targets += len(batch["target_positions"])
         else:
             num_targets += len(batch["labels"])
+            if "attention_mask" in batch:
+                batch["is_padded"] = not bool(batch["attention_mask"].all())
     return StepBatch(
         micro_batches=micro_batches,
         sample_ids=sample_ids,
@@ -150,119 +148,6 @@ def micro_batch_ids(batch: StepBatch) -> list[list[int]]:
     return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-# ---------------------------------------------------------------------- which samples feed which step
-
-
-def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps in one pass over the data; the last step batch may be smaller."""
-    return math.ceil(num_samples / global_batch_size)
-
-
-def step_key(
-    step: int,
-    *,
-    num_samples: int,
-    global_batch_size: int,
-    seed: int,
-    epoch_steps: int | None = None,
-    repeats_first_epoch: bool = False,
-) -> SampleKey:
-    """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks.
-
-    Args:
-        step: how many were completed before it.
-        num_samples: in the data set.
-        global_batch_size: samples in a step, over all ranks.
-        seed: of the order.
-        epoch_steps: leave an epoch after so many steps; None goes through all samples.
-        repeats_first_epoch: whether every epoch is the first one again.
-    """
-    epoch, place = divmod(step, epoch_steps or steps_per_epoch(num_samples, global_batch_size))
-    epoch = 0 if repeats_first_epoch else epoch
-    start = place * global_batch_size
-    stop = min(start + global_batch_size, num_samples)
-    return epoch, sample_indices(start, stop, num_samples=num_samples, seed=seed, epoch=epoch)
-
-
-class StepSampler(Sampler[SampleKey]):
-    """The key of each step batch of a run, holding this rank's share of its samples.
-
-    `len()` counts the steps of the whole run, as Lightning's progress does; iteration begins at `start_step`.
-
-    Args:
-        num_samples: in the data set.
-        global_batch_size: samples in a step, over all ranks.
-        num_steps: of the run.
-        seed: of the order.
-        start_step: steps that are behind the run already.
-        rank: of this process.
-        world_size: number of processes.
-        draw: which samples an epoch holds; None for each once.
-        epoch_steps: see step_key.
-        repeats_first_epoch: see step_key.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        global_batch_size: int,
-        num_steps: int,
-        seed: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        draw: Draw | None = None,
-        epoch_steps: int | None = None,
-        repeats_first_epoch: bool = False,
-    ) -> None:
-        if num_samples < 1:
-            raise ValueError("there is no training sample: relax the data filters")
-        self.num_samples = num_samples
-        self.global_batch_size = global_batch_size
-        self.num_steps = num_steps
-        self.seed = seed
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
-        self.draw = draw
-        self.epoch_steps = epoch_steps
-        self.repeats_first_epoch = repeats_first_epoch
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def key(self, step: int) -> SampleKey:
-        """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
-        epoch, places = step_key(
-            step,
-            num_samples=self.num_samples,
-            global_batch_size=self.global_batch_size,
-            seed=self.seed,
-            epoch_steps=self.epoch_steps,
-            repeats_first_epoch=self.repeats_first_epoch,
-        )
-        return epoch, places if self.draw is None else self.draw(epoch, places)
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        for step in range(self.start_step, self.num_steps):
-            epoch, indices = self.key(step)
-            yield epoch, indices[self.rank :: self.world_size]
-
-
-class KeyDataset(Dataset[SampleKey]):
-    """Hands the sampler's keys to the collate function, which reads all samples of a batch at once."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, key: SampleKey) -> SampleKey:
-        return key
-
-
 class StepCollator:
     """Builds a StepBatch from its key, cut into micro-batches of at most `device_batch_size` samples.
 
@@ -307,92 +192,6 @@ class StepCollator:
         return step_batch(micro_batches, indices, weigh=self.weigh)
 
 
-# ---------------------------------------------------------------------- loaders
-
-
-class StepLoader(DataLoader):
-    """A DataLoader over step batches that can be saved and resumed at an optimizer step.
-
-    The saved state names the order, not a position in a prefetch queue: loading it into a loader over other data, or
-    with another seed or batch size, is refused instead of silently training on a different stream.
-
-    Args:
-        sampler: of the run's steps.
-        collate: makes a StepBatch of a key.
-        completed_steps: how many optimizer steps are behind the run, asked when the state is saved.
-        **options: of DataLoader.
-    """
-
-    def __init__(
-        self,
-        sampler: StepSampler,
-        collate: Callable[[Any], StepBatch],
-        completed_steps: Callable[[], int],
-        **options: Any,
-    ) -> None:
-        self.step_sampler = sampler
-        self.completed_steps = completed_steps
-        # a private generator: creating an iterator must not draw from the global one (it would shift dropout)
-        generator = torch.Generator().manual_seed(sampler.seed)
-        # batch_size=None: the sampler yields whole steps
-        super().__init__(
-            KeyDataset(sampler.num_samples),
-            batch_size=None,
-            sampler=sampler,
-            collate_fn=collate,
-            generator=generator,
-            **options,
-        )
-
-    def _identity(self) -> dict[str, int]:
-        sampler = self.step_sampler
-        return {
-            "num_samples": sampler.num_samples,
-            "global_batch_size": sampler.global_batch_size,
-            "seed": sampler.seed,
-        }
-
-    def state_dict(self) -> dict[str, int]:
-        """Order identity and the number of optimizer steps completed."""
-        return {**self._identity(), "step": self.completed_steps()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after `state["step"]` steps.
-
-        Raises:
-            ValueError: the checkpoint was made with other data, batch size or seed.
-        """
-        for name, value in self._identity().items():
-            if state[name] != value:
-                raise ValueError(
-                    f"cannot resume: the checkpoint was trained with {name}={state[name]}, this run has {value}; "
-                    "restore that setting or start a new run (run.name=...)"
-                )
-        self.step_sampler.start_step = state["step"]
-
-
-class EvaluationSampler(Sampler[SampleKey]):
-    """Some samples, each once, this rank's share; none is repeated to even out the ranks.
-
-    Args:
-        indices: (n,) the samples in the order in which they are read; sorted by length, batches need little padding.
-        batch_size: samples in a batch.
-        rank: of this process.
-        world_size: number of processes.
-    """
-
-    def __init__(self, indices: Indices, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = indices[rank::world_size]
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield 0, self.indices[start : start + self.batch_size]
-
-
 class EvaluationCollator:
     """Builds one evaluation batch from its key, with `sample_ids` (n,) int64 beside the tensors.
 
@@ -407,23 +206,3 @@ class EvaluationCollator:
         """Key of one batch -> the batch."""
         _, indices = key
         return {**self.build_batch(indices), "sample_ids": torch.from_numpy(indices)}
-
-
-def evaluation_loader(
-    build_batch: Callable[[Indices], Batch],
-    indices: Indices,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    **options: Any,
-) -> DataLoader:
-    """A loader over these samples, each once, this rank's share, in their order; `options` go to DataLoader."""
-    return DataLoader(
-        KeyDataset(len(indices)),
-        batch_size=None,
-        sampler=EvaluationSampler(indices, batch_size, rank, world_size),
-        collate_fn=EvaluationCollator(build_batch),
-        generator=torch.Generator().manual_seed(0),
-        **options,
-    )

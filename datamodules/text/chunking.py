@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.text.jsonl import whole_characters
+from datamodules.text.plain_text import tokenize_plain
 from datamodules.text.tokenized_texts import special_tokens_around, tokenizer_threads
 
 Choose = Literal["first", "spread", "last"]
@@ -180,13 +181,10 @@ def tokenize_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase)
     current = 0
     while block := list(islice(pieces, BLOCK_PIECES)):
         with tokenizer_threads():
-            encoded = tokenizer(
+            encoded = tokenize_plain(
                 [whole_characters(piece) for _, _, piece in block],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
+                tokenizer,
                 return_offsets_mapping=True,
-                verbose=False,
             )
         for (number, start, _), ids, spans in zip(block, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             while number > current:

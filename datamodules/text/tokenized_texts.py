@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from datamodules.text.hub_access import hub_is_reachable
 from datamodules.text.jsonl import whole_characters
+from datamodules.text.plain_text import tokenize_plain
 
 Truncation = Literal["end", "middle", "start"]
 """Which part of a text goes where it is too long."""
@@ -185,10 +186,7 @@ def encode_texts(
     ):
         for start in range(0, len(texts), BLOCK):
             block = [whole_characters(text) for text in texts[start : start + BLOCK]]
-            encoded = tokenizer(
-                block, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-            )
-            for ids in encoded["input_ids"]:
+            for ids in tokenize_plain(block, tokenizer)["input_ids"]:
                 kept = cut(np.array(ids, dtype=np.int64), room, truncation)
                 rows.append(np.concatenate([before, kept, after]).astype(np.int64))
                 lengths.append(len(ids) + len(before) + len(after))

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
+import secrets
 import shutil
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.process.side_products import side_product
+from lightning_apps.run_files.atomic_files import fsync_folder, open_new, written_aside
+from lightning_apps.run_files.metrics_csv import MetricsCSV
+from lightning_apps.run_files.weights import damage
 from lightning_apps.training.plan import RunPlan
 
 TOLERATED_FAILED_WRITES = 3
@@ -36,52 +39,51 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path: of a local file; its folder is made if need be.
             storage_options: of Lightning's signature; nothing here reads them.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.part")
-        try:
-            with aside.open("wb") as file:
-                # torch's writer turns a full disk into a RuntimeError about its archive; a file object keeps the errno
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
-        fsync_folder(target.parent)
+        with written_aside(Path(path)) as file:
+            # torch's writer turns a full disk into a RuntimeError about its archive; a file object keeps the errno
+            torch.save(checkpoint, file)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def second_name(source: Path, aside: Path) -> None:
+    """Make `aside` the same file as `source`, or a copy of it where the file system has no hard links.
 
-
-def link_atomically(source: Path, target: Path) -> None:
-    """Give a file a second name in one step, replacing what had that name."""
-    aside = target.with_name(f".{target.name}.part")
-    aside.unlink(missing_ok=True)
-    aside.hardlink_to(source)
-    aside.replace(target)
-    fsync_folder(target.parent)
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None: torch writes zip archives, each entry with its CRC-32.
-
-    torch.load itself does not compare the checksums.
+    exFAT, SMB, FUSE and drive mounts answer with EPERM, ENOTSUP, ENOSYS and others; what really is wrong with a disk,
+    copying meets as well.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        return str(error) or type(error).__name__
-    return None if bad is None else f"checksum of {bad} is wrong"
+        aside.hardlink_to(source)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # some mounts leave an empty file
+        with source.open("rb") as whole, os.fdopen(open_new(aside), "wb") as copy:
+            shutil.copyfileobj(whole, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+
+def name_atomically(written: Path, targets: Sequence[Path]) -> None:
+    """Give a file its names, replacing what had them: first all are made aside, then each takes its name, in order.
+
+    What can fail, a full disk above all, fails before the first of them is replaced.
+
+    Args:
+        written: the file; it is renamed to the last of the names.
+        targets: in the same folder.
+    """
+    *others, last = targets
+    asides = [target.with_name(f".{target.name}.{secrets.token_hex(8)}.part") for target in others]
+    try:
+        for aside in asides:
+            second_name(written, aside)
+        for aside, target in zip(asides, others, strict=True):
+            aside.replace(target)
+        written.replace(last)
+    except BaseException:
+        for aside in (*asides, written):
+            with contextlib.suppress(OSError):
+                aside.unlink()
+        raise
+    fsync_folder(last.parent)
 
 
 def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
@@ -104,9 +106,10 @@ def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path
 class RunCheckpoints(Checkpoint):
     """Keeps `best.ckpt`, `last.ckpt`, `step=00000120.ckpt` and, where asked for, `loss=3.2087.ckpt` files.
 
-    Best is decided at the end of an evaluation only, by one metric. Last and periodic checkpoints of a step that is
-    also evaluated wait for that evaluation, so that a checkpoint never separates a step from its evaluation. All that
-    are due at one step are one file with several names, written once.
+    Best is decided at the end of an evaluation only, by one metric; where that is the same, by the lower `val/loss`;
+    where both are, the newest is best. Last and periodic checkpoints of a step that is also evaluated wait for that
+    evaluation, so that a checkpoint never separates a step from its evaluation. All that are due at one step are one
+    file with several names, written once.
 
     Lightning's ModelCheckpoint saves before the evaluation of the same step (Lightning#14431), and three of them
     would write three files.
@@ -191,8 +194,8 @@ class RunCheckpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stop after an evaluation, which has saved."""
-        if self._asked_to_stop(trainer) and self._saved_step == trainer.global_step:
-            self.stop.raise_stop()
+        if (code := self._stop_code(trainer)) and self._saved_step == trainer.global_step:
+            self.stop.raise_stop(code)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -202,14 +205,17 @@ class RunCheckpoints(Checkpoint):
         evaluated = step in self.plan.evaluation_steps
         if (step in self.plan.save_steps or step == self.plan.total_steps) and not evaluated:
             self._save(trainer, ["last.ckpt", *self._periodic(step)])
-        if step < self.plan.total_steps and not evaluated and self._asked_to_stop(trainer):
+        if step < self.plan.total_steps and not evaluated and (code := self._stop_code(trainer)):
             if self._saved_step != step:
                 self._save(trainer, ["last.ckpt"])
-            self.stop.raise_stop()
+            self.stop.raise_stop(code)
 
-    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
-        # a signal may have reached one rank only
-        return trainer.strategy.reduce_boolean_decision(self.stop.asked, all=False)
+    def _stop_code(self, trainer: L.Trainer) -> int:
+        """Why the run is to stop, 0 if it is not; a signal may have reached one rank only."""
+        if trainer.world_size == 1:
+            return self.stop.code
+        code = torch.tensor(self.stop.code, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(code, reduce_op="max"))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare with the best evaluation and save; then whatever follows an evaluation."""
@@ -244,7 +250,12 @@ class RunCheckpoints(Checkpoint):
         value = monitored_value(trainer, self.monitor)
         if value != value:  # NaN is never best
             return False
-        return self.best_value is None or (value < self.best_value if self.mode == "min" else value > self.best_value)
+        if self.best_value is None:
+            return True
+        if value == self.best_value:
+            # a metric that counts answers stands still while a model learns to answer at all; its loss does not
+            return not _loss(trainer.callback_metrics) > _loss(self.best_metrics)
+        return value < self.best_value if self.mode == "min" else value > self.best_value
 
     def _is_best(self, trainer: L.Trainer) -> bool:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
@@ -255,12 +266,15 @@ class RunCheckpoints(Checkpoint):
         return True
 
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
-        first, *others = [self.folder / name for name in reversed(names)]
+        written = self.folder / ".new.part"
         try:
-            trainer.save_checkpoint(first)
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCSV):
+                    logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
+            trainer.save_checkpoint(written)
             if trainer.is_global_zero:
-                for other in others:
-                    link_atomically(first, other)
+                # last.ckpt at last: it knows which step best.ckpt is of
+                name_atomically(written, [self.folder / name for name in reversed(names)])
         except OSError as error:
             self._handle_failed_write(trainer, error)
             return False
@@ -284,6 +298,12 @@ class RunCheckpoints(Checkpoint):
                 f"{self.failed_writes} checkpoint(s) in a row could not be written: {error.strerror or error}; "
                 f"free some space for {self.folder}, then continue with run.resume=auto"
             ) from error
+
+
+def _loss(metrics: Mapping[str, Any]) -> float:
+    """`val/loss`; where it is not measured, or no number, infinity."""
+    loss = float(metrics.get("val/loss", float("inf")))
+    return loss if loss == loss else float("inf")
 
 
 def monitored_value(trainer: L.Trainer, monitor: str) -> float:

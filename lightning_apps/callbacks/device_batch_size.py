@@ -14,7 +14,7 @@ from lightning_apps.process.console import say
 class FindDeviceBatchSize(L.Callback):
     """Before training, tries forward and backward passes of ever smaller micro-batches until one fits.
 
-    The size is stored in checkpoints: a resumed run splits its windows as the first start did, so that float sums
+    The size is stored in checkpoints: a resumed run splits its steps as the first start did, so that float sums
     keep their order and the run its bits.
     """
 

@@ -112,6 +112,15 @@ class RunProgress(TQDMProgressBar):
                 if self._tested.done == self._tested.total:  # ahead of what asks for answers, which counts on its own
                     self._tested.close()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Take the bar away: what is said next would stand behind a bar that is over."""
+        bar = self._train_progress_bar
+        if bar is not None:
+            bar.leave = False
+            bar.close()
+        if self._tested is not None:
+            self._tested.close()
+
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:

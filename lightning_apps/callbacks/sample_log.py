@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.sampling.step_batches import StepSampler
+from datamodules.sampling.step_loader import StepSampler
 from lightning_apps.diagnostics.sample_log import SampleLogWriter
 from lightning_apps.errors import GuardError
 

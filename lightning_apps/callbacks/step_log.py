@@ -46,6 +46,7 @@ class StepLog(L.Callback):
         return {
             "tokens_seen": self.tokens_seen,
             "target_tokens_seen": self.target_tokens_seen,
+            "completed_steps": self.completed_steps,
             "train_s": self.train_s,
             "wall_s": self.earlier_wall_s + time.perf_counter() - self._wall_start,
         }
@@ -54,6 +55,8 @@ class StepLog(L.Callback):
         """Go on counting."""
         self.tokens_seen = state_dict["tokens_seen"]
         self.target_tokens_seen = state_dict["target_tokens_seen"]
+        # a checkpoint of the last step goes on without a step; older ones had steps to go
+        self.completed_steps = state_dict.get("completed_steps", 0)
         self.train_s = state_dict["train_s"]
         self.earlier_wall_s = state_dict["wall_s"]
         self._logged = (self.tokens_seen, self.train_s)

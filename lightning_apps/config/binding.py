@@ -24,7 +24,7 @@ RUNTIME_ARGUMENTS = {
 """Arguments that the program itself supplies when it calls a node's target; supplied_by_data names those of the data,
 and every other one comes from the configuration."""
 OPTIONAL_CALLBACKS = {
-    "early_stopping": "lightning.pytorch.callbacks.EarlyStopping",
+    "early_stopping": "lightning_apps.callbacks.early_stopping.EarlyStopping",
     "reduce_on_plateau": "lightning_apps.callbacks.reduce_on_plateau.ReduceOnPlateau",
     "weight_average": "lightning_apps.callbacks.weight_average.ExponentialWeightAverage",
 }
@@ -58,6 +58,8 @@ def parameters_of(call: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     parameters: dict[str, inspect.Parameter] = {}
     takes_any = False
     for name, parameter in inspect.signature(call, eval_str=True).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:  # a configuration has names only
+            continue
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             parameters[name] = parameter
         elif get_origin(parameter.annotation) in (Unpack, typing.Unpack):

@@ -13,6 +13,7 @@ from datamodules.storage.object_store import split_url
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, PROGRAM_KEYS, bind, bind_callback
 from lightning_apps.config.command_line import lightning_hint
 from lightning_apps.config.composition import options
+from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import check_optimizer
 from lightning_apps.config.schema import RANGES, HardwareConfig, PrecisionConfig, RunConfig, TrainerConfig
 from lightning_apps.config.value_checks import checked_value
@@ -35,7 +36,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_ranges(config)
     _check_checkpoints(config["callbacks"]["checkpoints"])
     _check_guards(config["callbacks"]["guards"])
+    _check_strategy(config["hardware"]["strategy"])
     _check_devices(config)
+    check_kinds(config)
     for key in BOUND:
         bind(key, config[key])
     for name, function in PROGRAM_KEYS["optimizer"].items():
@@ -148,6 +151,18 @@ def _check_shares(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.device_batch_size={per_device} is more than a device's share of "
             f"data.global_batch_size={whole} on {devices} device(s)"
+        )
+
+
+STRATEGIES = ("auto", "ddp")
+"""Those under which the process that started the run holds the trained weights when it ends."""
+
+
+def _check_strategy(strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"hardware.strategy={strategy}{did_you_mean(strategy, list(STRATEGIES))}: allowed are "
+            f"{', '.join(STRATEGIES)}; ddp starts a process for each device"
         )
 
 

@@ -17,11 +17,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from lightning_apps.config.help_page import help_page
 from lightning_apps.config.overrides import quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process import interrupts
 from lightning_apps.process.console import log_file_only
+from lightning_apps.process.streams import steady_streams
 
 LIGHTNING_KEYS = {
     "accelerator": "hardware.accelerator, which hardware= chooses,",
@@ -45,6 +47,7 @@ LIGHTNING_KEYS = {
 
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
     """Compose the configuration from sys.argv, run the task, and exit with the house's codes."""
+    steady_streams()
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     multirun = any(argument in ("--multirun", "-m") for argument in sys.argv[1:])
     quoted = [quote_value(argument, multirun=multirun) for argument in sys.argv[1:]]
@@ -69,6 +72,10 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
             _fail(1, f"{type(error).__name__}: {error}", show_traceback)
 
     try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            docstring = sys.modules[task.__module__].__doc__ or ""
+            print(help_page(config_path, config_name, sys.argv[1:], docstring))
+            sys.exit(0)
         with interrupts.caught():
             hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
     except KeyboardInterrupt:

@@ -68,6 +68,12 @@ def search_path_override(words: Sequence[str]) -> list[str]:
     return [f"{SEARCH_PATH}={override_value(places)}"] if places else []
 
 
+def overrides_of(words: Sequence[str]) -> list[str]:
+    """The overrides of a command line as another composition takes them: without flags, the search path as one."""
+    others = [word for word in _config_dir(words)[1] if not word.startswith("-")]
+    return [*(word for word in others if word.partition("=")[0] != SEARCH_PATH), *search_path_override(words)]
+
+
 def group_options(config_path: Path, group: str, words: Sequence[str]) -> list[str]:
     """Options of a config group, in conf/ and where a command line adds to it.
 
@@ -78,7 +84,7 @@ def group_options(config_path: Path, group: str, words: Sequence[str]) -> list[s
     """
     names = [
         entry.name
-        for folder in _folders(config_path, words)
+        for folder in option_folders(config_path, words)
         if folder.joinpath(group).is_dir()
         for entry in folder.joinpath(group).iterdir()
     ]
@@ -87,10 +93,11 @@ def group_options(config_path: Path, group: str, words: Sequence[str]) -> list[s
 
 def is_group(config_path: Path, name: str, words: Sequence[str]) -> bool:
     """Whether a name is a config group's; the arguments are those of group_options."""
-    return any(folder.joinpath(name).is_dir() for folder in _folders(config_path, words))
+    return any(folder.joinpath(name).is_dir() for folder in option_folders(config_path, words))
 
 
-def _folders(config_path: Path, words: Sequence[str]) -> list[Traversable]:
+def option_folders(config_path: Path, words: Sequence[str]) -> list[Traversable]:
+    """The folders that hold the config groups, conf/ first; the arguments are those of group_options."""
     folders: list[Traversable] = [config_path]
     for place in search_path(words):
         scheme, _, rest = place.partition("://")

@@ -22,6 +22,7 @@ from datamodules.sampling.step_batches import step_batch
 from lightning_apps.config.trusted_targets import check_targets
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.run_files.directory import RunDirectory, read_config
 from lightning_apps.training.optimizer_step import seed_step
 
 
@@ -123,10 +124,14 @@ def read_crash_dump(path: str, *, trust: Any = ()) -> tuple[CrashDump, dict[str,
         raise ConfigError(
             f"crash_dump={path}: no crash dump is there (no crash_dump.json); they lie in <run>/crash_dumps/"
         )
-    values = json.loads((folder / "crash_dump.json").read_text(encoding="utf-8"))
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(RunDirectory(folder))
     check_targets(config, folder / "config.yaml", trust)
     file = folder / "batch.pt"
-    kept = torch.load(file, weights_only=True) if file.is_file() else None
-    batch = None if kept is None else step_batch(kept["micro_batches"], kept["sample_ids"].numpy())
-    return CrashDump(**values), config, batch
+    try:
+        found = CrashDump(**json.loads((folder / "crash_dump.json").read_text(encoding="utf-8")))
+        kept = torch.load(file, weights_only=True) if file.is_file() else None
+        batch = None if kept is None else step_batch(kept["micro_batches"], kept["sample_ids"].numpy())
+    except Exception as error:  # whatever a damaged file makes of json and torch.load
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"crash_dump={path} is damaged ({reason}); choose another") from error
+    return found, config, batch

@@ -1,5 +1,6 @@
 """What a classifier's probabilities are worth: torchmetrics' definitions on whole splits, with intervals."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -39,6 +40,9 @@ def classification_metrics(
 ) -> dict[str, float]:
     """Accuracy, precision, recall, F1, AUROC and calibration error, by the names under which they are logged.
 
+    Those of single classes are `precision/<class>`, `recall/<class>` and `f1/<class>` (metric_names): a namespace of
+    their own, so that a class called "macro" or "weighted" is a class and `f1_macro` stays the average.
+
     Macro averages count every class alike, over the classes that are there or were predicted; weighted ones count by
     frequency. AUROC is the mean over the classes that have samples with and without them, NaN where none has. Intervals
     (`*_low`, `*_high`) are 95 % percentile bootstraps over samples. With several labels `accuracy` is the share of
@@ -58,7 +62,7 @@ def classification_metrics(
     names = metric_names(label_names)
     for key in ("precision", "recall", "f1"):
         for name, value in zip(names, metrics.pop(key).tolist(), strict=True):
-            metrics[f"{key}_{name}"] = value
+            metrics[f"{key}/{name}"] = value
     found: dict[str, float] = {key: float(value) for key, value in metrics.items()}
     outcomes = sample_outcomes(probabilities, targets, multi_label=multi_label)
     statistics = {"accuracy": _accuracy, "f1_macro": _f1_macro}
@@ -79,9 +83,21 @@ def classification_metrics(
 
 
 def metric_names(label_names: Sequence[str]) -> list[str]:
-    """Class names as parts of metric names: letters, digits and underscores, all different."""
+    """Class names as parts of metric names: lower-case letters, digits and underscores, all different.
+
+    Classes that differ in other characters only bear their number; underscores behind it tell them from a class that
+    is called just that.
+    """
     names = ["".join(char if char.isalnum() else "_" for char in name.lower()) or "_" for name in label_names]
-    return [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names)]
+    counts = Counter(names)
+    taken = {name for name in names if counts[name] == 1}
+    for number, name in enumerate(names):
+        if counts[name] > 1:
+            names[number] = f"{name}_{number}"
+            while names[number] in taken:
+                names[number] += "_"
+            taken.add(names[number])
+    return names
 
 
 def _averages(stats: Any, preds: Tensor, targets: Tensor, options: dict[str, Any]) -> dict[str, Any]:

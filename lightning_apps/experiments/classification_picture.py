@@ -35,8 +35,12 @@ from lightning_apps.figures.curves import (
 )
 
 WIDTH_PX, HEIGHT_PX = 1600, 1160
-MAX_CLASSES_WRITTEN = 12
-"""Confusion matrices of more classes are drawn without numbers and names."""
+MAX_CLASSES_COUNTED = 12
+"""Confusion matrices of more classes are drawn without the counts in their cells."""
+MAX_LABEL_BARS = 20
+"""Labels with bars of their own, where samples bear several."""
+NAME_PX = 11
+"""Least distance of two names along an axis; of more classes than have room every so many-th is named."""
 BLUES = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", BLUE])
 REFERENCE_COLORS = (GREY, ORANGE, GREEN)
 NUM_BINS = 10
@@ -71,8 +75,15 @@ def draw_classification_summary(
         losses.tick_params(labelbottom=False)
         draw_learning_rate(add_axes_px(figure, 115, 690, 590, 75), rows)
         draw_scores(add_axes_px(figure, 830, 690, 535, 350), rows, references, best_step=best_step)
-        draw_confusion(figure, add_axes_px(figure, 185, 90, 430, 430), predictions, label_names)
+        draw_confusion(figure, add_axes_px(figure, *confusion_place(len(label_names))), predictions, label_names)
         draw_reliability(figure, predictions, label_names)
+
+
+def confusion_place(num_classes: int) -> tuple[int, int, int, int]:
+    """Left, bottom, width and height of the matrix in pixels: some names lean below it, many stand upright."""
+    if num_classes > MAX_CLASSES_COUNTED:
+        return 215, 210, 320, 320
+    return (185, 90, 430, 430) if num_classes <= 4 else (185, 140, 380, 380)
 
 
 def draw_scores(
@@ -93,6 +104,7 @@ def draw_scores(
     axes.set_title("Scores on validation", pad=TITLE_PAD)
     label_steps(axes, rows)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    references = {name: entry for name, entry in references.items() if np.isfinite(entry["accuracy"])}
     shown: list[float] = [reference["accuracy"] for reference in references.values()]
     curves = (("val/accuracy", "accuracy", BLUE, False), ("val/f1_macro", "macro F1", VERMILLION, True))
     for key, _, color, _ in curves:
@@ -108,8 +120,9 @@ def draw_scores(
         shown += values[np.isfinite(values)].tolist()
         if name == "macro F1":
             draw_best(axes, steps, values, best_step, "best {:.1%}")
-    if not len(series(rows, "val/accuracy")[0]):
-        say_empty(axes, "no evaluation yet")
+    measured = series(rows, "val/accuracy")[1]
+    if not np.isfinite(measured).any():
+        say_empty(axes, "no accuracy is a finite number" if len(measured) else "no evaluation yet")
     bottom, top = (float(min(shown)), float(max(shown))) if shown else (0.0, 1.0)
     margin = max(0.06 * (top - bottom), 0.01)
     axes.set_ylim(max(bottom - margin, -0.02), min(top + margin, 1.02))
@@ -156,7 +169,16 @@ def draw_confusion(
     axes.set_ylabel("true")
     for spine in axes.spines.values():
         spine.set(visible=True, color="#A6A6A6")
-    if len(label_names) <= MAX_CLASSES_WRITTEN:
+    if len(label_names) > MAX_CLASSES_COUNTED:
+        every = int(np.ceil(len(label_names) * NAME_PX / axes.get_window_extent().height))
+        named = range(0, len(label_names), every)
+        names = [printable(label_names[number], 17, tail=7) for number in named]
+        size = 8.5 if len(label_names) <= 24 else 7.5
+        axes.set_xticks(named, labels=names, rotation=90, fontsize=size)
+        axes.set_yticks(named, labels=names, fontsize=size)
+        if every > 1:
+            axes.set_ylabel(f"true ({len(label_names)} classes, every {ordinal(every)} named)")
+    else:
         names = [printable(name, 12) for name in label_names]
         many = len(names) > 4
         axes.set_xticks(range(len(names)), labels=names, rotation=35 if many else 0, ha="right" if many else "center")
@@ -172,17 +194,26 @@ def draw_confusion(
     bar.spines[:].set_visible(False)
 
 
+def ordinal(number: int) -> str:
+    """2nd, 3rd, 4th ..."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def _draw_label_bars(axes: Axes, predictions: Sequence[dict[str, Any]], label_names: Sequence[str]) -> None:
-    names = list(label_names)[:MAX_CLASSES_WRITTEN]
+    names = list(label_names)[:MAX_LABEL_BARS]
     true = np.array([[name in row["target"] for name in names] for row in predictions])
     said = np.array([[name in row["output"] for name in names] for row in predictions])
     hits = (true & said).sum(axis=0)
     places = np.arange(len(names))
-    axes.set_title(f"Labels, last evaluation ({len(predictions):,} samples)", pad=TITLE_PAD)
+    which = "Labels" if len(names) == len(label_names) else f"First {len(names)} of {len(label_names)} labels"
+    axes.set_title(f"{which}, last evaluation ({len(predictions):,} samples)", pad=TITLE_PAD)
     axes.barh(places - 0.2, hits / np.maximum(true.sum(axis=0), 1), 0.38, color=BLUE, label="recall")
     axes.barh(places + 0.2, hits / np.maximum(said.sum(axis=0), 1), 0.38, color=ORANGE, label="precision")
     axes.set_yticks(
-        places, labels=[f"{printable(name, 14)} ({n})" for name, n in zip(names, true.sum(axis=0), strict=True)]
+        places,
+        labels=[f"{printable(name, 14)} ({n:,})" for name, n in zip(names, true.sum(axis=0), strict=True)],
+        fontsize=10 if len(names) <= 12 else 8.5,
     )
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -197,7 +228,7 @@ def draw_reliability(figure: Figure, predictions: Sequence[dict[str, Any]], labe
     counts_axes = add_axes_px(figure, 830, 90, 535, 70)
     confidence, right = answers(predictions, label_names)
     mean, accuracy, counts = reliability(confidence, right, NUM_BINS)
-    filled = counts > 0
+    filled = (counts > 0) & np.isfinite(mean) & np.isfinite(accuracy)
     # the most probable of n classes has at least 1 / n
     start = 0.5 if len(label_names) == 2 else np.floor(NUM_BINS / max(len(label_names), 1)) / NUM_BINS
     error = float((np.abs(accuracy - mean)[filled] * counts[filled]).sum() / max(counts.sum(), 1))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.labelled.document_facts import Span, evidence_spans
+from datamodules.labelled.labels import class_number, class_positions
 from datamodules.text.jsonl import decoded_lines, jsonl_objects, line_place
 from lightning_apps.errors import ConfigError, did_you_mean
 
@@ -91,14 +92,16 @@ def document_of(
     text, label = record[column], record.get(columns["label"])
     if not isinstance(text, str):
         raise ValueError(f"{where}: {column} is not a text")
-    if label is not None and label not in label_names:
+    number_of_class = None if label is None else class_number(label, class_positions(label_names))
+    if label is not None and number_of_class is None:
         raise ValueError(
             f"{where}: the run knows no label {label!r}{did_you_mean(str(label), list(label_names))}; allowed are "
             f"{', '.join(label_names)}, or no label"
         )
+    known = None if number_of_class is None else label_names[number_of_class]
     name = record.get(columns["id"])
     evidence = evidence_spans(record.get(columns["evidence_spans"]), text, where)
-    return Document(f"line {number}" if name is None else str(name), text, label, evidence)
+    return Document(f"line {number}" if name is None else str(name), text, known, evidence)
 
 
 def choose_rows(

@@ -1,5 +1,6 @@
 """What explain writes: explanations.jsonl, faithfulness.json and .png, explanations.html."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,20 +211,25 @@ def _name(method: str) -> str:
 
 
 def _spelt(entry: Mapping[str, float], digits: int = 3) -> str:
-    value, low, high = (f"{entry[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+    return f"{entry['value']:.{digits}f}{_interval(entry, f'.{digits}f')}"
+
+
+def _interval(entry: Mapping[str, float], form: str) -> str:
+    """` (low to high)`; nothing where there is none, as for a single document."""
+    ends = entry["low"], entry["high"]
+    return f" ({ends[0]:{form}} to {ends[1]:{form}})" if all(map(math.isfinite, ends)) else ""
 
 
 def _difference(entry: Mapping[str, Any]) -> str:
     if "minus_random" not in entry:
         return ""
     change = entry["minus_random"]
-    return f", {change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f}) to random"
+    return f", {change['value']:+.3f}{_interval(change, '+.3f')} to random"
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
     change = entry.get("minus_random")
     return [
         _spelt(entry),
-        "–" if change is None else f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})",
+        "–" if change is None else f"{change['value']:+.3f}{_interval(change, '+.3f')}",
     ]

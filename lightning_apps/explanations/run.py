@@ -19,7 +19,9 @@ from lightning_apps.explanations.documents import Document, choose_rows, columns
 from lightning_apps.explanations.explanation import ExplainSettings, Explanation, explain_document
 from lightning_apps.process.console import human_time, say, with_progress
 from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.weights import check_exported, load_exported
 from lightning_apps.runs.build import available_accelerator, build_datamodule, quiet_libraries
+from lightning_apps.runs.preflight import within_positions
 from models.encoders.hierarchical import HierarchicalClassifier
 
 
@@ -40,13 +42,15 @@ class RatingModel:
         data = config["data"]
         name = available_accelerator(accelerator)
         self.device = torch.device({"gpu": "cuda"}.get(name, name))
+        check_exported(directory.model)
         self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
-        chunking = Chunking(data["chunk_size"], data["stride"], data["max_chunks"], data["choose"])
         try:
+            net: Any = load_exported(HierarchicalClassifier, directory.model)
+            data = within_positions(data, net)
+            chunking = Chunking(data["chunk_size"], data["stride"], data["max_chunks"], data["choose"])
             self.chunker = Chunker(self.tokenizer, chunking)
-            net: Any = HierarchicalClassifier.from_pretrained(
-                directory.model, dtype=torch.float32, use_safetensors=True
-            )
+        except ConfigError:
+            raise
         except (OSError, ValueError) as error:
             raise ConfigError(f"run={directory.path}: its model/ cannot be loaded ({error})".splitlines()[0]) from error
         self.net: HierarchicalClassifier = net.to(self.device).eval()

@@ -16,6 +16,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from lightning_apps.run_files.atomic_files import written_aside
+
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 """Palette of Okabe and Ito (2008), told apart under all common forms of colour blindness."""
@@ -68,10 +70,8 @@ def png_figure(path: Path, width_px: int, height_px: int) -> Iterator[Figure]:
         figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI)
         FigureCanvasAgg(figure)
         yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        figure.savefig(aside, format="png", dpi=DPI)
-        aside.replace(path)
+        with written_aside(path) as file:
+            figure.savefig(file, format="png", dpi=DPI)
 
 
 def add_axes_px(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -23,7 +23,7 @@ class _Terminal(logging.Handler):
             return
         text = self.format(record)
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        with contextlib.suppress(OSError, ValueError, LookupError):  # a terminal that was closed stops no run
+        with contextlib.suppress(OSError, ValueError, LookupError, RuntimeError):  # a closed terminal stops no run
             tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
             sys.stdout.flush()
 

@@ -8,8 +8,21 @@ from types import FrameType
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import say
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Scheduler's end, Ctrl-C, and SLURM's warning before pre-emption (sbatch --signal=USR1@120)."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Scheduler's end, Ctrl-C, SLURM's warning before pre-emption (sbatch --signal=USR1@120), and a closed terminal.
+
+Windows has only the first two.
+"""
+_NOBODY, _TIME_IS_UP, _SIGNAL = 0, 1, 2  # what a process says of itself; from 2 on its signal
+
+
+def heeded_signals() -> list[int]:
+    """Those of SIGNALS that this process is to act on: after `nohup`, a closed terminal is none of them."""
+    return [
+        signum
+        for signum in SIGNALS
+        if signal.Signals(signum).name != "SIGHUP" or signal.getsignal(signum) is not signal.SIG_IGN
+    ]
 
 
 class StopRun(Exception):  # noqa: N818 (a run that stops is not an error)
@@ -48,7 +61,7 @@ class SafeStop:
         """Take over the signals; Lightning's handlers would stop in the middle of the bookkeeping of a step."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for signum in SIGNALS:
+        for signum in heeded_signals():
             self._previous.setdefault(signum, signal.getsignal(signum))
             signal.signal(signum, self._handle)
 
@@ -72,21 +85,29 @@ class SafeStop:
     @property
     def asked(self) -> bool:
         """Whether the run is to stop after this step."""
-        return self.signum is not None or self._time_is_up
+        return self.code != _NOBODY
 
     @property
-    def _time_is_up(self) -> bool:
-        return self._max_time_s is not None and time.monotonic() - self._start >= self._max_time_s
+    def code(self) -> int:
+        """What this process knows, as a number of which the largest among all processes decides."""
+        if self.signum is not None:
+            return _SIGNAL + self.signum
+        is_over = self._max_time_s is not None and time.monotonic() - self._start >= self._max_time_s
+        return _TIME_IS_UP if is_over else _NOBODY
 
-    def raise_stop(self) -> None:
-        """End the run.
+    def raise_stop(self, code: int) -> None:
+        """End the run, for the same reason and with the same exit code in each of its processes.
+
+        Args:
+            code: the largest among the processes; a signal may have reached one of them only.
 
         Raises:
             StopRun: always.
         """
-        if self.signum is not None:
-            raise StopRun(signal.Signals(self.signum).name, self.signum)
-        raise StopRun(f"trainer.max_time: {self._max_time_s:.0f} s are over")
+        if code >= _SIGNAL:
+            signum = code - _SIGNAL
+            raise StopRun(signal.Signals(signum).name, signum)
+        raise StopRun(f"trainer.max_time: {self._max_time_s or 0:.0f} s are over")
 
 
 def max_time_seconds(max_time: str | None) -> float | None:

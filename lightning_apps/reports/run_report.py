@@ -7,37 +7,50 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import human_time
 from lightning_apps.reports.html_page import details, facts, figure, page, section, table
 from lightning_apps.run_files.atomic_files import write_text_atomically
-from lightning_apps.run_files.directory import open_run, read_summary
+from lightning_apps.run_files.directory import check_writable, leads_out, open_run, read_summary
 
 
-def write_run_report(place: str, *, trust: Any = ()) -> list[Path]:
+def write_run_report(place: str, *, out: str | None = None, trust: Any = ()) -> list[Path]:
     """Put a run's summary, pictures, metrics and configuration on one page; returns the file.
 
     Args:
         place: directory or URL of the run.
+        out: folder for the page; None is that of the run.
         trust: see open_run.
 
     Raises:
         ConfigError: no run is there, or it has no summary yet.
     """
     directory, _ = open_run(place, trust=trust)
+    folder = directory.path if out is None else Path(out)
+    check_writable(folder, "out=... writes elsewhere")
     summary = read_summary(directory)
     if summary is None:
         raise ConfigError(
             f"run={place}: it has no summary.json yet; it is still running, or was killed before it wrote one"
         )
-    pictures = sorted({*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")})
-    parts = [facts(overview(summary))]
+    try:
+        facts_of_run, tables = overview(summary), metrics_tables(summary)
+        title = f"Run {summary['experiment']}/{summary['name']}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"run={place}: its summary.json is not that of a run ({type(error).__name__}: {error}); the run's command "
+            "with run.resume=auto writes it again"
+        ) from error
+    found = {*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")}
+    # a link in somebody else's run may lead to any file of this machine
+    pictures = sorted(path for path in found if path.is_file() and not leads_out(path, directory.path))
+    parts = [facts(facts_of_run)]
     if pictures:
         parts.append(
             section("Pictures", *(figure(path, f"Picture {path.stem} of this run.", path.name) for path in pictures))
         )
-    parts.append(section("Metrics", *metrics_tables(summary)))
+    parts.append(section("Metrics", *tables))
     parts.append(
         section("Configuration", details("config.yaml", directory.config.read_text(encoding="utf-8", errors="replace")))
     )
-    path = directory.path / "report.html"
-    write_text_atomically(path, page(f"Run {summary['experiment']}/{summary['name']}", parts))
+    path = folder / "report.html"
+    write_text_atomically(path, page(title, parts))
     return [path]
 
 
@@ -61,8 +74,12 @@ def metrics_tables(summary: dict[str, Any]) -> list[str]:
     best = summary["best"] or {"metrics": {}, "step": "none", "metric": "none"}
     final, chosen = summary["metrics"], best["metrics"]
     names = sorted({*final, *chosen})
-    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
-    rows = [[name, _number(final, name), _number(chosen, name)] for name in names if name not in ends]
+    ends = {f"{name}_{end}" for name in names for end in ("low", "high") if has_interval(name)}
+    rows = [
+        [name, _number(final, name), _number(chosen, name)]
+        for name in names
+        if name not in ends and name.count("/") < 2  # those of single classes are in per_class.csv
+    ]
     compared = [row for row in rows if row[0] in chosen]
     alone = [row[:2] for row in rows if row[0] not in chosen]
     tables = []
@@ -74,8 +91,14 @@ def metrics_tables(summary: dict[str, Any]) -> list[str]:
     return tables
 
 
+def has_interval(name: str) -> bool:
+    """Whether `<name>_low` and `<name>_high` are ends of this metric: behind a second slash stand names of classes."""
+    return name.count("/") == 1
+
+
 def _number(metrics: dict[str, float | None], name: str) -> str:
-    value, low, high = (metrics.get(name + end) for end in ("", "_low", "_high"))
+    value = metrics.get(name)
+    low, high = (metrics.get(f"{name}_{end}") if has_interval(name) else None for end in ("low", "high"))
     if value is None:
         return "–"
     return f"{value:,.6g}" + ("" if low is None or high is None else f" ({low:,.4g} to {high:,.4g})")

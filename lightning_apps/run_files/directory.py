@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from datamodules.storage.folders import StorageError, download_folder, fetch_marker, is_remote, join_url
 from lightning_apps.config.trusted_targets import check_targets
 from lightning_apps.errors import ConfigError
+from lightning_apps.process.rank import global_rank
 
 WRITTEN_BY_A_RUN = (
     "config.yaml",
@@ -134,6 +136,11 @@ class RunDirectory:
         """What a background upload reads; there while it is under way."""
         return self.path / ".upload"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here; it stays when the run is overwritten."""
+        return self.path / ".lock"
+
     def holds_a_run(self) -> bool:
         """Whether a run has started here."""
         return self.config.exists() or self.checkpoints.exists()
@@ -176,6 +183,9 @@ def check_start(directory: RunDirectory, run: dict[str, Any]) -> None:
         raise ConfigError("run.resume and run.overwrite=true exclude each other: continue the run, or delete it")
     if directory.path.exists() and not directory.path.is_dir():
         raise ConfigError(f"{directory.path} is a file; choose another run.name")
+    if run["resume"] is not None:
+        refuse_links(directory, WRITTEN_BY_A_RUN)
+    check_writable(directory.path, "choose another run.output_root")
     if run["overwrite"]:
         check_overwrite(directory, Path(run["output_root"]))
     elif run["resume"] is None and directory.holds_a_run():
@@ -203,9 +213,8 @@ def check_overwrite(directory: RunDirectory, output_root: Path) -> None:
     if not directory.path.exists() or not any(directory.path.iterdir()):
         return
     try:
-        config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-        is_run = isinstance(config, dict) and {"experiment", "run", "trainer"} <= config.keys()
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        is_run = {"experiment", "run", "trainer"} <= read_config(directory).keys()
+    except ConfigError:
         is_run = False
     if not is_run:
         raise ConfigError(
@@ -246,7 +255,8 @@ def open_run(path: str, cache_root: str = ".cache", *, trust: Any = ()) -> tuple
     if not directory.config.is_file():
         near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
         raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
-    config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    refuse_links(directory, ("config.yaml", "summary.json"))
+    config = read_config(directory)
     check_targets(config, directory.config, trust)
     if is_remote(path):
         use_cache_here(config, cache_root)
@@ -259,7 +269,7 @@ def fetched_run(url: str, cache_root: Path) -> Path:
     Raises:
         ConfigError: it cannot be fetched, in words.
     """
-    is_main = "LOCAL_RANK" not in os.environ  # the processes of a run wait for the first that fetches
+    is_main = global_rank() == 0  # the processes of a run wait for the first that fetches
 
     def report(text: str) -> None:
         if is_main:
@@ -278,6 +288,63 @@ def fetched_run(url: str, cache_root: Path) -> Path:
     return copy
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder leads somewhere else, over a symbolic link."""
+    return not path.resolve().is_relative_to(folder.resolve())
+
+
+def refuse_links(directory: RunDirectory, names: Iterable[str]) -> None:
+    """Refuse a run directory in which some of these entries are links to somewhere else.
+
+    A run directory may be a stranger's: what is written into it must not arrive elsewhere, and what is read from it
+    and shown must not be another file of this machine.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name in names:
+        if leads_out(directory.path / name, directory.path):
+            raise ConfigError(
+                f"{directory.path / name} is a link out of the run, to {(directory.path / name).resolve()}; put what "
+                "belongs to the run in its place"
+            )
+
+
+def results_folder(directory: RunDirectory, folder: Path, out: str | None) -> Path:
+    """Where a command writes what it found about a run: `folder` of the run, or one below `out` of the same name.
+
+    Raises:
+        ConfigError: it cannot be written, or a link leads out of the run.
+    """
+    if out is not None:
+        folder = Path(out) / folder.name
+    elif leads_out(folder, directory.path):
+        raise ConfigError(
+            f"{folder} leads out of the run, to {folder.resolve()} (a link); write elsewhere with out=..."
+        )
+    check_writable(folder, "out=... writes elsewhere")
+    return folder
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Whether files can be made in a folder, or in the nearest one above it that is there; nothing stays.
+
+    Raises:
+        ConfigError: they cannot: no right, a read-only file system, a full disk, or a file in the way.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {there} is a file; {remedy}")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        raise ConfigError(f"{there} cannot be written: {error.strerror or error}; {remedy}") from error
+
+
 def use_cache_here(config: dict[str, Any], cache_root: str) -> None:
     """Prepared data of a run that was made elsewhere go below `cache_root` where its own folder is not here."""
     made_with = config["run"]["cache_root"]
@@ -287,9 +354,53 @@ def use_cache_here(config: dict[str, Any], cache_root: str) -> None:
             config["data"]["cache_root"] = cache_root
 
 
+def read_config(directory: RunDirectory) -> dict[str, Any]:
+    """The resolved configuration in config.yaml.
+
+    Raises:
+        ConfigError: the file is damaged, or is not that of a run.
+    """
+    path = directory.config
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {_RESTORE}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
+        raise ConfigError(f"{path} is not the configuration of a run (it names no experiment); {_RESTORE}")
+    return config
+
+
+_RESTORE = (
+    "restore it from a copy; without it only run.resume=auto with the run's own command goes on (delete the file)"
+)
+
+
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """What summary.json holds, or None where there is none."""
-    if not directory.summary.is_file():
+    """What summary.json holds, or None where there is none.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = directory.summary
+    if not path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(directory.summary.read_text(encoding="utf-8"))
+    remedy = "the run's command with run.resume=auto writes it again"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {remedy}") from error
+    if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
+        raise ConfigError(f"{path} is not the summary of a run (it has no status); {remedy}")
     return summary
+
+
+def whole_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What summary.json holds, or None where there is none or it is damaged: the run is then not known to be over."""
+    try:
+        return read_summary(directory)
+    except ConfigError:
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_apps.run_files.atomic_files import write_bytes_atomically
+
 
 class MetricsCSV(Logger):
     """Writes each step's values at once; values logged later for the same step join its row.
@@ -42,17 +44,27 @@ class MetricsCSV(Logger):
         """Settings are in config.yaml."""
 
     @rank_zero_only
-    def start_after(self, step: int) -> None:
-        """Begin at `step`: keep the rows up to it, drop what an interrupted run wrote beyond it."""
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step] if self.path.exists() else []
+    def start_after(self, step: int | None) -> None:
+        """Go on with the file that is there; the values of a step that it ends with can still be added to.
+
+        Args:
+            step: rows beyond it are dropped, an interrupted run wrote them; None keeps all.
+        """
+        rows = read_metrics(self.path) if self.path.exists() else []
+        if step is not None:
+            rows = [row for row in rows if row["step"] <= step]
         self._columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
+        self._row = rows.pop() if rows else {}
         self._rewrite(rows)
+        if self._row:
+            self._append(self._row)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write the values of one step."""
         if not self._columns:
-            self.start_after(0)
+            self.start_after(None)
+        metrics = {_writable(name): value for name, value in metrics.items()}
         same_step = self._row.get("step") == step
         self._row = {**self._row, **metrics} if same_step else {"step": step, **metrics}
         if new_columns := [key for key in metrics if key not in self._columns]:
@@ -61,30 +73,55 @@ class MetricsCSV(Logger):
             if same_step:
                 rows.pop()
             self._rewrite(rows)
-            same_step = False
-        with self.path.open("r+b") as file:
-            if same_step:
-                file.truncate(self._row_start)
-            self._row_start = file.seek(0, os.SEEK_END)
-            file.write(self._lines([self._row]))
+        elif same_step:
+            os.truncate(self.path, self._row_start)
+        self._append(self._row)
 
-    def _lines(self, rows: list[dict[str, Any]]) -> bytes:
+    @rank_zero_only
+    def save(self) -> None:
+        """Make the rows survive a power cut; done before each checkpoint, which does."""
+        if self.path.exists():
+            with self.path.open("r+b") as file:
+                os.fsync(file.fileno())
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self.path.open("r+b") as file:
+            self._row_start = file.seek(0, os.SEEK_END)
+            file.write(self._lines([row]))
+
+    def _lines(self, rows: list[dict[str, Any]], *, header: bool = False) -> bytes:
         text = io.StringIO()
-        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(
             {key: repr(value) if isinstance(value, float) else value for key, value in row.items()} for row in rows
         )
         return text.getvalue().encode()
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        aside = self.path.with_suffix(".csv.part")
-        aside.write_bytes((",".join(self._columns) + "\n").encode() + self._lines(rows))
-        aside.replace(self.path)
+        write_bytes_atomically(self.path, self._lines(rows, header=True))
+
+
+def _writable(name: str) -> str:
+    """A metric's name as UTF-8 can hold it: names of classes come from data."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.csv: `step` as int, every other value as float, empty fields left out."""
-    with path.open(newline="") as file:
-        return [
-            {key: int(value) if key == "step" else float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+    """Rows of a metrics.csv: `step` as int, every other value as float, empty fields left out.
+
+    A row that a crash left half-written is passed over: the last one where it does not end its line (its last number
+    may have lost digits), and any that holds something else than numbers.
+    """
+    text = path.read_bytes().decode("utf-8", "replace")
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    return [values for row in rows if (values := _numbers(row)) is not None]
+
+
+def _numbers(row: dict[Any, Any]) -> dict[str, Any] | None:
+    try:
+        values = {key: int(value) if key == "step" else float(value) for key, value in row.items() if value}
+    except (TypeError, ValueError):  # TypeError: more fields than columns
+        return None
+    return values if "step" in values else None

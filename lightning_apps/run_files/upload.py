@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from datamodules.storage.folder_lock import locked
 from datamodules.storage.folders import StorageError, UploadReport, join_url, upload_folder
+from lightning_apps.run_files.directory import leads_out
 
 LOWEST_PRIORITY = 19  # for os.nice
 
@@ -37,6 +38,11 @@ def is_left_out(name: str) -> bool:
     return name.endswith(".part") or any(part.startswith(".") for part in name.split("/"))
 
 
+def _stays_home(run: Path, name: str) -> bool:
+    """Whether a file is no part of the run, or lies elsewhere: in a stranger's run a link leads to any file here."""
+    return is_left_out(name) or leads_out(run / name, run)
+
+
 def retry_command(run: Path, to: str) -> str:
     """The command that goes on with an upload."""
     return shlex.join(["python", "-m", "lightning_apps.upload", f"run={run}", f"to={to}"])
@@ -53,7 +59,7 @@ def upload_run(run: Path, url: str, **options: Any) -> UploadReport:
     Raises:
         StorageError: as upload_folder does; or another process is uploading the run.
     """
-    return _upload(run, run, url, **options)
+    return _upload(run, run, url, leave_out=partial(_stays_home, run), **options)
 
 
 def _upload(run: Path, folder: Path, url: str, **options: Any) -> UploadReport:
@@ -92,7 +98,7 @@ def main(arguments: list[str]) -> None:
             folder,
             url,
             complete=not in_background,
-            leave_out=None if in_background else is_left_out,
+            leave_out=None if in_background else partial(_stays_home, run),
             progress=None if in_background else progress_bar(),
             on_file=lambda name: _answer({"file": name}),
         )

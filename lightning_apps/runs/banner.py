@@ -1,14 +1,21 @@
 """What a run says before it starts and after it ends."""
 
-from collections.abc import Mapping
+import csv
+import io
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import run_url
 from lightning_apps.training.plan import RunPlan
+
+PER_CLASS = "per_class.csv"
+"""In a run's directory: the metrics of single classes."""
 
 
 def start_banner(
@@ -64,37 +71,101 @@ def _by_part(module: L.LightningModule) -> str:
 
 
 def _first_and_last(steps: frozenset[int]) -> str:
+    if len(steps) == 1:
+        return f", after step {min(steps):,}"
     return f", after steps {min(steps):,} to {max(steps):,}" if steps else ""
 
 
+HEADLINES = ("loss", "accuracy", "f1_macro")
+"""Metrics that stand first, behind the one that chose the best checkpoint."""
+
+
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics table, where the files are, and the command to evaluate."""
-    path = f"{summary['directory']}"
+    """The metrics, headlines first and those of single classes left to a file; where files are; how to evaluate.
+
+    What is not there is not named.
+    """
+    path = Path(summary["directory"])
     best = summary["best"]
     at_best = best["metrics"] if best else {}
-    names = sorted({*summary["metrics"], *at_best})
-    width = max((len(name) for name in names), default=0)
+    metrics = summary["metrics"]
+    names = headlines_first({*metrics, *at_best}, monitor=best["metric"] if best else None)
+    rows = [
+        (name, _with_interval(metrics, name), _with_interval(at_best, name))
+        for name in names
+        if name.count("/") < 2 and not is_interval_end(name, names)
+    ]
+    wide, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     lines = [
         "",
         f"{summary['status']}: {summary['reason']}; {summary['optimizer_steps']:,} steps, "
         f"{summary['tokens_seen']:,} tokens in {summary['wall_s']:.0f} s",
-        f"{'':{width}}  {'final':>12}  " + (f"{'best, step ' + str(best['step']):>16}" if best else ""),
+        f"{'':{wide}}  {'final':{middle}}" + (f"  best, step {best['step']:,}" if best else ""),
     ]
-    for name in names:
-        final, chosen = summary["metrics"].get(name), at_best.get(name)
-        lines.append(f"{name:{width}}  {_number(final):>12}  {_number(chosen) if best else '':>16}")
-    lines += [
-        "",
-        f"files     {path}",
-        f"picture   {path}/summary.png",
-        f"model     {path}/model",
-        f"evaluate  python -m lightning_apps.evaluate run={path} split=validation checkpoint=best",
-    ]
+    for name, final, chosen in rows:
+        mark = "  <- chose the best" if best and name == best["metric"] else ""
+        lines.append(f"{name:{wide}}  {final:{middle}}  {chosen}{mark}".rstrip())
+    lines += ["", f"files     {path}"]
+    if (path / "summary.png").is_file():
+        lines.append(f"picture   {path / 'summary.png'}")
+    if (path / PER_CLASS).is_file():
+        lines.append(f"classes   {path / PER_CLASS}")
+    if (path / "model" / "config.json").is_file():
+        lines.append(f"model     {path / 'model'}")
+    if (path / "checkpoints" / "best.ckpt").is_file():
+        command = ["python", "-m", "lightning_apps.evaluate", f"run={path}", "split=validation", "checkpoint=best"]
+        lines.append(f"evaluate  {shlex.join(command)}")
     return lines
+
+
+def headlines_first(names: Collection[str], *, monitor: str | None) -> list[str]:
+    """Names of metrics: the monitored one and its namesakes of other splits, then headlines, then all others."""
+    chosen = None if monitor is None else monitor.partition("/")[2]
+
+    def place(name: str) -> tuple[Any, ...]:
+        split, _, metric = name.partition("/")
+        rank = -1 if metric == chosen else HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES)
+        return (split != "val", rank, metric)
+
+    return sorted(names, key=place)
+
+
+def is_interval_end(name: str, names: Collection[str]) -> bool:
+    """Whether this is the lower or upper end of a metric that is there too."""
+    base = name.removesuffix("_low") if name.endswith("_low") else name.removesuffix("_high")
+    return base != name and {base, f"{base}_low", f"{base}_high"} <= set(names)
+
+
+def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    interval = "" if low is None or high is None else f" ({_number(low)} to {_number(high)})"
+    return _number(metrics.get(name)) + interval
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.4g}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def write_per_class(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write the metrics of single classes, `<split>/<metric>/<class>`, as a table; nothing where there are none.
+
+    A row for each class of each split; a column for each metric, at the end and at the best checkpoint.
+    """
+    tables = {"": summary["metrics"], "best_": summary["best"]["metrics"] if summary["best"] else {}}
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    for prefix, metrics in tables.items():
+        for name, value in metrics.items():
+            if name.count("/") >= 2:
+                split, metric, label = name.split("/", 2)
+                cells.setdefault((split, label), {})[prefix + metric] = value
+    if not cells:
+        return
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "class", *columns])
+    writer.writerows([*key, *(row.get(column, "") for column in columns)] for key, row in cells.items())
+    write_text_atomically(directory / PER_CLASS, text.getvalue())
 
 
 def human_bytes(size: float) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -25,8 +26,9 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data, target
+from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data
 from lightning_apps.config.composition import chosen
+from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
@@ -73,16 +75,7 @@ def bind_data(config: Config) -> ExperimentData:
     Raises:
         ConfigError: it, or the experiment's module, is another one than Lightning's Trainer is driven with here.
     """
-    for key, base in (("data", ExperimentData), ("module", Experiment)):
-        kind = target(key, config[key])
-        if not (isinstance(kind, type) and issubclass(kind, base)):
-            inherited = {name for parent in base.__mro__[1:] for name in vars(parent)}
-            lacking = [name for name in vars(base) if not (name.startswith("_") or name in inherited)]
-            raise ConfigError(
-                f"{key}._target_={config[key]['_target_']} is no {base.__name__} ({base.__module__}): it lacks "
-                f"{', '.join(name for name in lacking if not hasattr(kind, name))}; derive it from {base.__name__}, "
-                "docs/own-experiment.md shows how"
-            )
+    check_kinds(config)
     datamodule: ExperimentData = bind("data", config["data"])()
     return datamodule
 
@@ -122,17 +115,21 @@ def limits_of(trainer: Mapping[str, Any], *, epoch_steps: int) -> Limits:
     return Limits(
         epoch_steps=None if train is None else min(train, epoch_steps),
         repeats_first_epoch=overfit is not None,
-        batches={split: limit for split, limit in batches.items() if limit is not None},
+        # 0 is no evaluation at all in training; a command that is asked for one looks at everything
+        batches={split: limit for split, limit in batches.items() if limit},
     )
 
 
 def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
     """The plan of the run."""
+    trainer = config["trainer"]
+    if trainer.get("limit_val_batches") == 0 and not trainer.get("overfit_batches"):
+        trainer = {**trainer, "evaluate_every": "never"}
     return plan_run(
         num_train_samples=datamodule.num_train_samples,
         tokens_per_sample=datamodule.tokens_per_sample,
         global_batch_size=config["data"]["global_batch_size"],
-        trainer=config["trainer"],
+        trainer=trainer,
         warmup=config["scheduler"]["warmup_steps"],
         epoch_steps=datamodule.limits.epoch_steps,
     )
@@ -285,9 +282,16 @@ def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirecto
 
 
 def wandb_run_id(experiment: str, name: str) -> str:
-    """Identifier of a run at W&B, at most 64 characters long; long names of a sweep's jobs begin alike."""
+    """Identifier of a run at W&B, at most 64 characters long, the same for the same run.
+
+    W&B refuses some signs (:;,#?/' today, others elsewhere), and long names of a sweep's jobs begin alike: where signs
+    were replaced or the name was cut, a hash of the whole tells runs apart.
+    """
     whole = f"{experiment}-{name}"
-    return whole if len(whole) <= 64 else f"{whole[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+    accepted = re.sub(r"[^A-Za-z0-9._=+-]", "_", whole)
+    if accepted == whole and len(whole) <= 64:
+        return whole
+    return f"{accepted[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def build_trainer(

@@ -1,6 +1,5 @@
 """One run of one experiment: claim the directory, build, fit, evaluate the best again, export, sum up."""
 
-import os
 import shlex
 import sys
 import tempfile
@@ -10,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 
 from datamodules.contract import ExperimentData
-from lightning_apps.callbacks.checkpoints import RunCheckpoints, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.checkpoints import RunCheckpoints, newest_whole_checkpoint
 from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
+from lightning_apps.config.kind_checks import check_needs
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.console import open_console, say
+from lightning_apps.process.rank import is_first_process
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import write_text_atomically
-from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_summary
+from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
+from lightning_apps.run_files.weights import damage, exported_damage, read_checkpoint, write_checksums
 from lightning_apps.runs.banner import result_lines, start_banner
 from lightning_apps.runs.build import (
     available_accelerator,
@@ -39,6 +40,7 @@ from lightning_apps.runs.build import (
     quiet_libraries,
 )
 from lightning_apps.runs.preflight import check_before_start, check_callbacks, check_monitor
+from lightning_apps.runs.run_lock import RunLock
 from lightning_apps.runs.same_data import keep_fingerprint, refuse_other_data
 from lightning_apps.runs.summary import Outcome, write_summary
 from lightning_apps.training.plan import RunPlan
@@ -56,11 +58,14 @@ def run_experiment(config: Config) -> dict[str, Any]:
     if config["trainer"].get("fast_dev_run"):
         return try_once(config)
     upload = build_upload(config)
+    directory = locate_run(config["run"], config["experiment"])
+    lock = RunLock(directory, is_first=is_first_process(config["hardware"]))
     try:
-        return _run_experiment(config, upload)
+        return _run_experiment(config, upload, lock)
     finally:
         if upload is not None:
             upload.finish()
+        lock.release()
 
 
 def try_once(config: Config) -> dict[str, Any]:
@@ -76,7 +81,11 @@ def try_once(config: Config) -> dict[str, Any]:
             "logger": {},
             "run": {**config["run"], "output_root": folder, "resume": None, "overwrite": False, "upload": None},
         }
-        summary = _run_experiment(tried, None)
+        lock = RunLock(locate_run(tried["run"], config["experiment"]), is_first=is_first_process(config["hardware"]))
+        try:
+            summary = _run_experiment(tried, None, lock)
+        finally:
+            lock.release()
     say(f"trainer.fast_dev_run: {count} optimizer step(s) and {count} batch(es) of each evaluation; nothing is kept")
     return summary
 
@@ -89,17 +98,23 @@ def build_upload(config: Config) -> RunUpload | None:
     return RunUpload(directory=locate_run(run, experiment), to=run["upload"], experiment=experiment, name=run["name"])
 
 
-def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
+def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> dict[str, Any]:
     quiet_libraries()
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
-    directory = locate_run(config["run"], config["experiment"])
-    if "LOCAL_RANK" not in os.environ:  # further processes of a run find the directory claimed by their first one
+    directory = lock.directory
+    if lock.is_first:  # further processes of a run find the directory claimed by their first one
         check_start(directory, config["run"])
+        if directory.holds_a_run():
+            lock.take()
     checkpoint = resume_point(directory, config)
-    if checkpoint is not None and (earlier := read_summary(directory)) and earlier["status"] == "completed":
+    damaged = exported_damage(directory.model) if checkpoint is not None else None
+    if damaged is not None:
+        print(f"{damaged}; it is made again", file=sys.stderr)
+    earlier = whole_summary(directory) if checkpoint is not None and damaged is None else None
+    if earlier is not None and earlier["status"] == "completed":
         open_console()
-        if upload is not None and "LOCAL_RANK" not in os.environ:
+        if upload is not None and lock.is_first:
             upload.begin(plan=None)
         say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
         return earlier
@@ -108,6 +123,7 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
     stop.install()
     summary: dict[str, Any] = {}
     try:
+        check_needs(config)
         datamodule = build_datamodule(config)
         if checkpoint is not None:
             refuse_other_data(directory, datamodule)
@@ -117,12 +133,13 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         callbacks = build_callbacks(config, directory, plan, stop)
         check_callbacks(callbacks, datamodule)
         check_monitor(config, plan, module, callbacks, datamodule)
-        module.save_hyperparameters(dict(config))  # plain values: every logger shows them
+        module.save_hyperparameters(hyperparameters(config))
         if upload is not None:
             callbacks.append(upload)
         profiler = build_profiler(config, directory)
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[], profiler=profiler)
         loggers = build_loggers(config, directory)
+        lock.take_for_a_new_run()
         claim(directory, config, is_main=trainer.is_global_zero)
         if trainer.is_global_zero:
             keep_fingerprint(directory, datamodule)
@@ -138,7 +155,8 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
         try:
             trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
             outcome = Outcome("completed", reason_to_end(trainer, plan))
-            finish(trainer, module, datamodule, callbacks, directory)
+            tests = datamodule.has_test_split and config["trainer"].get("limit_test_batches") != 0
+            finish(trainer, module, datamodule, callbacks, directory, tests=tests)
         except StopRun as stopped:
             outcome = Outcome("stopped", stopped.reason, stopped.signum)
         except BaseException as error:
@@ -167,6 +185,11 @@ def _run_experiment(config: Config, upload: RunUpload | None) -> dict[str, Any]:
     return summary
 
 
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """What loggers show, as plain values: everything but where the run's files go, which differs between equal runs."""
+    return {key: value for key, value in config.items() if key not in ("run", "sweep", "verify", "verify_files")}
+
+
 def reason_to_end(trainer: L.Trainer, plan: RunPlan) -> str:
     """Why training is over, in words."""
     if trainer.global_step < plan.total_steps:
@@ -186,6 +209,8 @@ def finish(
     datamodule: ExperimentData,
     callbacks: list[L.Callback],
     directory: RunDirectory,
+    *,
+    tests: bool,
 ) -> None:
     """Load the best weights and export them, evaluate them again, and test them; the test may take longest.
 
@@ -197,8 +222,7 @@ def finish(
     averages = (ExponentialWeightAverage, ScheduleFreeEvaluation)
     trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]
     if checkpoints.best_value is not None:
-        state = torch.load(checkpoints.best_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
+        module.load_state_dict(read_checkpoint(checkpoints.best_path)["state_dict"])
     if trainer.is_global_zero:
         export_model(module, datamodule, directory)
     if checkpoints.best_value is not None:
@@ -213,7 +237,7 @@ def finish(
             )
         else:
             say(f"best.ckpt of step {checkpoints.best_step:,} evaluated again: {checkpoints.monitor} is the same")
-    if datamodule.has_test_split:
+    if tests:
         keys = " or ".join(key for key in (datamodule.test_size_key, "trainer.limit_test_batches") if key)
         say(f"testing on {len(datamodule.evaluated('test')):,} samples, of which {keys} would leave fewer")
         try:
@@ -248,8 +272,7 @@ def refuse_other_settings(directory: RunDirectory, config: Config) -> None:
     Raises:
         ConfigError: naming the first settings that differ.
     """
-    before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    different = different_settings(before, config)
+    different = different_settings(read_config(directory), config)
     if different:
         raise ConfigError(
             f"run.resume=auto: {directory.path} was started with other settings ({'; '.join(different[:3])}); "
@@ -261,10 +284,16 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
     """Make the run directory, cleared where overwriting was asked for, and write config.yaml."""
     if not is_main:
         return
-    if config["run"]["overwrite"]:
-        clear(directory, Path(config["run"]["output_root"]))
-    directory.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    try:
+        if config["run"]["overwrite"]:
+            clear(directory, Path(config["run"]["output_root"]))
+        directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(directory.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or directory.path} cannot be written ({error.strerror or error}); choose another "
+            "run.output_root, or another run.name"
+        ) from error
 
 
 def export_model(module: Experiment, datamodule: ExperimentData, directory: RunDirectory) -> None:
@@ -276,3 +305,4 @@ def export_model(module: Experiment, datamodule: ExperimentData, directory: RunD
     net.save_pretrained(directory.model)
     if datamodule.tokenizer is not None:
         datamodule.tokenizer.save_pretrained(directory.model)
+    write_checksums(directory.model)

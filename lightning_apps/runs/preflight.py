@@ -8,6 +8,7 @@ for it, the limits of MPS, memory that will be short, and what the data module h
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData, LabelledData, NeedsData, missing_members
+from lightning_apps.config.kind_checks import unmet_need
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
@@ -53,6 +55,7 @@ def check_before_start(
     notices += check_learning_rate(config, net)
     notices += check_accelerator(config)
     notices += check_memory(config, module, datamodule)
+    notices += check_load(config)
     return notices
 
 
@@ -64,11 +67,7 @@ def check_callbacks(callbacks: Sequence[L.Callback], datamodule: ExperimentData)
     """
     for callback in callbacks:
         if isinstance(callback, NeedsData) and (missing := missing_members(datamodule, callback.needs)):
-            raise ConfigError(
-                f"{type(callback).__name__} needs {callback.needs.__name__} ({callback.needs.__module__}), and "
-                f"{type(datamodule).__name__} lacks {', '.join(missing)}: give it those, or switch the callback off in "
-                "callbacks.extra"
-            )
+            raise ConfigError(unmet_need(type(callback).__name__, callback.needs, type(datamodule), missing))
 
 
 @runtime_checkable
@@ -116,6 +115,13 @@ def usable_positions(net: nn.Module) -> int | None:
             skipped = 0 if part.padding_idx is None else part.padding_idx + 1
             return part.num_embeddings - skipped
     return None
+
+
+def within_positions(data: Mapping[str, Any], net: nn.Module) -> dict[str, Any]:
+    """Data settings that make no sequence longer than a trained model has positions."""
+    positions = usable_positions(net)
+    lengths = {key: data[key] for key in ("max_length", "chunk_size") if key in data}
+    return {**data, **({} if positions is None else {key: min(size, positions) for key, size in lengths.items()})}
 
 
 def check_positions(net: nn.Module, datamodule: ExperimentData) -> None:
@@ -191,7 +197,10 @@ def check_disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunD
         folder = folder.parent
     one, kept = checkpoint_plan_bytes(config, plan, module)
     there = sum(path.stat().st_size for path in _files_in(directory))
-    free = shutil.disk_usage(folder).free + there
+    disk = shutil.disk_usage(folder)
+    if disk.free == 0 and _takes_a_file(folder):
+        return  # a mount (FUSE, a drive in the cloud) that does not say what it has
+    free = disk.free + there
     needed = kept + one + sum(4 * parameter.numel() for parameter in module.parameters())
     if needed > free:
         raise ConfigError(
@@ -199,6 +208,18 @@ def check_disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunD
             f"free in {folder}; keep fewer (callbacks.checkpoints.keep=1, trainer.save_every=never), or write to "
             "another disk with run.output_root=..."
         )
+
+
+def _takes_a_file(folder: Path) -> bool:
+    """Whether a file of 1 MiB can be written, where no space is said to be free."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def _files_in(directory: RunDirectory) -> list[Path]:
@@ -300,3 +321,19 @@ def check_memory(config: Config, module: Experiment, datamodule: ExperimentData)
     if needed > available.total:
         raise ConfigError(message)
     return [message]
+
+
+def check_load(config: Config) -> list[str]:
+    """Whether other programs want more cores than there are: threads that wait for each other then waste most of it."""
+    hardware = config["hardware"]
+    accelerator = available_accelerator(hardware["accelerator"])
+    if accelerator != "cpu" or hardware["num_threads"] is not None or not hasattr(os, "getloadavg"):
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load <= cores or torch.get_num_threads() == 1:
+        return []
+    return [
+        f"this machine is busy ({load:.0f} programs want its {cores} cores): {torch.get_num_threads()} threads that "
+        "wait for each other make a step slower than one; try hardware.num_threads=1"
+    ]

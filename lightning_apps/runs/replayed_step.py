@@ -15,7 +15,6 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from datamodules.contract import ExperimentData, StepBatch
-from lightning_apps.callbacks.checkpoints import damage
 from lightning_apps.callbacks.sample_log import planned_ids, step_sampler
 from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.diagnostics.crash_dump import CrashDump
@@ -23,8 +22,9 @@ from lightning_apps.diagnostics.first_non_finite import trace_step
 from lightning_apps.diagnostics.sample_log import SampleLogError, sample_log_row
 from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
-from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.run_files.weights import damage, read_checkpoint
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
 from lightning_apps.runs.same_data import build_data_of_run
 from lightning_apps.training.optimizer_step import seed_step
@@ -136,8 +136,20 @@ def replay_recorded_step(config: dict[str, Any], directory: RunDirectory, step: 
     say("\n".join(_batch_lines(replayed.batch, datamodule, num_texts)))
     problems = [*_compare_samples(replayed, directory), *_compare_values(replayed, directory)]
     if problems:
-        raise ReplayMismatchError(f"step {step} differs from its record: {'; '.join(problems)}")
+        cause = _other_threads(whole_summary(directory) or {}, torch.get_num_threads())
+        raise ReplayMismatchError(f"step {step} differs from its record: {'; '.join([*problems, *cause])}")
     return replayed
+
+
+def _other_threads(summary: Mapping[str, Any], here: int) -> list[str]:
+    """Another number of CPU threads than in the run, as the likely cause of a difference in the last digits."""
+    then = summary.get("num_threads")
+    if then is None or then == here:
+        return []
+    return [
+        f"the run computed with {then} CPU threads and this replay with {here}, which changes the last digits: "
+        f"start it with OMP_NUM_THREADS={then}"
+    ]
 
 
 def _origin(replayed: ReplayedStep) -> str:
@@ -237,7 +249,7 @@ def _look(config: Config, datamodule: Any, crash_dump: CrashDump, batch: StepBat
     plan = build_plan(config, datamodule)
     module: Any = build_module(config, datamodule, plan)
     if crash_dump.checkpoint is not None and Path(crash_dump.checkpoint).is_file():
-        checkpoint = torch.load(crash_dump.checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(Path(crash_dump.checkpoint))
         # with a weight average, state_dict holds the average and the weights in training stand beside it
         module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
     trainer = build_trainer(config, plan, callbacks=[], loggers=[], evaluation_only=True)

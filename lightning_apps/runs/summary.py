@@ -19,7 +19,7 @@ from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
-from lightning_apps.runs.banner import parameters_by_part
+from lightning_apps.runs.banner import parameters_by_part, write_per_class
 from lightning_apps.training.plan import RunPlan
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "hydra-core", "omegaconf", "numpy")
@@ -78,6 +78,7 @@ def write_summary(
         "train_s": log.train_s,
         "tokens_per_s": tokens_per_s,
         "mfu": model_flops_utilization(trainer, num_parameters, tokens_per_s),
+        "num_threads": torch.get_num_threads(),  # sums of floats depend on how they are split
         "peak_memory_bytes": peak_memory_bytes(trainer),
         "best": {
             "metric": checkpoints.monitor,
@@ -93,6 +94,7 @@ def write_summary(
     }
     if trainer.is_global_zero and directory.path.is_dir():
         write_json_atomically(directory.summary, summary)
+        write_per_class(directory.path, summary)
     return summary
 
 

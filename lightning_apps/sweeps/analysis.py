@@ -27,7 +27,8 @@ class Effect:
         fixed: the other keys' values.
         means: value of the key -> mean over seeds.
         slope: over the key, or over its logarithm to base 10 where `per_tenfold`.
-        per_tenfold: the values span more than a factor of ten.
+        per_tenfold: the values are all below 1, as rates are, or span more than a factor of ten: a step of 1 says
+            nothing there.
     """
 
     metric: str
@@ -131,7 +132,7 @@ def effects(results: SweepResults, metric: str) -> list[Effect]:
             means = {group.values[factor]: mean for group in family if (mean := group.mean(metric)) is not None}
             if len(means) < 2 or not is_numeric(list(means)):
                 continue
-            per_tenfold = min(means) > 0 and max(means) / min(means) > 10
+            per_tenfold = min(means) > 0 and (max(means) < 1 or max(means) / min(means) > 10)
             lines: dict[Any, list[tuple[float, float]]] = {}
             for group in family:
                 for job in group.jobs:

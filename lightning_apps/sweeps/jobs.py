@@ -13,14 +13,15 @@ from pathlib import Path
 from types import FrameType
 
 from lightning_apps.process.console import human_time, say
+from lightning_apps.process.file_lock import is_locked, lock_owner, lock_soon, sign_lock
 from lightning_apps.process.parent_death import PARENT_VARIABLE
-from lightning_apps.process.safe_stop import SIGNALS
-from lightning_apps.run_files.directory import RunDirectory, read_summary
+from lightning_apps.process.safe_stop import SIGNALS, heeded_signals
+from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.sweeps.grid import Job, SweepSettings, time_left
-from lightning_apps.sweeps.state import JobRecord, Status, SweepState, is_locked, lock_owner, lock_soon, sign_lock
+from lightning_apps.sweeps.state import JobRecord, Status, SweepState
 
 POLL_S = 0.2
-STOP_SIGNALS = (*SIGNALS, signal.SIGHUP)
+STOP_SIGNALS = SIGNALS
 """What makes a sweep stop; a closed terminal (SIGHUP) counts as SIGTERM for the jobs, which are in other sessions."""
 WRONG_CONFIGURATION = 2
 """Exit code of a job that fails again however often it is tried."""
@@ -112,7 +113,7 @@ class JobRunner:
         """Set every job's status from what its run says, and write the state."""
         for job in self.jobs:
             record = self.state.job(job.name)
-            summary = read_summary(RunDirectory(Path(record.run_directory)))
+            summary = whole_summary(RunDirectory(Path(record.run_directory)))
             status = summary["status"] if summary else None
             if status == "completed":
                 record.status, record.reason = "done", ""
@@ -248,7 +249,7 @@ class JobRunner:
         return retry
 
     def _outcome(self, record: JobRecord, code: int, line: str) -> tuple[Status, str]:
-        summary = read_summary(RunDirectory(Path(record.run_directory)))
+        summary = whole_summary(RunDirectory(Path(record.run_directory)))
         status = summary["status"] if summary else None
         if summary and code == 0 and status == "completed":
             record.wall_s = summary["wall_s"]
@@ -270,7 +271,7 @@ class JobRunner:
         return f"[{self.jobs.index(job) + 1:>{len(number)}}/{number}]"
 
     def _loss(self, record: JobRecord) -> str:
-        summary = read_summary(RunDirectory(Path(record.run_directory)))
+        summary = whole_summary(RunDirectory(Path(record.run_directory)))
         loss = (summary or {}).get("metrics", {}).get("val/loss")
         return f": val/loss {loss:.4g}" if isinstance(loss, float) else ""
 
@@ -297,7 +298,7 @@ class JobRunner:
         def note(signum: int, frame: FrameType | None) -> None:
             self.signals.append(signum)
 
-        before = {signum: signal.signal(signum, note) for signum in STOP_SIGNALS}
+        before = {signum: signal.signal(signum, note) for signum in heeded_signals()}
         try:
             yield
         finally:

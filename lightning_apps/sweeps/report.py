@@ -4,7 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from lightning_apps.process.console import human_time
 from lightning_apps.reports.html_page import bullets, facts, figure, page, paragraph, section, table
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
+from lightning_apps.run_files.directory import check_writable
 from lightning_apps.statistics.t_interval import Estimate
 from lightning_apps.sweeps.analysis import (
     ContextSeries,
@@ -29,13 +30,21 @@ from lightning_apps.sweeps.results import Array, SweepResults, read_sweep, show
 from lightning_apps.sweeps.shared_text import CATEGORIES
 
 
-def write_sweep_report(folder: Path) -> tuple[list[Path], list[str]]:
+def write_sweep_report(folder: Path, *, out: str | None = None) -> tuple[list[Path], list[str]]:
     """Gather the sweep in `folder` and write its report; returns the files, and what they say in sentences.
+
+    Args:
+        folder: of the sweep.
+        out: folder for the report; None is that of the sweep.
 
     Raises:
         ConfigError: there is no sweep, or a run's file is damaged.
     """
     results = read_sweep(folder)
+    if out is not None:
+        folder = Path(out)
+        results = replace(results, folder=folder)
+    check_writable(folder, "out=... writes elsewhere")
     studied = results.budget_key is not None or CATEGORIES in results.factors
     fits = scaling(results)
     contexts = in_context(results)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory, read_summary
+from lightning_apps.run_files.directory import RunDirectory, read_config, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.statistics.t_interval import Estimate, mean_interval
 from lightning_apps.sweeps.grid import BUDGETS, short_keys
@@ -213,7 +212,7 @@ def read_job(record: JobRecord, directory: RunDirectory, folder: Path) -> JobRes
     Raises:
         ConfigError: one of the run's files is damaged.
     """
-    summary = read_summary(directory) or {}
+    summary = whole_summary(directory) or {}
     status, reason = _status(record, summary, directory, folder)
     result = JobResult(record.name, record.values, status, reason, directory.path)
     if not summary:
@@ -271,8 +270,8 @@ def read_curve(directory: RunDirectory) -> tuple[Array, Array]:
 
 
 def _warmup_steps(directory: RunDirectory) -> int:
-    config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    summary = read_summary(directory) or {}
+    config = read_config(directory)
+    summary = whole_summary(directory) or {}
     return fraction_or_steps(
         "scheduler.warmup_steps", config["scheduler"]["warmup_steps"], summary.get("planned_steps", 0)
     )

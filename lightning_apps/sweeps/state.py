@@ -1,15 +1,10 @@
-"""The state of a sweep: `<run.output_root>/sweeps/<name>/sweep.json`, and the locks beside it.
+"""The state of a sweep: `<run.output_root>/sweeps/<name>/sweep.json`.
 
 The state is a record for people and for the report. Whether a job is done is read from the job's own summary.json, so
 that a lost state costs nothing.
 """
 
-import contextlib
-import fcntl
 import json
-import os
-import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -137,57 +132,3 @@ def continue_state(before: SweepState | None, now: SweepState, folder: Path) -> 
             JobRecord(**{**asdict(earlier), "overrides": record.overrides, "run_directory": record.run_directory})
         )
     return SweepState(**{**vars(now), "jobs": [*jobs, *known.values()]})
-
-
-def try_lock(path: Path) -> int | None:
-    """An open descriptor that holds the lock, or None where another process does.
-
-    The kernel gives the lock up when the last process that inherited the descriptor ends, however it ends: there is
-    no stale lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def lock_soon(path: Path, patience_s: float = 0.5) -> int | None:
-    """try_lock, tried again for a while: somebody may just be looking whether it is taken."""
-    end = time.monotonic() + patience_s
-    while (lock := try_lock(path)) is None and time.monotonic() < end:
-        time.sleep(0.05)
-    return lock
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock; looking needs no right to write."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def sign_lock(descriptor: int, owner: Mapping[str, Any]) -> None:
-    """Write into a lock file who holds it, for the one who finds it taken."""
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(dict(owner)).encode(), 0)
-
-
-def lock_owner(path: Path) -> dict[str, Any]:
-    """What sign_lock wrote; empty where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(owner, dict):
-            return owner
-    return {}

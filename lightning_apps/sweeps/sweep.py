@@ -5,10 +5,8 @@ W&B runs and crashes stay apart (Lightning#11300, #18175, wandb#1314). This proc
 days beside its jobs.
 """
 
-import datetime
 import multiprocessing
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -18,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,7 +27,8 @@ from lightning_apps.config.override_value import override_value
 from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
-from lightning_apps.run_files.directory import RunDirectory, locate_run, read_summary
+from lightning_apps.process.file_lock import lock_soon, owner_text, sign_lock, this_process
+from lightning_apps.run_files.directory import RunDirectory, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
 from lightning_apps.sweeps.grid import (
     Job,
@@ -47,10 +45,7 @@ from lightning_apps.sweeps.state import (
     JobRecord,
     SweepState,
     continue_state,
-    lock_owner,
-    lock_soon,
     read_state,
-    sign_lock,
 )
 
 Config = dict[str, Any]
@@ -101,7 +96,7 @@ def run_sweep(cfg: DictConfig) -> None:
     for name, config in configs.items():
         directory = RunDirectory(Path(state.job(name).run_directory))
         refuse_foreign_run(directory, config)
-        if (summary := read_summary(directory)) is None or summary["status"] != "completed":
+        if (summary := whole_summary(directory)) is None or summary["status"] != "completed":
             unfinished[name] = config
     if unfinished:
         # it imports torch; Ctrl-C is answered here
@@ -247,12 +242,11 @@ def only_runner(folder: Path) -> Iterator[None]:
     path = folder / "sweep.lock"
     lock = lock_soon(path)
     if lock is None:
-        owner = lock_owner(path)
-        who = f" (process {owner['pid']} on {owner['host']}, since {owner['since']})" if "pid" in owner else ""
-        raise ConfigError(f"another command is running the sweep in {folder}{who}; stop it, or wait for its end")
+        raise ConfigError(
+            f"another command is running the sweep in {folder} ({owner_text(path)}); stop it, or wait for its end"
+        )
     try:
-        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        sign_lock(lock, {"pid": os.getpid(), "host": platform.node(), "since": since})
+        sign_lock(lock, this_process())
         yield
     finally:
         os.close(lock)
@@ -266,7 +260,7 @@ def refuse_foreign_run(directory: RunDirectory, config: Config) -> None:
     """
     if not directory.config.is_file():
         return
-    before = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+    before = read_config(directory)
     if different := different_settings(before, config):
         raise ConfigError(
             f"{directory.path} holds a run with other settings ({'; '.join(different[:3])}); restore them, or choose "
@@ -283,7 +277,7 @@ def banner(runner: JobRunner, axes: Mapping[str, Sequence[object]], folder: Path
     threads = "" if slots[0].threads is None else f", {slots[0].threads} threads each"
     records = [runner.state.job(job.name) for job in runner.jobs]
     begun = sum(
-        record.status == "pending" and read_summary(RunDirectory(Path(record.run_directory))) is not None
+        record.status == "pending" and whole_summary(RunDirectory(Path(record.run_directory))) is not None
         for record in records
     )
     counts = {

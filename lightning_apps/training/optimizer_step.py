@@ -6,6 +6,7 @@ so every micro-batch contributes sum / total and any split of the step gives the
 """
 
 import contextlib
+import functools
 import random
 from typing import Any, Protocol, cast
 
@@ -128,8 +129,14 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
 def sum_over_ranks(values: list[float]) -> list[float]:
     """Sums over all ranks; exchanged between CPUs, so that no device is waited for."""
     numbers = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(numbers)
+    torch.distributed.all_reduce(numbers, group=cpu_group(torch.distributed.group.WORLD))
     return numbers.tolist()
+
+
+@functools.cache
+def cpu_group(world: Any) -> Any:
+    """A process group over gloo: `world` itself where it is one, else (NCCL knows no CPU tensors) one beside it."""
+    return world if torch.distributed.get_backend(world) == "gloo" else torch.distributed.new_group(backend="gloo")
 
 
 def check_targets(step: int, batch: StepBatch, num_targets: int, divisor: float) -> None:

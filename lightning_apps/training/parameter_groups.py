@@ -2,8 +2,10 @@
 
 import difflib
 import re
+import time
 from typing import Annotated, Any, NotRequired
 
+import regex
 from annotated_types import Ge
 from torch import nn
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
@@ -13,6 +15,8 @@ from lightning_apps.training.plan import fraction_or_steps
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)\.")
 """Where a name says its layer: `model.layers.3.mlp`, `encoder.layer.3.output`, `transformer.h.3.attn`."""
+PATTERN_PATIENCE_S = 5.0
+"""For one pattern in all names; an honest one takes milliseconds."""
 
 
 class GroupRule(TypedDict):
@@ -65,14 +69,26 @@ def matching(key: str, pattern: str, module: nn.Module) -> list[nn.Parameter]:
     inside_number = r"(?!(?<=\d)\d)"
     try:
         re.compile(pattern)
-        expression = re.compile(f"{inside_number}(?:{pattern}){inside_number}")
-    except re.error as error:
+        # as re finds it, but with a time limit: (\w+)+x tries every way to cut a name that has no x
+        expression = regex.compile(f"{inside_number}(?:{pattern}){inside_number}")
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"{key}={pattern!r} is no regular expression ({error}); write parts of names, such as "
             "embed or layers.[0-3], and a backslash before a special character that is meant"
         ) from error
     names = parameter_names(module)
-    found = [parameter for parameter, aliases in names.items() if any(map(expression.search, aliases))]
+    end = time.monotonic() + PATTERN_PATIENCE_S
+
+    def is_found(name: str) -> bool:
+        return expression.search(name, timeout=max(end - time.monotonic(), 1e-3)) is not None
+
+    try:
+        found = [parameter for parameter, aliases in names.items() if any(map(is_found, aliases))]
+    except TimeoutError as error:
+        raise ConfigError(
+            f"{key}={pattern!r} takes longer than {PATTERN_PATIENCE_S:.0f} s to look for: it has repetitions inside of "
+            "repetitions; write parts of names, such as embed or layers.[0-3]"
+        ) from error
     if not found:
         known = [name for aliases in names.values() for name in aliases]
         near = difflib.get_close_matches(pattern, known, n=3, cutoff=0) or known[:3]

@@ -1,10 +1,12 @@
 """Pretrained causal language models: by folder, by name on Hugging Face, or out of a .gguf file."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel, modeling_gguf_pytorch_utils
 
 from models.adapters import Lora, add_adapters
 from models.from_data import FromData
@@ -103,6 +105,8 @@ def choose_attention(net: PreTrainedModel, attention: Attention) -> None:
 
 
 def _from_gguf(file: Path) -> PreTrainedModel:
+    # transformers' own switch does not reach this bar, which fills log files: show it to terminals only
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=None)
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     config = loaded.config
     # the file's config says that its weights are quantized; those in memory are not, and could not be saved with it

@@ -169,7 +169,8 @@ def test_unknown_tokenizer_is_a_clear_error(make, tmp_path):
 
 
 def test_windows_hold_the_planned_samples_in_micro_batches_of_like_length(make):
-    from datamodules.sampling.step_batches import StepCollator, micro_batch_ids, step_key
+    from datamodules.sampling.step_batches import StepCollator, micro_batch_ids
+    from datamodules.sampling.step_loader import step_key
 
     data = make()
     lengths = data.lengths[data.rows["train"]]

@@ -10,7 +10,8 @@ from datamodules.labelled.store import LabelledRows
 from datamodules.labelled.synthetic_documents import TELLING
 from datamodules.rating import RatingDataModule
 from datamodules.sampling.balanced_order import BalancedOrder
-from datamodules.sampling.step_batches import StepCollator, StepSampler
+from datamodules.sampling.step_batches import StepCollator
+from datamodules.sampling.step_loader import StepSampler
 from tests.labelled_files import folder
 from tests.tiny_runs import RATING_DATA
 

@@ -268,6 +268,20 @@ def test_wrong_input(tmp_path, content, expected):
     assert "\n" not in str(error.value)
 
 
+def test_labels_are_those_that_training_takes(tmp_path):
+    """Names, and where these are no numbers their positions; where they are, numbers are names however written."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in (0, "1", 2.0, "Teen", None)))
+    found = read_documents(path, columns=DEFAULT_COLUMNS, label_names=NAMES)
+    assert [entry.label for entry in found] == ["General", "Teen", "Mature", "Teen", None]
+    path.write_text('{"text": "a", "label": 1}\n{"text": "a", "label": "2.0"}\n')
+    found = read_documents(path, columns=DEFAULT_COLUMNS, label_names=["1", "2", "3"])
+    assert [entry.label for entry in found] == ["1", "2"]
+    path.write_text('{"text": "a", "label": 0}\n')
+    with pytest.raises(ConfigError, match="line 1: the run knows no label 0"):
+        read_documents(path, columns=DEFAULT_COLUMNS, label_names=["1", "2", "3"])
+
+
 def test_a_text_file_that_is_not_utf8(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\nthr\xe9e\n")
     line = mistake(monkeypatch, capsys, f"run={run}", f"input={tmp_path / 'a.txt'}")

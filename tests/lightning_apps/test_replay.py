@@ -1,5 +1,6 @@
 """The sample log, and steps done again."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 
-from datamodules.sampling.step_batches import step_key
+from datamodules.sampling.step_loader import step_key
 from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.sample_log import check_order
 from lightning_apps.diagnostics.sample_log import SampleLogError, SampleLogWriter, sample_log_row
@@ -81,6 +82,23 @@ def test_a_changed_record_is_reported(run, monkeypatch, capsys):
     assert code == 1
     assert "the record of step 7" in said
     assert replay(monkeypatch, capsys, f"run={directory.path}", "step=9")[0] == 0
+
+
+def test_another_number_of_threads_is_named_as_the_cause(composed, monkeypatch, capsys):
+    config = composed(*RUN, "trainer.max_steps=3", "callbacks.weight_average=null", name="threads")
+    assert run_experiment(config)["num_threads"] == 1
+    directory = directory_of(config)
+    summary = json.loads(directory.summary.read_text())
+    directory.summary.write_text(json.dumps({**summary, "num_threads": 4}))
+    arguments = (f"run={directory.path}", "step=2")
+    assert replay(monkeypatch, capsys, *arguments)[0] == 0  # equal digits need no cause
+    rows = directory.metrics.read_text().splitlines()
+    step, _, rest = rows[2].split(",", 2)
+    directory.metrics.write_text("\n".join([*rows[:2], f"{step},0.5,{rest}", *rows[3:]]) + "\n")
+    code, said = replay(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert "the run computed with 4 CPU threads and this replay with 1" in said
+    assert "OMP_NUM_THREADS=4" in said
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,16 @@ from typing_extensions import TypedDict  # pydantic refuses typing's before Pyth
 from datamodules.gsm8k import Gsm8kDataModule, Split
 from datamodules.sampling.order import hash_key
 from datamodules.text.jsonl import write_jsonl
+from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.errors import ConfigError
-from lightning_apps.experiments.gsm8k.grading import Grade, accuracy_metrics, grade, majority_answer, numeric_answer
-from lightning_apps.experiments.location.generation import gather_in_order
+from lightning_apps.experiments.gsm8k.grading import (
+    Grade,
+    accuracy_metrics,
+    grade,
+    majority_answer,
+    number_text,
+    numeric_answer,
+)
 from lightning_apps.experiments.repeated_answers import is_repeating
 from lightning_apps.process.console import ProgressCount, say
 from lightning_apps.process.side_products import side_product
@@ -192,9 +199,10 @@ def prediction_row(messages: Sequence[dict[str, str]], output: str, answer: Answ
     """What predictions.jsonl says of one greedy answer; `score` is whether its number is right."""
     reference = messages[-1]["content"]
     graded: Grade = grade(output, reference)
+    gold = numeric_answer(reference)
     return {
         "input": messages[-2]["content"] if len(messages) > 1 else "",
-        "target": str(numeric_answer(reference)),
+        "target": None if gold is None else number_text(gold),
         "reference": reference,
         "output": output,
         "score": graded.is_numeric,
@@ -216,7 +224,7 @@ def voted(samples: Sequence[str], reference: str) -> dict[str, Any]:
     right = [numeric_answer(sample) == gold for sample in samples]
     return {
         "samples": list(samples),
-        "answer_self_consistency": None if winner is None else f"{winner.normalize():f}",
+        "answer_self_consistency": None if winner is None else number_text(winner),
         "right_self_consistency": winner is not None and winner == gold,
         "right_samples": sum(right) / len(right),
     }

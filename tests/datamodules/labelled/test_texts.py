@@ -134,9 +134,41 @@ def test_labels_as_numbers():
     assert many.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
 
 
+def test_numbers_as_names():
+    """A whole number is no position where names are numbers, and 1, 1.0 and "1" are one name."""
+    train = labelled("1.0", "2.0", "3.0")
+    assert find_label_names(train, given=None) == ["1.0", "2.0", "3.0"]
+    assert encode_labels(labelled("1", "2", 3, 2.0), ["1.0", "2.0", "3.0"]).tolist() == [0, 1, 2, 1]
+    assert find_label_names(labelled(1, 1.0, "01", 0, "0.0"), given=None) == ["0", "1"]
+    assert find_label_names(labelled("10.5", "9.5", "-1"), given=None) == ["-1", "9.5", "10.5"]
+    stars = find_label_names(labelled(1, 2, 3, 4, 5), given=[1, 2, 3, 4, 5])  # what the refusal of 1 to 5 prints
+    assert stars == ["1", "2", "3", "4", "5"]
+    assert encode_labels(labelled(5, "1", 2.0), stars).tolist() == [4, 0, 1]
+    with pytest.raises(ValueError, match=r"line 1: label '0' is not a class.*; classes: 1, 2, 3, 4, 5; mend it"):
+        encode_labels(labelled(0), stars)
+    with pytest.raises(ValueError, match=r"label_names=\[1, 1\.0\]: '1' is there twice"):
+        find_label_names(labelled(1), given=[1, 1.0])
+
+
+def test_numbers_of_a_source_that_names_them():
+    """They are positions whatever the names are, and names in another order are an order, not new names."""
+    stars = ["1", "2", "3"]
+    assert encode_labels(labelled(0, 1, 2, class_names=stars), stars).tolist() == [0, 1, 2]
+    split = labelled(0, 1, class_names=["neg", "pos"])
+    assert encode_labels(split, ["pos", "neg"]).tolist() == [1, 0]
+    assert encode_labels(split, ["bad", "good"]).tolist() == [0, 1]
+    for names in (["pos", "bad"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match=r"train\.jsonl names its 2 classes neg, pos; list these in any order"):
+            encode_labels(split, names)
+    with pytest.raises(ValueError, match=r"line 1: label -1 lies outside 0 to 2 .*without a label"):
+        encode_labels(labelled(-1, class_names=stars), stars)
+
+
 @pytest.mark.parametrize(
     ("labels", "given", "expected"),
     [
+        (["positive", "postive", "negative", "positive"], None, ["line 2", "'postive' (1 of 4", "mean positive?"]),
+        (["good", "good", "godo", "bad"], None, ["line 3", "'godo' (1 of 4 labels; did you mean good?)"]),
         (["a", "a"], None, ["every sample is labelled 'a'", "data.label_column"]),
         ([1, 2, 1], None, ["train.jsonl, line 2", "label 2 lies outside 0 to 1", "data.label_names=[1,2]"]),
         ([0, 1, -1], ["a", "b"], ["train.jsonl, line 3", "label -1 lies outside 0 to 1", "without a label"]),
@@ -154,6 +186,14 @@ def test_bad_labels(labels, given, expected):
         encode_labels(split, find_label_names(split, given=given))
     for part in expected:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["topic a", "topic a", "topic b"], ["cat", "cat", "cats"], ["positive", "postive"], ["warm", "warm", "ward"]],
+)
+def test_a_class_of_one_sample_is_no_typo_by_itself(labels):
+    assert find_label_names(labelled(*labels), given=None) == sorted(set(labels))
 
 
 def test_a_rare_class_is_no_typo_unless_it_looks_like_one():

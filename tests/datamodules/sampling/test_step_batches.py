@@ -4,15 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.sampling.step_batches import (
-    EvaluationSampler,
-    StepCollator,
-    StepLoader,
-    StepSampler,
-    evaluation_loader,
-    step_batch,
-    step_key,
-)
+from datamodules.sampling.step_batches import StepCollator, step_batch
+from datamodules.sampling.step_loader import EvaluationSampler, StepLoader, StepSampler, evaluation_loader, step_key
 
 
 def build_batch(epochs, indices):

@@ -127,7 +127,7 @@ def test_masked_targets_are_named_by_their_samples(composed, monkeypatch):
 
     def mask(self, epochs, indices):
         batch = build(self, epochs, indices)
-        if self.trainer.global_step == 2:
+        if self.trainer is not None and self.trainer.global_step == 2:
             batch["labels"][:] = -100
         return batch
 
@@ -244,7 +244,7 @@ def test_answers_of_one_token_repeated_are_counted():
 def collapse_guard(action):
     plan = SimpleNamespace(total_steps=100, save_steps=(), evaluation_steps=())
     return Guards(
-        plan=plan, step_log=StepLog(plan, clip_norm=None, log_every=1), crash_dumps=None, config={}, non_finite="stop",
+        plan=plan, step_log=StepLog(plan, log_every=1), crash_dumps=None, config={}, non_finite="stop",
         token_ids="stop", loss_spike="off", loss_spike_sigmas=20.0, collapsed_generator=action, collapsed_after=0.5,
     )  # fmt: skip
 

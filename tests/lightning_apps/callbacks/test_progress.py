@@ -1,8 +1,10 @@
 """The lines that take the place of progress bars in a log file."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from lightning_apps.callbacks import progress
 from lightning_apps.callbacks.progress import RunProgress
@@ -29,6 +31,21 @@ def test_the_time_left_is_told_by_this_process(starts_an_epoch, monkeypatch):
     trainer.global_step, now[0] = 105, 1025.0
     bar.on_train_batch_end(trainer, None, None, None, 104)
     assert len(said) == 1  # it is not fifteen seconds since the last
+
+
+def test_a_run_that_is_stopped_leaves_no_bar(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    bar = RunProgress(SimpleNamespace(last_loss=1.25, tokens_per_s=300.0))
+    trainer = SimpleNamespace(global_step=3, max_steps=9, num_training_batches=9, current_epoch=0, max_epochs=1)
+    bar._trainer = trainer
+    bar.on_exception(trainer, None, KeyboardInterrupt())  # before there is a bar
+    bar._train_progress_bar = Tqdm(total=9, desc="training", file=terminal, leave=True, position=0)
+    bar.on_exception(trainer, None, KeyboardInterrupt())
+    assert "training" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r")  # cleared, and no line below it
+    assert terminal.getvalue().rsplit("\r", 2)[-2].strip() == ""
+    assert bar._train_progress_bar.disable
 
 
 def test_items_are_counted_in_a_log_file(monkeypatch):

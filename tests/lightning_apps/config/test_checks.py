@@ -111,6 +111,11 @@ def test_experiments_are_small_deltas():
         (["run.upload=s3://me:pa55@bucket/x"], ["run.upload: ", "AWS_ACCESS_KEY_ID"]),
         (["precision=fp16_mixed", "hardware=cpu"], ["precision=fp16_mixed needs a GPU", "bf16_mixed"]),
         (["hardware.accelerator=tpu"], ["hardware.accelerator='tpu'", "auto, gpu, mps, cpu"]),
+        (["hardware.strategy=ddp_fork"], ["hardware.strategy=ddp_fork (did you mean ddp?)", "allowed are auto, ddp"]),
+        (["hardware.strategy=ddp_notebook"], ["hardware.strategy=ddp_notebook", "allowed are auto, ddp"]),
+        (["hardware.strategy=ddp_spawn"], ["hardware.strategy=ddp_spawn", "allowed are auto, ddp"]),
+        (["hardware.strategy=deepspeed"], ["hardware.strategy=deepspeed", "allowed are auto, ddp"]),
+        (["hardware.strategy=nonsense"], ["hardware.strategy=nonsense", "allowed are auto, ddp"]),
         (["scheduler.warmup_steps=99999"], ["scheduler.warmup_steps=99999", "shorter than the run"]),
         (["data.countries=[XX]"], ["data.countries: there is no 'XX'"]),
         (["run.resume=auto", "run.overwrite=true"], ["run.resume", "run.overwrite", "exclude each other"]),
@@ -163,7 +168,7 @@ BEFORE_TORCH = {
     "trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: give a number of batches, or a share of them between "  # noqa: E501
     "0.0 and 1.0, or null for all",
     "trainer.limit_train_batches=-1": "trainer.limit_train_batches=-1: give a number of batches, or a share of them "
-    "between 0.0 and 1.0, or null for all",
+    "between 0.0 and 1.0, or null for all; a run without training is lightning_apps.evaluate",
     "trainer.overfit_batches=null": "trainer.overfit_batches=None: give a number of batches, or a share of them between "  # noqa: E501
     "0.0 and 1.0; 0 is off",
     "trainer.profiler=simpel": "trainer.profiler='simpel' (did you mean simple?): allowed are simple, advanced, pytorch, "  # noqa: E501

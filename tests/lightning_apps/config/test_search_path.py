@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning_apps import doctor, prepare, train, verify
 from lightning_apps.config.composition import CONF
 from lightning_apps.config.search_path import group_options, is_group, search_path, search_path_override
-from tests.conftest import TINY
+from tests.tiny_runs import LOCATION
 
 TOWNS = """# @package _global_
 defaults:
@@ -174,7 +174,7 @@ def test_verify_trains_an_experiment_of_the_folder_in_processes_of_their_own(cal
     monkeypatch.setattr(verify, "run_proofs", lambda config, bench: [verify.reloaded(config, bench.train("whole"))])
     monkeypatch.chdir(mine.parent)
     monkeypatch.setenv("PYTHONPATH", str(CONF.parent))
-    tiny = [word for word in TINY if not word.startswith("data.min_population")]
+    tiny = [word for word in LOCATION if not word.startswith("data.min_population")]
     words = ["--config-dir", mine.name, "experiment=towns", f"run.cache_root={cache_root}", "trainer.max_steps=4"]
     assert call(verify, *words, *tiny)[0] == 0
     (proof,) = json.loads(Path("outputs/big_towns/verify.json").read_text())

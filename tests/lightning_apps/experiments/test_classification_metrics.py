@@ -35,9 +35,9 @@ def test_a_table_worked_by_hand():
     # predicted: a 3 (2 right), b 1 (1 right), c 2 (1 right); true: a 2, b 3, c 1
     expected = {
         "accuracy": 4 / 6,
-        "precision_a": 2 / 3, "precision_b": 1.0, "precision_c": 1 / 2, "precision_macro": (2 / 3 + 1 + 1 / 2) / 3,
-        "recall_a": 1.0, "recall_b": 1 / 3, "recall_c": 1.0, "recall_macro": (1 + 1 / 3 + 1) / 3,
-        "f1_a": 4 / 5, "f1_b": 1 / 2, "f1_c": 2 / 3, "f1_macro": (4 / 5 + 1 / 2 + 2 / 3) / 3,
+        "precision/a": 2 / 3, "precision/b": 1.0, "precision/c": 1 / 2, "precision_macro": (2 / 3 + 1 + 1 / 2) / 3,
+        "recall/a": 1.0, "recall/b": 1 / 3, "recall/c": 1.0, "recall_macro": (1 + 1 / 3 + 1) / 3,
+        "f1/a": 4 / 5, "f1/b": 1 / 2, "f1/c": 2 / 3, "f1_macro": (4 / 5 + 1 / 2 + 2 / 3) / 3,
         "f1_weighted": (2 * 4 / 5 + 3 * 1 / 2 + 1 * 2 / 3) / 6,
         # pairs ranked right, ties half. a: 8 of 8. b: (0.2 0.3 0.1) against (0.4 0.7 0.3): 8 + 1/2 of 9. c: 5 of 5
         "auroc": (1 + 8.5 / 9 + 1) / 3,
@@ -54,8 +54,8 @@ def test_several_labels_worked_by_hand():
     targets = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 1]])
     found = classification_metrics(probabilities, targets, ["x", "y"], multi_label=True)
     expected = {
-        "accuracy": 2 / 4, "accuracy_per_label": 5 / 8, "precision_x": 1.0, "recall_x": 2 / 3, "f1_x": 4 / 5,
-        "precision_y": 1 / 2, "recall_y": 1 / 2, "f1_y": 1 / 2, "f1_macro": 0.65,
+        "accuracy": 2 / 4, "accuracy_per_label": 5 / 8, "precision/x": 1.0, "recall/x": 2 / 3, "f1/x": 4 / 5,
+        "precision/y": 1 / 2, "recall/y": 1 / 2, "f1/y": 1 / 2, "f1_macro": 0.65,
         "f1_weighted": (3 * 0.8 + 2 * 0.5) / 5, "auroc": (1 + 3 / 4) / 2,
     }  # fmt: skip
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
@@ -114,6 +114,19 @@ def test_wilson_reach():
 def test_names_fit_into_metric_names():
     assert metric_names(["cs.CV", "Very Good!"]) == ["cs_cv", "very_good_"]
     assert metric_names(["a b", "a-b", "c"]) == ["a_b_0", "a_b_1", "c"]
+    assert metric_names(["a b", "a-b", "a_b_0"]) == ["a_b_0_", "a_b_1", "a_b_0"]
+
+
+@pytest.mark.parametrize(
+    "names", [["macro", "weighted", "c"], ["macro_low", "macro_high", "macro"], ["accuracy", "auroc", "kappa"]]
+)
+def test_a_class_overwrites_no_average(names):
+    found = classification_metrics(PROBABILITIES, TARGETS, names, ordered=True)
+    usual = classification_metrics(PROBABILITIES, TARGETS, NAMES, ordered=True)
+    averages = {key: value for key, value in usual.items() if "/" not in key}
+    assert {key: value for key, value in found.items() if "/" not in key} == averages
+    assert found["f1_macro"] == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
+    assert [found[f"f1/{name}"] for name in names] == pytest.approx([4 / 5, 1 / 2, 2 / 3])
 
 
 def test_baselines():

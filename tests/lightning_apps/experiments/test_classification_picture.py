@@ -1,7 +1,17 @@
+from itertools import pairwise
+
 import numpy as np
+import pytest
 from PIL import Image
 
-from lightning_apps.experiments.classification_picture import answers, draw_classification_summary
+from lightning_apps.experiments.classification_picture import (
+    answers,
+    confusion_place,
+    draw_classification_summary,
+    draw_confusion,
+    ordinal,
+)
+from lightning_apps.figures.curves import add_axes_px, png_figure
 from tests.drawing_warnings import drawing_warnings_fail
 
 NAMES = ["negative", "positive"]
@@ -55,8 +65,38 @@ def test_it_draws_what_it_is_given(tmp_path):
     assert (full != empty).any()
     three = ["General", "Teen", "A very long name of a class $"]
     draw(tmp_path / "three.png", metric_rows(1), prediction_rows(three), three)
-    twenty = [f"class {number}" for number in range(20)]
-    draw(tmp_path / "twenty.png", metric_rows(), prediction_rows(twenty), twenty)
+    nothing = [
+        {key: np.nan if key.startswith("val/") else value for key, value in row.items()} for row in metric_rows()
+    ]
+    draw(tmp_path / "nan.png", nothing, prediction_rows(), references={"majority class": {"accuracy": np.nan}})
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "named"), [(2, 2), (3, 3), (12, 12), (13, 13), (20, 20), (29, 29), (30, 15), (100, 25), (1000, 29)]
+)
+def test_the_axes_of_a_confusion_matrix_bear_names_as_far_as_they_fit(tmp_path, num_classes, named):
+    """No fractions of a class, and nothing over the edge of the picture or over another name."""
+    names = [f"quite.a.long.name.of.class.{number:03}" for number in range(num_classes)]
+    with png_figure(tmp_path / "matrix.png", 1600, 1160) as figure:
+        place = confusion_place(num_classes)
+        axes = add_axes_px(figure, *place)
+        draw_confusion(figure, axes, prediction_rows(names), names)
+        figure.canvas.draw()
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert len(labels) == named
+            assert all(label.get_text().startswith("quite.a") for label in labels)
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+        boxes.append(axes.xaxis.label.get_window_extent())
+        assert min(box.x0 for box in boxes) > 0
+        assert min(box.y0 for box in boxes) > 0
+        heights = sorted(box.y0 for box in boxes[:-1])
+        assert all(upper - lower > 9 for lower, upper in pairwise(heights))
+
+
+def test_ordinals():
+    assert [ordinal(number) for number in (2, 3, 4, 11, 22, 33, 112)] == [
+        "2nd", "3rd", "4th", "11th", "22nd", "33rd", "112th",
+    ]  # fmt: skip
 
 
 @drawing_warnings_fail

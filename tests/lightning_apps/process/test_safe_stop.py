@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, damage, newest_whole_checkpoint
+from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, newest_whole_checkpoint
 from lightning_apps.errors import CheckpointWriteError, ConfigError
-from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
+from lightning_apps.process.safe_stop import SIGNALS, SafeStop, StopRun, heeded_signals, max_time_seconds
+from lightning_apps.run_files import atomic_files
 from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.run_files.weights import damage
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.killed_runs import KillAt, assert_same, final_state, killed, resumed
@@ -73,9 +75,66 @@ def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, co
 
 
 def test_handlers_are_given_back(composed):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     run_experiment(composed(*LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null", name="handlers"))
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_after_nohup_a_closed_terminal_is_nothing():
+    assert signal.SIGHUP in heeded_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in heeded_signals()
+        stop = SafeStop(None)
+        stop.install()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        stop.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_saves(composed, monkeypatch):
+    monkeypatch.setattr(SignalAt, "signum", signal.SIGHUP)
+    config = composed(*RUN, name="hung up")
+    assert signalled(monkeypatch, config, "on_train_batch_start", 5) == 128 + signal.SIGHUP
+    summary = json.loads(directory_of(config).summary.read_text())
+    assert (summary["status"], summary["reason"], summary["optimizer_steps"]) == ("stopped", "SIGHUP", 6)
+
+
+def test_all_processes_stop_for_the_reason_that_one_of_them_knows():
+    signalled, other, late = SafeStop(None), SafeStop(None), SafeStop(0)
+    signalled.in_training = True
+    signalled._handle(signal.SIGTERM, None)
+    assert (signalled.asked, other.asked, late.asked) == (True, False, True)
+    code = max(signalled.code, other.code, late.code)
+    for process in (signalled, other, late):
+        with pytest.raises(StopRun, match=r"^SIGTERM$") as stopped:
+            process.raise_stop(code)
+        assert stopped.value.signum == signal.SIGTERM
+    with pytest.raises(StopRun, match=r"^trainer\.max_time: 0 s are over$") as stopped:
+        late.raise_stop(max(other.code, late.code))
+    assert stopped.value.signum is None
+
+
+@pytest.mark.slow
+def test_a_signal_that_reaches_one_of_two_processes(tmp_path, cache_root):
+    """The one that Lightning started, not the first: what it knows, both do."""
+    command = [
+        sys.executable, "-m", "lightning_apps.train", *LOCATION, "hardware=cpu_ddp", "hardware.num_threads=1",
+        "trainer.max_steps=100000", "trainer.evaluate_every=never", f"run.output_root={tmp_path}",
+        f"run.cache_root={cache_root}", "run.name=two", "callbacks.weight_average=null",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "location" / "two" / "metrics.csv"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err
+    assert "stopped (SIGTERM)" in out
+    summary = json.loads((tmp_path / "location" / "two" / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("stopped", "SIGTERM")
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -161,11 +220,15 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(composed, monkey
     assert_same(final_state(config)[0], final_state(whole)[0])
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+def open_full(path):
     """/dev/full answers every write with the real "No space left on device"."""
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     target = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, target)
-    (tmp_path / ".last.ckpt.part").symlink_to("/dev/full")
+    monkeypatch.setattr(atomic_files, "open_new", open_full)
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, target)
     assert torch.load(target, weights_only=True) == {"step": 1}
@@ -178,9 +241,10 @@ def test_a_disk_that_fills_up(failing, fails, composed, monkeypatch, capsys):
     save = AtomicCheckpointIO.save_checkpoint
 
     def save_or_fail(self, checkpoint, path, storage_options=None):
-        if checkpoint["global_step"] in failing:
-            Path(path).with_name(f".{Path(path).name}.part").symlink_to("/dev/full")
-        save(self, checkpoint, path, storage_options)
+        with monkeypatch.context() as patch:
+            if checkpoint["global_step"] in failing:
+                patch.setattr(atomic_files, "open_new", open_full)
+            save(self, checkpoint, path, storage_options)
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_or_fail)
     if fails:
@@ -203,12 +267,12 @@ def test_best_is_evaluated_again_and_is_the_same(composed, capsys):
 def test_best_that_changed_on_disk_is_said_loudly(composed, monkeypatch, capsys):
     finish = experiment_run.finish
 
-    def tamper_then_finish(trainer, module, datamodule, callbacks, directory):
+    def tamper_then_finish(trainer, module, datamodule, callbacks, directory, *, tests):
         state = torch.load(directory.checkpoint("best"), weights_only=True)
         for tensor in state["state_dict"].values():
             tensor.mul_(3)
         torch.save(state, directory.checkpoint("best"))
-        finish(trainer, module, datamodule, callbacks, directory)
+        finish(trainer, module, datamodule, callbacks, directory, tests=tests)
 
     monkeypatch.setattr(experiment_run, "finish", tamper_then_finish)
     config = composed(*RUN, "callbacks.checkpoints.monitor=val/loss", name="tampered")
@@ -219,7 +283,7 @@ def test_best_that_changed_on_disk_is_said_loudly(composed, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_real_process_stops_with_the_signals_code(signum, tmp_path, cache_root):
     command = [
         sys.executable, "-m", "lightning_apps.train", *LOCATION,

@@ -14,23 +14,16 @@ from lightning_apps.errors import GuardError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.safe_stop import StopRun
 from lightning_apps.process.side_products import side_product
-from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.side_logger import TOLERATED_FAILURES, SideLogger
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.broken_logger import BrokenLogger
+from tests.tiny_runs import ARXIV, directory_of
+from tests.tiny_runs import IMDB as TINY_IMDB
 
-IMDB = ["experiment=imdb", "model=bert_tiny", "model.hidden_size=16", "model.intermediate_size=16",
-        "model.num_hidden_layers=1", "data.dataset=synthetic", "data.max_length=64", "hardware=cpu",
-        "trainer.max_epochs=null", "trainer.max_steps=4", "trainer.evaluate_every=2",
+IMDB = [*TINY_IMDB, "trainer.max_epochs=null", "data.max_length=64",
         "+callbacks.extra.history._target_=lightning_apps.experiments.training_history.TrainingHistory"]  # fmt: skip
-ARXIV = ["experiment=arxiv", "data.path=${project:tests/data/papers}",
-         "data.tokenizer=${project:tests/data/papers/tokenizer}", "model.hidden_size=16", "model.num_hidden_layers=1",
-         "model.num_attention_heads=2", "model.intermediate_size=16", "data.full_dataset=true",
-         "data.preparation_workers=1", "data.sequence_length=17", "data.windows_per_epoch=64",
-         "data.num_categories=2", "data.global_batch_size=8", "trainer.max_tokens=512", "trainer.evaluate_every=2",
-         "hardware=cpu"]  # fmt: skip
 
 
 class InTheWay(L.Callback):
@@ -51,10 +44,6 @@ def run_with(monkeypatch, config, *callbacks):
     with monkeypatch.context() as patch:
         patch.setattr(experiment_run, "build_callbacks", lambda *args: [*callbacks, *build(*args)])
         return run_experiment(config)
-
-
-def directory_of(config) -> RunDirectory:
-    return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
 
 
 def weights(directory):

@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory, check_overwrite, check_start, clear, locate_run
+from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.run_files.directory import (
+    RunDirectory,
+    check_overwrite,
+    check_start,
+    check_writable,
+    clear,
+    locate_run,
+    open_run,
+    results_folder,
+)
 
 CONFIG = "experiment: location\nrun: {}\ntrainer: {}\n"
 
@@ -102,3 +112,63 @@ def test_checkpoints_by_name(root):
     assert directory.checkpoint("120").name == "step=00000120.ckpt"
     with pytest.raises(ConfigError, match=r"checkpoint=best.*there are: last\.ckpt, step=00000120\.ckpt"):
         directory.checkpoint("best")
+
+
+def strangers_run(path):
+    """A run directory with links to what is not its own, and the files that they lead to."""
+    victim, elsewhere = path.parent / "victim", path.parent / "elsewhere"
+    victim.write_text("precious")
+    elsewhere.mkdir()
+    directory = RunDirectory(path)
+    path.mkdir()
+    directory.config.write_text(CONFIG)
+    return directory, victim, elsewhere
+
+
+def test_a_link_with_the_name_of_a_file_aside_is_not_written_through(tmp_path):
+    directory, victim, _ = strangers_run(tmp_path / "run")
+    (directory.path / ".report.html.part").symlink_to(victim)
+    (directory.path / "report.html").symlink_to(victim)
+    write_text_atomically(directory.path / "report.html", "page")
+    assert victim.read_text() == "precious"
+    assert (directory.path / "report.html").read_text() == "page"
+    assert not (directory.path / "report.html").is_symlink()
+
+
+@pytest.mark.parametrize("link", ["evaluations", "evaluations/validation-best"])
+def test_results_are_not_written_through_links(link, tmp_path):
+    directory, _, elsewhere = strangers_run(tmp_path / "run")
+    (directory.path / link).parent.mkdir(exist_ok=True)
+    (directory.path / link).symlink_to(elsewhere)
+    folder = directory.evaluations / "validation-best"
+    with pytest.raises(ConfigError, match=r"validation-best leads out of the run, to .*elsewhere.* \(a link\).*out="):
+        results_folder(directory, folder, None)
+    assert results_folder(directory, folder, str(tmp_path / "mine")) == tmp_path / "mine" / "validation-best"
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_configuration_or_a_log_that_lies_elsewhere(tmp_path):
+    directory, victim, _ = strangers_run(tmp_path / "run")
+    directory.config.rename(tmp_path / "config.yaml")
+    directory.config.symlink_to(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml is a link out of the run"):
+        open_run(str(directory.path))
+    directory.config.unlink()
+    (tmp_path / "config.yaml").rename(directory.config)
+    directory.log.symlink_to(victim)
+    run = {"output_root": str(tmp_path), "name": "run", "resume": "auto", "overwrite": False}
+    with pytest.raises(ConfigError, match=r"train\.log is a link out of the run, to .*victim"):
+        check_start(directory, run)
+    directory.log.unlink()
+    directory.log.symlink_to(directory.config)  # within the run
+    check_start(directory, run)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be made: .*file is a file; choose another run\.output_root"):
+        check_start(RunDirectory(tmp_path / "file" / "x" / "a"), {"resume": None, "overwrite": False})
+    with pytest.raises(ConfigError, match=r"/proc cannot be written: .*; out=\.\.\. writes elsewhere"):
+        check_writable(Path("/proc/nothing/there"), "out=... writes elsewhere")
+    check_writable(tmp_path / "a" / "b", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,5 +1,7 @@
 import math
 
+import pytest
+
 from lightning_apps.run_files.metrics_csv import MetricsCSV, read_metrics
 
 
@@ -45,3 +47,51 @@ def test_a_fresh_run_starts_an_empty_file(tmp_path):
     MetricsCSV(path).log_metrics({"a": 1.0}, 1)
     MetricsCSV(path).start_after(0)
     assert read_metrics(path) == []
+
+
+def test_a_file_that_is_there_is_never_emptied_by_logging(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = MetricsCSV(path)
+    for step in (1, 2):
+        first.log_metrics({"a": float(step)}, step)
+    again = MetricsCSV(path)  # a run that is resumed after its last step: no step starts, the test is logged
+    again.log_metrics({"test/loss": 3.0}, 2)
+    assert read_metrics(path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "test/loss": 3.0}]
+    again.log_metrics({"test/loss": 4.0}, 2)
+    assert read_metrics(path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0, "test/loss": 4.0}]
+
+
+def test_names_with_commas_quotes_and_half_a_surrogate_pair(tmp_path):
+    log = MetricsCSV(tmp_path / "metrics.csv")
+    names = ["val/f1/Physics, applied", r"lr/\d{1,2}", 'a "b"', "two\nlines"]
+    log.log_metrics(dict.fromkeys(names, 0.5), 1)
+    log.log_metrics({"\ud800": 1.0}, 1)
+    log.log_metrics(dict.fromkeys(names, 0.25), 2)
+    assert read_metrics(log.path) == [
+        {"step": 1, **dict.fromkeys(names, 0.5), "\\ud800": 1.0},
+        {"step": 2, **dict.fromkeys(names, 0.25)},
+    ]
+
+
+@pytest.mark.parametrize(
+    "torn", ["2,0.69e", "2,0.69", "2,0.69e\n", "2", "2,0.1,0.2,0.3\n", ",0.5\n", "\0\0\0\0", "\0\0\n", "x,1\n"]
+)
+def test_a_torn_row_is_passed_over_and_the_file_goes_on(torn, tmp_path):
+    path = tmp_path / "metrics.csv"
+    MetricsCSV(path).log_metrics({"a": 1.0}, 1)
+    with path.open("a") as file:
+        file.write(torn)
+    assert read_metrics(path) == [{"step": 1, "a": 1.0}]
+    log = MetricsCSV(path)
+    log.start_after(5)
+    log.log_metrics({"a": 2.0}, 2)
+    assert path.read_text() == "step,a\n1,1.0\n2,2.0\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"\0\0\n\0\n", b"\xff\xfe\n"])
+def test_a_file_without_a_header_begins_anew(content, tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    assert read_metrics(path) == []
+    MetricsCSV(path).log_metrics({"a": 1.0}, 1)
+    assert path.read_text() == "step,a\n1,1.0\n"

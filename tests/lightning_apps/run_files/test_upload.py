@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from datamodules.storage.folders import StorageError, download_folder, remote_st
 from lightning_apps import evaluate, upload
 from lightning_apps.diagnostics.run_comparison import differences
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import open_run
+from lightning_apps.run_files.directory import RunDirectory, open_run
 from lightning_apps.run_files.upload import upload_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.patience import PATIENCE_S, wait_until
@@ -150,6 +151,25 @@ def test_the_upload_command(s3, tmp_path, monkeypatch, capsys):
     directory.config.write_text(yaml.safe_dump(config))
     assert call(upload, f"run={directory.path}") == 2
     assert "to is missing" in capsys.readouterr().err
+
+
+def test_a_copy_of_a_run_does_not_replace_the_original(s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    original = small_run(tmp_path / "a")
+    (tmp_path / "secret").write_text("mine")
+    (original.path / "x.png").symlink_to(tmp_path / "secret")  # a link out of a stranger's run is left at home
+    (original.path / ".lock").write_text("{}")
+    assert call(upload, f"run={original.path}") == 0
+    before = uploaded(s3)
+    assert set(before) == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt"}
+    copy = RunDirectory(shutil.copytree(original.path, tmp_path / "copy", symlinks=True))
+    copy.metrics.write_text("step\n1\n2\n")
+    assert call(upload, f"run={copy.path}") == 0
+    said = capsys.readouterr().out
+    assert f"{copy.path} was the run a; it is uploaded as copy" in said
+    assert "uploaded  s3://bucket/runs/location/copy: 3 files" in said
+    assert uploaded(s3) == before
+    assert uploaded(s3, "runs/location/copy")["metrics.csv"] == b"step\n1\n2\n"
 
 
 def test_a_run_from_an_object_store(s3, tmp_path, monkeypatch, capsys):

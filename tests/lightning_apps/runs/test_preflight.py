@@ -59,6 +59,15 @@ def test_head_of_another_size(parts):
         preflight.check_before_start(config, plan, module, data, directory)
 
 
+def test_a_mount_that_says_nothing_of_its_space_is_not_full(parts, monkeypatch):
+    config, plan, module, _, directory = parts()
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: DiskUsage(0, 0, 0))
+    preflight.check_disk(config, plan, module, directory)
+    monkeypatch.setattr(preflight, "_takes_a_file", lambda folder: False)  # the mount is full
+    with pytest.raises(ConfigError, match="0 B are free"):
+        preflight.check_disk(config, plan, module, directory)
+
+
 def test_disk_too_small_for_the_plan(parts, monkeypatch):
     made = parts("trainer.save_every=1")
     config, plan, module, _, directory = made
@@ -234,3 +243,18 @@ def test_a_bad_sample_is_left_to_the_guards(composed, monkeypatch):
     monkeypatch.setattr(ImdbDataModule, "training_batch", spoil)
     with pytest.raises(GuardError, match=r"step 1: token id 99999 at position 1 of sample \d+ \(input_ids\)"):
         run_experiment(composed(*IMDB, name="spoilt"))
+
+
+@pytest.mark.parametrize(("load", "threads", "wanted", "told"), [(1.5, 4, None, False), (9.2, 4, None, True),
+                                                               (9.2, 1, None, False), (9.2, 4, 2, False)])  # fmt: skip
+def test_a_busy_machine_is_said(load, threads, wanted, told, composed, monkeypatch):
+    config = composed("hardware=cpu")
+    config["hardware"]["num_threads"] = wanted
+    monkeypatch.setattr(preflight.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(preflight.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(preflight.torch, "get_num_threads", lambda: threads)
+    expected = (
+        "this machine is busy (9 programs want its 2 cores): 4 threads that wait for each other make a step slower "
+        "than one; try hardware.num_threads=1"
+    )
+    assert preflight.check_load(config) == ([expected] if told else [])

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lightning_apps.diagnostics.run_comparison import differences
+from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.killed_runs import assert_same, final_state, killed, resumed
+from tests.killed_runs import Killed, assert_same, final_state, killed, resumed
 from tests.tiny_runs import LOCATION
 
 # 14 steps an epoch: steps 15 and later are in the second one
@@ -74,3 +75,25 @@ def test_resumed_equals_uninterrupted(hook, step, composed, monkeypatch, capsys,
         assert repr(sorted(row.items())) == repr(sorted(expected.items()))
     assert_same(state, expected_state)
     assert summary["tokens_seen"] == (2 * 110 + 4 * 8) * 22  # two epochs of 110 cities and four more steps
+
+
+def test_a_run_that_ends_after_its_last_step_loses_nothing(composed, monkeypatch, uninterrupted):
+    """Lightning then has no step to do, and calls none of the hooks of training."""
+    short = [*RUN, "trainer.max_steps=4", "trainer.evaluate_every=2", "data.num_test=8"]
+    whole, config = composed(*short, name="short"), composed(*short, name="late")
+    expected = run_experiment(whole)
+
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment_run, "finish", die)
+        patch.setattr(experiment_run, "write_summary", lambda *args: {})
+        with pytest.raises(Killed):
+            run_experiment(config)
+    summary = run_experiment(resumed(config))
+    assert (summary["status"], summary["optimizer_steps"], expected["optimizer_steps"]) == ("completed", 4, 4)
+    assert repr(summary["metrics"]) == repr(expected["metrics"])  # some are NaN
+    assert {key.partition("/")[0] for key in summary["metrics"]} == {"val", "test"}
+    assert repr(final_state(config)[1]) == repr(final_state(whole)[1])
+    assert summary["tokens_seen"] == expected["tokens_seen"]

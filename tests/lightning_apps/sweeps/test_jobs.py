@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from lightning_apps.process.console import open_console
+from lightning_apps.process.file_lock import is_locked
 from lightning_apps.sweeps import jobs as sweep_jobs
 from lightning_apps.sweeps.jobs import Slot, last_line, lock_path, wait_for_orphans
-from lightning_apps.sweeps.state import is_locked, read_state
+from lightning_apps.sweeps.state import read_state
 from tests.fake_sweep import make
 from tests.patience import wait_until
 

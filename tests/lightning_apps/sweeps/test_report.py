@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightning_apps import report as report_command
 from lightning_apps.errors import ConfigError
+from lightning_apps.process.file_lock import try_lock
 from lightning_apps.reports.html_page import bullets, details, facts, figure, page, section, table
 from lightning_apps.reports.run_report import write_run_report
 from lightning_apps.run_files.directory import RunDirectory
@@ -20,7 +21,7 @@ from lightning_apps.sweeps.analysis import effects, growing_groups, in_context, 
 from lightning_apps.sweeps.report import write_sweep_report
 from lightning_apps.sweeps.results import find_sweep, read_curve, read_sweep, show
 from lightning_apps.sweeps.scaling_picture import PositionLine, colours, draw_in_context, metric_unit, short_count
-from lightning_apps.sweeps.state import read_state, try_lock
+from lightning_apps.sweeps.state import read_state
 from tests.html_pages import Page
 from tests.synthetic_sweep import loss_of, write_sweep
 

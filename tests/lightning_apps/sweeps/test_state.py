@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,12 +7,7 @@ from lightning_apps.sweeps.state import (
     JobRecord,
     SweepState,
     continue_state,
-    is_locked,
-    lock_owner,
-    lock_soon,
     read_state,
-    sign_lock,
-    try_lock,
 )
 
 
@@ -78,51 +70,3 @@ def test_settings_survive_json(tmp_path):
     first = state_of(0, settings=settings)
     first.write(tmp_path)
     assert continue_state(read_state(tmp_path), first, tmp_path).settings == settings
-
-
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from lightning_apps.sweeps.state import sign_lock, try_lock
-lock = try_lock(Path(sys.argv[1]))
-sign_lock(lock, {"pid": os.getpid()})
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
-def test_a_lock_is_held_by_one_and_given_up_by_the_dead(tmp_path):
-    path = tmp_path / "sweep.lock"
-    assert not is_locked(path)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    assert try_lock(path) is None
-    assert lock_soon(path, patience_s=0.1) is None
-    assert is_locked(path)
-    assert lock_owner(path) == {"pid": holder.pid}
-    holder.kill()
-    holder.wait()
-    assert not is_locked(path)
-    assert try_lock(path) is not None
-
-
-def test_a_lock_outlives_its_taker_in_the_process_that_inherited_it(tmp_path):
-    path = tmp_path / "job.lock"
-    lock = try_lock(path)
-    job = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-    import os
-
-    os.close(lock)
-    assert is_locked(path)
-    job.communicate(b"\n")
-    assert not is_locked(path)
-
-
-def test_who_holds_a_lock_may_be_unknown(tmp_path):
-    path = tmp_path / "sweep.lock"
-    assert lock_owner(path) == {}
-    path.write_text("{")
-    assert lock_owner(path) == {}
-    lock = try_lock(path)
-    sign_lock(lock, {"pid": 1, "host": "a"})
-    assert json.loads(path.read_text()) == {"pid": 1, "host": "a"}

@@ -256,6 +256,21 @@ def test_long_names_of_jobs_stay_apart_at_wandb():
     assert len(ids) == 3
     assert all(len(run_id) == 64 for run_id in ids)
     assert wandb_run_id("location", "default") == "location-default"
+    assert wandb_run_id("location", "model.hidden_size=64") == "location-model.hidden_size=64"
+
+
+def test_wandb_accepts_every_id():
+    """W&B's own check, of names that differ in nothing but the signs that it refuses."""
+    wandb = pytest.importorskip("wandb")
+    names = [f"seed=1{sign}optimizer.lr=3e-4" for sign in ",:;#?/'% _\\@[]"]
+    ids = [wandb_run_id("location", name) for name in names]
+    assert len(set(ids)) == len(names)
+    assert ids == [wandb_run_id("location", name) for name in names]
+    for run_id in ids:
+        assert len(run_id) <= 64
+        assert wandb.Settings(run_id=run_id).run_id == run_id
+        assert run_id.startswith("location-seed=1_optimizer.lr=3e-4")
+    assert wandb_run_id("location", "seed=1,optimizer.lr=3e-4") == ids[0]
 
 
 def test_verify_is_for_one_experiment(monkeypatch, capsys, tmp_path):

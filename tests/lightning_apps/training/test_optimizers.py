@@ -286,6 +286,7 @@ def test_schedule_free_evaluates_saves_and_exports_the_average(composed, monkeyp
 def test_the_module_is_built_with_frozen_parts_and_recomputation(composed):
     class Data:
         net_arguments = {"vocab_size": 21, "pad_token_id": 0, "eos_token_id": 1}  # noqa: RUF012
+        module_arguments = {}  # noqa: RUF012
 
     config = composed(*LOCATION, "optimizer.freeze=[layers.0.mlp]", "hardware.gradient_checkpointing=true")
     module = build_module(config, Data(), plan(max_steps=4))

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -172,3 +174,21 @@ def test_group_names_survive_a_checkpoint(tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "state")
     groups = torch.load(tmp_path / "state", weights_only=True)["param_groups"]
     assert [group["name"] for group in groups] == ["matrices", "vectors"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (r"(\w+\.?)+!", "finds no parameter"),  # minutes to years with re
+        (r"([a-z]+)+$\d", "finds no parameter"),
+        (r"(a|a|.)*(.*)*(.+)+[!?]$", "takes longer than 0 s to look for: it has repetitions inside of repetitions"),
+    ],
+)
+def test_a_pattern_that_backtracks_without_end_is_refused_in_time(pattern, said, monkeypatch):
+    monkeypatch.setattr("lightning_apps.training.parameter_groups.PATTERN_PATIENCE_S", 0.4)
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        matching("k", pattern, nn.ModuleDict({"a" * 120: nn.Linear(1, 1)}))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - started < 10

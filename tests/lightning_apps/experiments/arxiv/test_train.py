@@ -115,12 +115,13 @@ def test_splits_without_a_window_are_found_before_training(make, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_same_seed_gives_the_same_windows_on_any_worker_count(make, num_workers):
-    from datamodules.sampling.step_batches import StepCollator, StepLoader, StepSampler
+    from datamodules.sampling.step_batches import StepCollator
+    from datamodules.sampling.step_loader import StepLoader, StepSampler
 
     data = make()
     sampler = StepSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed)
     loader = StepLoader(sampler, StepCollator(data.training_batch, 3), lambda: 0, num_workers=num_workers)
-    seen = [torch.cat([batch["input_ids"] for batch in window["micro_batches"]]) for window in loader]
+    seen = [torch.cat([batch["input_ids"] for batch in step.micro_batches]) for step in loader]
     for step, tokens in enumerate(seen):
         ids = list(StepSampler(num_samples=64, global_batch_size=8, num_steps=20, seed=data.seed))[step]
         epoch, indices = ids

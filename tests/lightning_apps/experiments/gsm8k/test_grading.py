@@ -100,10 +100,35 @@ def test_any_output_is_graded_as_the_harness_grades_it(output):
         ("#### 5 apples for 2", "5"), ("so 5 #### 6", "6"), ("#### 6\n#### 5", "6"), ("#### five, that is 5", "5"),
         ("12 #### none", "12"), ("Answer: **5**", "5"), ("\\boxed{5}", "5"), ("1, 2, 3", "3"), ("12,34", "34"),
         ("0.0", "0"), ("page 3", "3"), ("", None), ("none", None), ("$", None), ("####", None),
+        ("#### 8{,}000", "8000"), ("$8{,}000$", "8000"), ("#### 8\\,000", "8000"), ("#### 1\u202f200", "1200"),
+        ("#### 1/4", "0.25"), ("1/2", "0.5"), ("#### -3/4 of it", "-0.75"), ("#### 1 1/2", "1.5"), ("#### 1/0", None),
+        ("#### \\frac{1}{4}", "0.25"), ("#### -\\frac{1}{4}", "-0.25"), ("#### 1\\frac{1}{2}", "1.5"), ("1½", "1.5"),
+        ("#### 5e3", "5000"), ("#### 5e-1", "0.5"), ("#### 5e9999", None),
+        ("#### 12:45", None), ("at 12:45", None), ("ratio 3:4", None), ("#### 5/6/2020", None), ("1.2.3", None),
+        ("#### 2^3", None), ("#### 3*10^2", None), ("5 × 10^3", None), ("#### 2²", None), ("#### 2+3", None),
+        ("#### 5-6", None), ("#### 5 to 6", None), ("#### 5 or 6", None), ("#### 1, 2", None), ("#### 12,34", None),
+        ("#### 1 200", None), ("#### 1.200,00", None), ("#### 1,2000", None), ("#### 2 million", None),
+        ("#### 5 (not 6)", "5"), ("#### 5.\n6 more", "5"), ("#### 60/hour", "60"), ("2 * 3 = 6", "6"),
     ],
 )  # fmt: skip
 def test_numbers_are_compared_by_value(output, value):
     assert numeric_answer(output) == (None if value is None else Decimal(value))
+
+
+@pytest.mark.parametrize("pair", [("1/4", "1/2"), ("12:45", "12:30"), ("8{,}000", "8"), ("1/3", "0.33"), ("5e3", "5")])
+def test_answers_that_begin_alike_are_not_alike(pair):
+    output, reference = (f"so\n#### {answer}" for answer in pair)
+    assert not grade(output, reference).is_numeric
+    assert not grade(reference, output).is_numeric
+
+
+def test_fractions_and_decimals_are_compared_by_value():
+    assert grade("#### 0.25", "#### 1/4").is_numeric
+    assert grade("#### 2/6", "#### 1/3").numeric == "1/3"
+    assert grade("#### 2/6", "#### 1/3").is_numeric
+    assert [grade(text, "#### 1").numeric for text in ("-1,000.50", "3/8", "0.0", "100")] == [
+        "-1000.5", "0.375", "0", "100",
+    ]  # fmt: skip
 
 
 def test_twenty_nine_dollars_is_twenty_nine():

@@ -142,7 +142,7 @@ def test_the_tuned_model_is_compared_with_its_base(config, monkeypatch, capsys):
     directory = directory_of(settings)
     options = {
         "run": str(directory.path), "split": "test", "checkpoint": "best", "accelerator": None, "compare": "base",
-        "metrics": None, "model": {"pretrained": None},
+        "out": None, "metrics": None, "model": {"pretrained": None},
     }  # fmt: skip
     metrics = evaluate(OmegaConf.create(options))
     assert (

@@ -51,19 +51,27 @@ def test_metrics_of_every_evaluation(finished):
     for row in rows:
         assert row["val/accuracy_low"] <= row["val/accuracy"] <= row["val/accuracy_high"]
         assert row["val/f1_macro_low"] <= row["val/f1_macro"] <= row["val/f1_macro_high"]
-        assert {"val/auroc", "val/calibration_error", "val/f1_negative", "val/recall_positive"} <= row.keys()
+        assert {"val/auroc", "val/calibration_error", "val/f1/negative", "val/recall/positive"} <= row.keys()
     assert summary["best"]["metric"] == "val/f1_macro"
     assert {"test/accuracy", "test/f1_macro", "test/loss"} <= summary["metrics"].keys()
     assert summary["target_tokens_seen"] == sum([16] * 21) + 3 * 14  # 110 texts: every seventh step holds 14
 
 
-def test_predictions_give_the_metrics(finished, tmp_path, monkeypatch):
+def test_predictions_give_the_metrics(finished, monkeypatch, capsys):
     """best.ckpt evaluated again: the metrics that were logged for it, and predictions that bear them out."""
     directory, _, summary = finished
     monkeypatch.setattr(sys, "argv", ["evaluate", f"run={directory.path}", "split=validation", "checkpoint=best"])
     evaluate_command.main()
     found = json.loads((directory.evaluations / "validation-best" / "metrics.json").read_text())["metrics"]
     assert repr(found) == repr(dict(sorted(summary["best"]["metrics"].items())))  # repr: NaN is equal to NaN here
+    table = (directory.evaluations / "validation-best" / "per_class.csv").read_text().splitlines()
+    assert table[0] == "split,class,f1,precision,recall"
+    assert table[1] == ",".join(
+        ["val", "negative", *(repr(found[f"val/{key}/negative"]) for key in ("f1", "precision", "recall"))]
+    )
+    printed = capsys.readouterr().out
+    assert printed.index("val/loss ") < printed.index("val/accuracy ") < printed.index("val/f1_macro ")
+    assert "negative  " not in printed
     rows = rows_of(directory.evaluations / "validation-best" / "predictions.jsonl")
     assert len(rows) == 24
     names = ["negative", "positive"]
@@ -130,6 +138,67 @@ def test_predict_keeps_the_order_and_gives_the_same_probabilities(finished, monk
     predicted(monkeypatch, f"run={directory.path}", "input=-", stdin=b"a brilliant film\r\n\r\ndull dull dull\n")
     out, _ = capsys.readouterr()
     assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 3]
+
+
+def test_predict_may_write_what_it_reads(finished, monkeypatch, tmp_path, capsys):
+    """The result takes the file's place when it is whole; what goes wrong on the way leaves the earlier one."""
+    run, file = f"run={finished[0].path}", tmp_path / "reviews.jsonl"
+    file.write_text('{"id": 1, "text": "a brilliant film"}\n{"id": 2, "text": "dull dull"}\n')
+    file.chmod(0o640)
+    predicted(monkeypatch, run, f"input={file}", f"output={file}", "text_column=text")
+    rows = rows_of(file)
+    assert [(row["line"], row["id"]) for row in rows] == [(1, 1), (2, 2)]
+    assert file.stat().st_mode & 0o777 == 0o640
+    before = file.read_bytes()
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' * 6 + "not json\n")
+    for output, expected in ((file, "bad.jsonl, line 7: not JSON"), (tmp_path, "it is a folder")):
+        with pytest.raises(SystemExit) as stopped:
+            predicted(monkeypatch, run, f"input={tmp_path / 'bad.jsonl'}", f"output={output}", "batch_size=1")
+        assert stopped.value.code == 2
+        assert expected in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "reviews.jsonl"]
+
+
+def test_predict_reads_tables_as_training_does(finished, monkeypatch, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["a brilliant\nfilm, indeed", "dull"]
+    table = pa.table({"id": ["a", "b"], "text": texts})
+    pq.write_table(table, tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text('id,text\r\na,"a brilliant\nfilm, indeed"\r\nb,dull\r\n')
+    (tmp_path / "in.json").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    (tmp_path / "in.jsonl").write_bytes((tmp_path / "in.json").read_bytes())
+    found = {}
+    for ending in ("csv", "json", "jsonl", "parquet"):
+        predicted(monkeypatch, f"run={finished[0].path}", f"input={tmp_path / f'in.{ending}'}")
+        found[ending] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row.pop("line") for row in found["csv"]] == [2, 4]
+    assert [row["id"] for row in found["csv"]] == ["a", "b"]
+    assert [row.pop("line") for row in found["json"]] == [1, 2]
+    assert [row.pop("line") for row in found["jsonl"] + found["parquet"]] == [1, 2, 1, 2]
+    assert found["csv"] == found["json"] == found["jsonl"] == found["parquet"]
+    for arguments, expected in (
+        (["input=-", "format=csv"], "format=csv: standard input is read as jsonl or text; name a file, input=FILE"),
+        ([f"input={tmp_path / 'in.csv'}", "text_column=texts"], "in.csv, line 2: there is no field 'texts' (did you"),
+    ):
+        with pytest.raises(SystemExit):
+            predicted(monkeypatch, f"run={finished[0].path}", *arguments)
+        assert expected in capsys.readouterr().err
+
+
+def test_predict_cuts_what_the_model_has_no_positions_for(finished, monkeypatch, tmp_path, capsys):
+    directory, config, _ = finished
+    classifier = Classifier(directory, {**config, "data": {**config["data"], "max_length": 500}}, "cpu")
+    long = "dull " * 300
+    cut, whole = classifier.probabilities([long, "dull"])[0], classifier.probabilities(["dull " * 62])[0]
+    assert cut == pytest.approx(whole, abs=1e-6)
+    assert (classifier.num_cut, classifier.num_texts, classifier.limit) == (1, 3, "64 tokens")
+    predicted(monkeypatch, f"run={directory.path}", "input=-", stdin=f"{long}\nfine\n".encode())
+    limit = min(config["data"]["max_length"], 64)
+    err = capsys.readouterr().err
+    assert err.endswith(f"1 of 2 texts are longer than {limit} tokens and were cut as in training\n")
 
 
 def test_predict_streams(finished):
@@ -216,7 +285,7 @@ def test_several_labels_end_to_end(composed, tmp_path):
     config = composed(*RUN, source, *short, "data.multi_label=true", "data.leaks=warn", name="many")
     summary = run_experiment(config)
     directory = RunDirectory(Path(config["run"]["output_root"]) / "imdb" / "many")
-    assert {"val/accuracy", "val/accuracy_per_label", "val/f1_rain"} <= summary["metrics"].keys()
+    assert {"val/accuracy", "val/accuracy_per_label", "val/f1/rain"} <= summary["metrics"].keys()
     (answer,) = Classifier(directory, config, "cpu").answers(read_texts([b"sun"], "x", kind="text", text_column=""), 4)
     assert answer["labels"] == [name for name, value in answer["probabilities"].items() if value >= 0.5]
     with Image.open(directory.picture) as picture:

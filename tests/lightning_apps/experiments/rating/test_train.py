@@ -17,11 +17,12 @@ from lightning_apps.experiments.rating.module import weights_of_classes
 from lightning_apps.experiments.training_history import training_history
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
+from lightning_apps.runs import experiment_run
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.runs.preflight import check_before_start
 from models.encoders.classifier import weighted_cross_entropy
-from tests.killed_runs import assert_same, final_state, killed, resumed
+from tests.killed_runs import Killed, assert_same, final_state, killed, resumed
 from tests.tiny_runs import IMDB, RATING, RATING_DATA, directory_of
 
 QUICK = [*RATING, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_every=2"]
@@ -64,7 +65,7 @@ def test_metrics_and_baselines(finished):
         for name in ("accuracy", "f1_macro", "weighted_score", "kappa"):
             assert row[f"val/{name}_low"] <= row[f"val/{name}"] + 1e-9
             assert row[f"val/{name}"] <= row[f"val/{name}_high"] + 1e-9
-        weighted = 0.3 * row["val/f1_general"] + 0.3 * row["val/f1_teen"] + 0.4 * row["val/f1_mature"]
+        weighted = 0.3 * row["val/f1/general"] + 0.3 * row["val/f1/teen"] + 0.4 * row["val/f1/mature"]
         assert row["val/weighted_score"] == pytest.approx(weighted)
     baselines = json.loads(directory.baselines.read_text())
     assert baselines["test"]["majority class"]["kappa"] == 0
@@ -206,7 +207,7 @@ def test_the_loss_of_a_step_is_its_weighted_mean_however_it_is_cut(composed):
 
 
 def first_step(config, data):
-    from datamodules.sampling.step_batches import step_key
+    from datamodules.sampling.step_loader import step_key
 
     size = config["data"]["global_batch_size"]
     return step_key(0, num_samples=data.num_train_samples, global_batch_size=size, seed=config["data"]["seed"])[1]
@@ -275,6 +276,26 @@ def test_early_stopping_is_on_by_default(composed):
     summary = run_experiment(config)
     assert summary["reason"] == "early stopping at step 6"  # two steps an epoch, nothing learned
     assert summary["best"]["metric"] == "val/f1_macro"
+
+
+def test_a_run_that_stopped_early_and_is_resumed_stays_stopped(composed, monkeypatch):
+    config = composed(*RATING, "trainer.max_epochs=9", "callbacks.extra.evaluation.baselines=false",
+                      "callbacks.extra.picture=null", "data.max_train_samples=30", "optimizer.lr=0",
+                      "callbacks.early_stopping.patience=2", name="late")  # fmt: skip
+
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment_run, "finish", die)
+        patch.setattr(experiment_run, "write_summary", lambda *args: {})
+        with pytest.raises(Killed):
+            run_experiment(config)
+    last = directory_of(config).checkpoint("last")
+    before = last.read_bytes()
+    summary = run_experiment({**config, "run": {**config["run"], "resume": "auto"}})
+    assert (summary["reason"], summary["optimizer_steps"]) == ("early stopping at step 6", 6)
+    assert last.read_bytes() == before
 
 
 def test_an_encoder_of_an_imdb_run_is_taken_over(composed):

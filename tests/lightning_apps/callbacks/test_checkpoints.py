@@ -1,0 +1,98 @@
+"""Which evaluation is best, and what becomes of checkpoints on file systems that can do less."""
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_apps.callbacks.checkpoints import RunCheckpoints, name_atomically
+from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.runs.experiment_run import run_experiment
+from tests.tiny_runs import LOCATION, directory_of
+
+
+def best_step(evaluations, *, monitor="val/metric", mode="min", tmp_path):
+    """Step that is chosen among evaluations, given as metrics of the steps 1, 2, ..."""
+    checkpoints = RunCheckpoints(
+        plan=None, folder=tmp_path, monitor=monitor, mode=mode, keep=None, loss_ratio=None, stop=SafeStop(None)
+    )
+    for step, metrics in enumerate(evaluations, start=1):
+        measured = {name: torch.tensor(value) for name, value in metrics.items()}
+        checkpoints._is_best(SimpleNamespace(callback_metrics=measured, global_step=step))
+    return checkpoints.best_step
+
+
+@pytest.mark.parametrize(
+    ("values", "losses", "best"),
+    [
+        ([20015.0] * 3, [3.0, 2.5, 2.8], 2),  # equal: the lower loss
+        ([20015.0] * 3, [3.0, 2.5, 2.5], 3),  # both equal: the newest
+        ([20015.0, 20014.0, 20015.0], [3.0, 9.0, 1.0], 2),  # the metric counts first
+        ([1.0, 1.0, 1.0], [float("nan"), 2.5, float("nan")], 2),
+        ([1.0, 1.0], [float("nan"), float("nan")], 2),
+        ([float("nan"), float("nan")], [3.0, 2.0], 0),  # NaN is never best
+        ([1.0, float("nan")], [3.0, 2.0], 1),
+        ([1.0, 1.0], [None, None], 2),  # no loss is measured
+        ([1.0, 1.0], [2.0, None], 1),
+    ],
+)
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_ties_go_to_the_lower_loss_then_to_the_newest(values, losses, best, mode, tmp_path):
+    sign = 1 if mode == "min" else -1
+    evaluations = [
+        {"val/metric": sign * value, **({} if loss is None else {"val/loss": loss})}
+        for value, loss in zip(values, losses, strict=True)
+    ]
+    assert best_step(evaluations, mode=mode, tmp_path=tmp_path) == best
+
+
+def test_equal_losses_that_are_monitored_themselves(tmp_path):
+    assert best_step([{"val/loss": 2.0}] * 3, monitor="val/loss", tmp_path=tmp_path) == 3
+
+
+def refuse_links(monkeypatch, number, *, leaves_a_file=False):
+    def refuse(self, target):
+        if leaves_a_file:
+            self.write_bytes(b"")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS])
+def test_where_there_are_no_hard_links_checkpoints_are_copied(number, composed, monkeypatch):
+    refuse_links(monkeypatch, number, leaves_a_file=number == errno.ENOTSUP)
+    config = composed(*LOCATION, "trainer.max_steps=4", "trainer.evaluate_every=2", "trainer.save_every=2",
+                      "callbacks.extra.picture=null", name="copied")  # fmt: skip
+    assert run_experiment(config)["status"] == "completed"
+    folder = directory_of(config).checkpoints
+    names = ["best.ckpt", "last.ckpt", "step=00000002.ckpt", "step=00000004.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / "last.ckpt").read_bytes() == (folder / "step=00000004.ckpt").read_bytes()
+    assert all(path.stat().st_nlink == 1 for path in folder.iterdir())
+
+
+def test_nothing_is_replaced_where_a_copy_does_not_fit(tmp_path, monkeypatch):
+    refuse_links(monkeypatch, errno.EPERM)
+    best, last, written = (tmp_path / name for name in ("best.ckpt", "last.ckpt", ".new.part"))
+    best.write_text("old")
+    written.write_text("new" * 100_000)
+    monkeypatch.setattr("lightning_apps.callbacks.checkpoints.open_new", lambda path: os.open("/dev/full", os.O_WRONLY))
+    with pytest.raises(OSError, match="No space left"):
+        name_atomically(written, [best, last])
+    assert best.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_links_where_there_are_some(tmp_path):
+    written = tmp_path / ".new.part"
+    written.write_text("new")
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "best.ckpt").symlink_to(tmp_path / "victim")
+    name_atomically(written, [tmp_path / "best.ckpt", tmp_path / "last.ckpt"])
+    assert (tmp_path / "best.ckpt").samefile(tmp_path / "last.ckpt")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "victim"]
