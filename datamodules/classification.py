@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.contract import Batch, ExperimentData, Indices, LabelledData, Loading, Split
+from datamodules.contract import SPLITS, Batch, ExperimentData, Indices, LabelledData, Loading, Split, digest_of
 from datamodules.labelled.labels import class_counts
 from datamodules.labelled.store import LabelledRows
 
@@ -47,6 +47,14 @@ class ClassificationData(ExperimentData, LabelledData):
         """Training samples of each class."""
         return class_counts(self.labels("train"), len(self.label_names)).tolist()
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others: the classes in order, and every label, besides."""
+        found = super().fingerprint()
+        for split in SPLITS:
+            if split in found["digests"]:
+                found["digests"][split] = digest_of({"labels": self.labels(split), "some": found["digests"][split]})
+        return {**found, "label_names": list(self.label_names)}
+
 
 class StoredTexts(ClassificationData):
     """Texts and labels of a LabelledRows store; `setup` of the one that extends it calls `open_rows`.
@@ -58,6 +66,7 @@ class StoredTexts(ClassificationData):
         row_lengths: (rows,) tokens that each row of the store feeds to the network.
     """
 
+    test_size_key = "data.max_evaluation_samples"
     row_lengths: NDArray[np.int64]
 
     def __init__(self, **loading: Unpack[Loading]) -> None:

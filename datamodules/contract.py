@@ -6,24 +6,36 @@ What else an experiment's data can do are the protocols below. A callback names 
 what lacks it is told before anything is made; a command asks once, with isinstance.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic refuses typing's before Python 3.12
+    Protocol,
+    get_args,
+    runtime_checkable,
+)
 
 import lightning as L
 import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
-from typing_extensions import TypedDict, Unpack  # pydantic refuses typing's before Python 3.12
+from typing_extensions import TypedDict, Unpack
 
 from datamodules.chat.proofs import DataReport
 from datamodules.sampling.step_batches import IGNORED, Batch, Draw, Indices, StepBatch, StepCollator, Weigh, tokens_fed
 from datamodules.sampling.step_loader import StepLoader, StepSampler, evaluation_loader, steps_per_epoch
+from datamodules.storage.memory_maps import send_maps_by_path
 
 __all__ = ["IGNORED", "Batch", "ExperimentData", "Indices", "Limits", "Loading", "Split", "StepBatch", "Weigh"]
 
@@ -42,6 +54,7 @@ class Loading(TypedDict):
         device_batch_size: samples in one forward pass; None takes a device's whole share of the global batch.
         evaluation_batch_size: samples in one evaluation batch.
         num_workers: loader processes.
+        worker_start_method: how loader processes start: fork, spawn or forkserver; None is Python's choice.
         pin_memory: page-locked host memory, for faster copies to a GPU.
         cache_root: where prepared data is kept.
     """
@@ -51,6 +64,7 @@ class Loading(TypedDict):
     device_batch_size: Annotated[int, Ge(1)] | None
     evaluation_batch_size: Annotated[int, Ge(1)]
     num_workers: Annotated[int, Ge(0)]
+    worker_start_method: NotRequired[Literal["fork", "spawn", "forkserver"] | None]  # an older run has none
     pin_memory: bool
     cache_root: str
 
@@ -89,9 +103,11 @@ class ExperimentData(L.LightningDataModule, ABC):
         limits: what the run leaves out; the run sets it.
         notices: what a user should know of the data, one line each.
         length_key: setting that makes sequences shorter.
+        test_size_key: setting that makes the test smaller; None where there is none but trainer.limit_test_batches.
     """
 
     length_key = "data.max_length"
+    test_size_key: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     lengths: NDArray[np.int64] | None = None
     draw: Draw | None = None
@@ -107,6 +123,9 @@ class ExperimentData(L.LightningDataModule, ABC):
             "num_workers": loading["num_workers"],
             "pin_memory": loading["pin_memory"],
         }
+        if loading["num_workers"]:  # DataLoader refuses a start method without workers
+            self.loader_options["multiprocessing_context"] = loading.get("worker_start_method")
+            send_maps_by_path()
         self.cache_root = Path(loading["cache_root"])
         self.evaluation_split: Split = "validation"
         self.limits = Limits()
@@ -170,6 +189,22 @@ class ExperimentData(L.LightningDataModule, ABC):
         count = min(self.num_train_samples, SAMPLES_MEASURED)
         indices = np.linspace(0, self.num_train_samples - 1, count).astype(np.int64)
         return tokens_fed(self.training_batch(np.zeros_like(indices), indices)) / count
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these data from others, as JSON values; after setup, and cheap.
+
+        Returns:
+            `samples`, the number of each split; `digests`, of some of their batches, evenly spread, as training reads
+            them; data of classes add `label_names` and a digest of all labels.
+        """
+        splits = [split for split in SPLITS if split != "test" or self.has_test_split]
+        samples = {split: self.num_samples(split) for split in splits}
+        digests = {}
+        for split, total in samples.items():
+            rows = np.linspace(0, total - 1, min(total, SAMPLES_MEASURED)).round().astype(np.int64)
+            batch = self.training_batch(np.zeros_like(rows), rows) if split == "train" else self.batch(split, rows)
+            digests[split] = digest_of(batch)
+        return {"samples": samples, "digests": digests}
 
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run, by their names: what the data are."""
@@ -274,6 +309,17 @@ class ExperimentData(L.LightningDataModule, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """What loader workers need that do not share memory with their parent: everything but the trainer."""
         return {**self.__dict__, "trainer": None}
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change with any of these tensors, arrays, numbers and texts."""
+    digest = hashlib.sha256()
+    for name, value in sorted(values.items()):
+        if isinstance(value, Tensor):
+            value = value.numpy()
+        kept = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        digest.update(repr((name, getattr(value, "shape", None), len(kept))).encode() + kept)
+    return digest.hexdigest()[:16]
 
 
 class CollateStep(Protocol):

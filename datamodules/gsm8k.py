@@ -49,6 +49,7 @@ class Gsm8kDataModule(ExperimentData):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    test_size_key = "data.max_test_samples"
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     accelerator: str | None = MISSING
     compare: str | None = MISSING
+    trust: Any = MISSING
     out: str | None = MISSING
 
 
@@ -53,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     split, name = options["split"], options["checkpoint"]
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
-    directory, config = open_run(options["run"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
     pretrained = options["model"]["pretrained"]
     path = directory.checkpoint(name) if pretrained is None else None
     other = None if options["compare"] in (None, BASE) else directory.checkpoint(options["compare"])
@@ -73,11 +74,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.run_files.weights import load_checkpoint
     from lightning_apps.runs.banner import headlines_first
     from lightning_apps.runs.build import (
-        build_datamodule,
         build_module,
         build_plan,
         quiet_libraries,
     )
+    from lightning_apps.runs.same_data import build_data_of_run
     from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines, read_predictions
 
     quiet_libraries()
@@ -85,7 +86,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     open_console(main_process=is_first)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
-    datamodule = build_datamodule(config)
+    datamodule = build_data_of_run(config, directory)
     if split == "test" and not datamodule.has_test_split:
         raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
     plan = build_plan(config, datamodule)

@@ -58,6 +58,7 @@ class ExplainConfig:
     micro_chunks: int = MISSING
     seed: int = MISSING
     accelerator: str = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="explain_schema", node=ExplainConfig)
@@ -71,7 +72,7 @@ def explain(cfg: DictConfig) -> list[Path]:
     """
     options = plain(cfg)
     check_options(options)
-    directory, config = open_run(options["run"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
     check_run(directory, config)
     from lightning_apps.process.allocator import keep_freed_memory
 

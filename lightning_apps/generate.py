@@ -28,6 +28,7 @@ class GenerateConfig:
     top_p: float = MISSING
     seed: int = MISSING
     accelerator: str = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="generate_schema", node=GenerateConfig)
@@ -42,7 +43,9 @@ def generate(cfg: DictConfig) -> list[str]:
     options = plain(cfg)
     if options["max_new_tokens"] < 1 or options["temperature"] < 0 or not 0 < options["top_p"] <= 1:
         raise ConfigError("max_new_tokens must be at least 1, temperature not negative, top_p above 0 and at most 1")
-    directory, config = open_run(options["run"])
+    if options["prompt"] is not None and not options["prompt"].strip():
+        raise ConfigError("prompt is empty: give a question, or leave prompt away to chat")
+    directory, config = open_run(options["run"], trust=options.get("trust"))
 
     import torch
 

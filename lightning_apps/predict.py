@@ -38,6 +38,7 @@ class PredictConfig:
     text_column: str | None = MISSING
     batch_size: int = MISSING
     accelerator: str = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="predict_schema", node=PredictConfig)
@@ -167,7 +168,7 @@ def predict(cfg: DictConfig) -> None:
         raise ConfigError(f"format={options['format']!r}{hint}: allowed are {', '.join(FORMATS)}")
     if options["batch_size"] < 1:
         raise ConfigError(f"batch_size={options['batch_size']}: must be at least 1")
-    directory, config = open_run(options["run"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
     path = Path(options["input"])
     if options["input"] != "-" and not path.is_file():
         raise ConfigError(f"input={path}: there is no such file; - reads standard input")

@@ -21,6 +21,7 @@ class ReplayConfig:
     crash_dump: str | None = MISSING
     num_texts: int = MISSING
     accelerator: str | None = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
@@ -38,7 +39,7 @@ def replay(cfg: DictConfig) -> None:
     if (crash_dump is None) == (run is None) or (run is None) != (step is None):
         raise ConfigError("give run=<directory> and step=<number>, or crash_dump=<directory>")
     if run is not None:
-        directory, config = open_run(run)
+        directory, config = open_run(run, trust=options.get("trust"))
 
     from lightning_apps.process.allocator import keep_freed_memory
 
@@ -51,7 +52,7 @@ def replay(cfg: DictConfig) -> None:
 
     quiet_libraries()
     if crash_dump is not None:
-        found, config, batch = read_crash_dump(crash_dump)
+        found, config, batch = read_crash_dump(crash_dump, trust=options.get("trust"))
     # a run of several processes is replayed by as many
     open_console(main_process=is_first_process(config["hardware"]))
     if options["accelerator"] is not None:

@@ -18,6 +18,7 @@ class UploadConfig:
 
     run: str = MISSING
     to: str | None = MISSING
+    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="upload_schema", node=UploadConfig)
@@ -37,7 +38,7 @@ def upload(cfg: DictConfig) -> None:
     options = plain(cfg)
     if is_remote(options["run"]):
         raise ConfigError(f"run={options['run']} is in an object store already; name a local run")
-    directory, config = open_run(options["run"])
+    directory, config = open_run(options["run"], trust=options.get("trust"))
     to = options["to"] if options["to"] is not None else config["run"].get("upload")
     if to is None:
         raise ConfigError(

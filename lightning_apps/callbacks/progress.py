@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.process.console import SECONDS_BETWEEN_LINES, say
+from lightning_apps.process.console import SECONDS_BETWEEN_LINES, ProgressCount, say
 from lightning_apps.process.side_products import side_product
 
 BAR = "the progress bar"
@@ -18,7 +18,7 @@ BAR = "the progress bar"
 
 
 class RunProgress(TQDMProgressBar):
-    """One bar over the optimizer steps of the run; evaluations are announced by their result, not by bars.
+    """One bar over the optimizer steps of the run, and one over the test; evaluations are announced by their result.
 
     Where the output is no terminal (a log file, a pipe), a line every fifteen seconds takes the bar's place.
 
@@ -32,6 +32,7 @@ class RunProgress(TQDMProgressBar):
         self.is_terminal = sys.stderr.isatty()
         self._start = self._last_line = time.perf_counter()
         self._start_step = 0
+        self._tested: ProgressCount | None = None
 
     def init_train_tqdm(self) -> Tqdm:
         """A bar whose unit is the optimizer step."""
@@ -95,12 +96,30 @@ class RunProgress(TQDMProgressBar):
             f"{self.step_log.tokens_per_s:,.0f} tokens/s, {left_s:,.0f} s left"
         )
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The test may take longer than the training."""
+        with side_product(BAR):
+            super().on_test_start(trainer, pl_module)
+            batches = sum(int(count) for count in trainer.num_test_batches)
+            self._tested = ProgressCount(batches, name="testing", units="batches")
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Count it."""
+        with side_product(BAR):
+            super().on_test_batch_end(trainer, *args, **kwargs)
+            if self._tested is not None:
+                self._tested.add()
+                if self._tested.done == self._tested.total:  # ahead of what asks for answers, which counts on its own
+                    self._tested.close()
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Take the bar away: what is said next would stand behind a bar that is over."""
         bar = self._train_progress_bar
         if bar is not None:
             bar.leave = False
             bar.close()
+        if self._tested is not None:
+            self._tested.close()
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

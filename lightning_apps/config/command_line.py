@@ -21,6 +21,7 @@ from lightning_apps.config.help_page import help_page
 from lightning_apps.config.overrides import quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.process import interrupts
 from lightning_apps.process.console import log_file_only
 from lightning_apps.process.streams import steady_streams
 
@@ -65,7 +66,7 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
         except MissingMandatoryValue as error:
             _fail(2, explain(error, config_path, config_name, sys.argv[1:]), show_traceback)
         except KeyboardInterrupt:
-            _fail(130, "stopped by Ctrl-C", show_traceback)
+            _fail(interrupts.EXIT_CODE, interrupts.MESSAGE, show_traceback)
         except Exception as error:
             log_file_only(traceback.format_exc())
             _fail(1, f"{type(error).__name__}: {error}", show_traceback)
@@ -75,7 +76,10 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
             docstring = sys.modules[task.__module__].__doc__ or ""
             print(help_page(config_path, config_name, sys.argv[1:], docstring))
             sys.exit(0)
-        hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
+        with interrupts.caught():
+            hydra.main(version_base="1.3", config_path=str(config_path), config_name=config_name)(report_failures)()
+    except KeyboardInterrupt:
+        _fail(interrupts.EXIT_CODE, interrupts.MESSAGE, show_traceback)
     except Exception as error:  # the task's own are reported above; composing fails with more than Hydra's
         if show_traceback:
             raise

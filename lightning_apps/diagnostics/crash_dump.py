@@ -19,6 +19,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from datamodules.contract import StepBatch
 from datamodules.sampling.step_batches import step_batch
+from lightning_apps.config.trusted_targets import check_targets
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory, read_config
@@ -108,11 +109,15 @@ def write_crash_dump(
     write_json_atomically(folder / f"crash_dump{suffix}.json", asdict(crash_dump))
 
 
-def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], StepBatch | None]:
+def read_crash_dump(path: str, *, trust: Any = ()) -> tuple[CrashDump, dict[str, Any], StepBatch | None]:
     """A crash dump, the configuration of its run, and what fed the step.
 
+    Args:
+        path: its folder.
+        trust: what the configuration may name beside this program's own code, see check_targets.
+
     Raises:
-        ConfigError: there is no crash dump at this path.
+        ConfigError: there is no crash dump at this path, or its configuration names code that nobody vouches for.
     """
     folder = Path(path)
     if not (folder / "crash_dump.json").is_file():
@@ -120,6 +125,7 @@ def read_crash_dump(path: str) -> tuple[CrashDump, dict[str, Any], StepBatch | N
             f"crash_dump={path}: no crash dump is there (no crash_dump.json); they lie in <run>/crash_dumps/"
         )
     config = read_config(RunDirectory(folder))
+    check_targets(config, folder / "config.yaml", trust)
     file = folder / "batch.pt"
     try:
         found = CrashDump(**json.loads((folder / "crash_dump.json").read_text(encoding="utf-8")))

@@ -130,6 +130,12 @@ class ClassificationEvaluation(L.Callback):
                 write_jsonl(self.run_directory.predictions, rows)
             self._report(trainer, split, prefix, metrics, rows)
 
+    def evaluation_metrics(self, data: Any) -> set[str]:
+        """Names of what an evaluation logs, without the split: those of one made-up answer for each class."""
+        answers = torch.eye(len(data.label_names), dtype=torch.float64)
+        targets = answers.long() if data.multi_label else torch.arange(len(answers))
+        return set(classification_metrics(answers, targets, data.label_names, **self._options(data)))
+
     def _options(self, data: Any) -> dict[str, Any]:
         """What classification_metrics must know beside the answers."""
         return {

@@ -81,6 +81,10 @@ class Experiment(L.LightningModule):
         """The same on the test split."""
         return self.validation_step(batch, batch_idx)
 
+    def evaluation_metrics(self, data: Any) -> set[str]:
+        """Names, without the split, of what this module logs in an evaluation; callbacks may log more."""
+        return {"loss"}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the configuration: config.yaml has it, and runs of other names may hold the same bits."""
         for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, self.CHECKPOINT_HYPER_PARAMS_NAME):

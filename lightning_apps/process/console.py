@@ -76,6 +76,40 @@ def with_progress(items: Collection[Item], *, name: str, unit: str) -> Iterator[
         yield item
 
 
+class ProgressCount:
+    """How far work is whose parts end one by one: a bar, or a line every fifteen seconds where there is no terminal.
+
+    Args:
+        total: parts.
+        name: of the work.
+        units: parts, in the plural.
+    """
+
+    def __init__(self, total: int, *, name: str, units: str) -> None:
+        self.total, self.name, self.units = total, name, units
+        self.done = 0
+        self._started = self._last_line = time.perf_counter()
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc=name, unit=f" {units}", leave=False) if is_terminal else None
+
+    def add(self, count: int = 1) -> None:
+        """So many more parts are done."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        now = time.perf_counter()
+        if self.done and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left_s = (now - self._started) / self.done * (self.total - self.done)
+            say(f"{self.name}: {self.done:,} of {self.total:,} {self.units}, {human_time(left_s)} left")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
 def human_time(seconds: float) -> str:
     """`45 s`, `12 min`, `3.4 h`."""
     if seconds < 90:

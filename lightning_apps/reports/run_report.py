@@ -10,17 +10,18 @@ from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import check_writable, leads_out, open_run, read_summary
 
 
-def write_run_report(place: str, *, out: str | None = None) -> list[Path]:
+def write_run_report(place: str, *, out: str | None = None, trust: Any = ()) -> list[Path]:
     """Put a run's summary, pictures, metrics and configuration on one page; returns the file.
 
     Args:
         place: directory or URL of the run.
         out: folder for the page; None is that of the run.
+        trust: see open_run.
 
     Raises:
         ConfigError: no run is there, or it has no summary yet.
     """
-    directory, _ = open_run(place)
+    directory, _ = open_run(place, trust=trust)
     folder = directory.path if out is None else Path(out)
     check_writable(folder, "out=... writes elsewhere")
     summary = read_summary(directory)

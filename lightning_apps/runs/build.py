@@ -51,6 +51,8 @@ def quiet_libraries() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    # a model whose folder brings code of its own is refused: transformers would ask on the terminal whether to run it
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

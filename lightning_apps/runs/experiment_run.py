@@ -39,8 +39,9 @@ from lightning_apps.runs.build import (
     build_trainer,
     quiet_libraries,
 )
-from lightning_apps.runs.preflight import check_before_start, check_callbacks
+from lightning_apps.runs.preflight import check_before_start, check_callbacks, check_monitor
 from lightning_apps.runs.run_lock import RunLock
+from lightning_apps.runs.same_data import keep_fingerprint, refuse_other_data
 from lightning_apps.runs.summary import Outcome, write_summary
 from lightning_apps.training.plan import RunPlan
 from models.adapters import has_adapters, merged_copy, save_adapters
@@ -124,11 +125,14 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
     try:
         check_needs(config)
         datamodule = build_datamodule(config)
+        if checkpoint is not None:
+            refuse_other_data(directory, datamodule)
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
         notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
         check_callbacks(callbacks, datamodule)
+        check_monitor(config, plan, module, callbacks, datamodule)
         module.save_hyperparameters(dict(config))  # plain values: every logger shows them
         if upload is not None:
             callbacks.append(upload)
@@ -137,6 +141,8 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
         loggers = build_loggers(config, directory)
         lock.take_for_a_new_run()
         claim(directory, config, is_main=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            keep_fingerprint(directory, datamodule)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
         say(start_banner(config, plan, module, trainer, directory, checkpoint, datamodule.describe()))
@@ -201,7 +207,7 @@ def finish(
     *,
     tests: bool,
 ) -> None:
-    """Load the best weights, evaluate them again, test and export them.
+    """Load the best weights and export them, evaluate them again, and test them; the test may take longest.
 
     A best checkpoint whose second evaluation differs from its first is said loudly: then either the weights on disk
     are not those that were measured, or the evaluation is not a function of the weights.
@@ -212,6 +218,9 @@ def finish(
     trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]
     if checkpoints.best_value is not None:
         module.load_state_dict(read_checkpoint(checkpoints.best_path)["state_dict"])
+    if trainer.is_global_zero:
+        export_model(module, datamodule, directory)
+    if checkpoints.best_value is not None:
         loggers, trainer.loggers = trainer.loggers, []  # this evaluation is a check, not a new row
         (again,) = trainer.validate(module, datamodule, verbose=False)
         trainer.loggers = loggers
@@ -224,9 +233,13 @@ def finish(
         else:
             say(f"best.ckpt of step {checkpoints.best_step:,} evaluated again: {checkpoints.monitor} is the same")
     if tests:
-        trainer.test(module, datamodule, verbose=False)
-    if trainer.is_global_zero:
-        export_model(module, datamodule, directory)
+        keys = " or ".join(key for key in (datamodule.test_size_key, "trainer.limit_test_batches") if key)
+        say(f"testing on {len(datamodule.evaluated('test')):,} samples, of which {keys} would leave fewer")
+        try:
+            trainer.test(module, datamodule, verbose=False)
+        except StopRun as stopped:
+            reason = f"{stopped.reason} during the test: the run is complete but for its test"
+            raise StopRun(reason, stopped.signum) from stopped
 
 
 def resume_point(directory: RunDirectory, config: Config) -> Path | None:

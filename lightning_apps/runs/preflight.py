@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData, LabelledData, NeedsData, missing_members
 from lightning_apps.config.kind_checks import unmet_need
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.banner import human_bytes
@@ -68,6 +68,41 @@ def check_callbacks(callbacks: Sequence[L.Callback], datamodule: ExperimentData)
     for callback in callbacks:
         if isinstance(callback, NeedsData) and (missing := missing_members(datamodule, callback.needs)):
             raise ConfigError(unmet_need(type(callback).__name__, callback.needs, type(datamodule), missing))
+
+
+@runtime_checkable
+class NamesMetrics(Protocol):
+    """What knows before an evaluation which metrics it will log."""
+
+    def evaluation_metrics(self, data: Any) -> set[str]:
+        """Names, without the split."""
+        ...
+
+
+def check_monitor(
+    config: Config, plan: RunPlan, module: Experiment, callbacks: Sequence[L.Callback], data: Any
+) -> None:
+    """Refuse to select by a metric that no evaluation will measure; without this the first one ends the run.
+
+    A module or callback of the user's own may log what it likes: then nothing is known, and nothing refused.
+
+    Raises:
+        ConfigError: the metric is none of those.
+    """
+    parts: list[Any] = [module, *callbacks]
+    ours = ("lightning_apps.", "lightning.")
+    if not plan.evaluation_steps or not all(type(part).__module__.startswith(ours) for part in parts):
+        return
+    names = {
+        f"val/{name}" for part in parts if isinstance(part, NamesMetrics) for name in part.evaluation_metrics(data)
+    }
+    monitor = config["callbacks"]["checkpoints"]["monitor"]
+    if monitor not in names:
+        shown = sorted(name for name in names if not name.endswith(("_low", "_high")))
+        raise ConfigError(
+            f"callbacks.checkpoints.monitor={monitor}{did_you_mean(monitor, shown)}: no evaluation measures it; there "
+            f"are {', '.join(shown)}"
+        )
 
 
 def usable_positions(net: nn.Module) -> int | None:

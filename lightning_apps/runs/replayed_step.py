@@ -26,6 +26,7 @@ from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.weights import damage, read_checkpoint
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
+from lightning_apps.runs.same_data import build_data_of_run
 from lightning_apps.training.optimizer_step import seed_step
 
 Config = Mapping[str, Any]
@@ -122,14 +123,14 @@ def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: 
     return ReplayedStep(step, start, start_step, batch, last.planned, values, failure)
 
 
-def replay_recorded_step(config: Config, directory: RunDirectory, step: int, *, num_texts: int) -> ReplayedStep:
+def replay_recorded_step(config: dict[str, Any], directory: RunDirectory, step: int, *, num_texts: int) -> ReplayedStep:
     """Do a step again and compare its samples with the sample log, its loss and gradient norm with metrics.csv.
 
     Raises:
         ConfigError: the run has no such step.
         ReplayMismatchError: something differs, or the sample log was changed.
     """
-    datamodule = build_datamodule(config)
+    datamodule = build_data_of_run(config, directory)  # other data are a cause of other values
     replayed = replay_step(config, directory, datamodule, step)
     say(f"step {step} of {directory.path}, {_origin(replayed)}")
     say("\n".join(_batch_lines(replayed.batch, datamodule, num_texts)))

@@ -50,6 +50,7 @@ def write_summary(
     parameters = list(module.parameters())
     num_parameters = sum(parameter.numel() for parameter in parameters)
     tokens_per_s = log.tokens_seen / log.train_s if log.train_s else None
+    is_tested = outcome.status == "completed"  # what was measured of a test that was stopped is no result
     tested = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
     summary = {
         "experiment": config["experiment"],
@@ -89,7 +90,7 @@ def write_summary(
         }
         if checkpoints.best_value is not None
         else None,
-        "metrics": {**final_metrics(directory), **tested},
+        "metrics": {**final_metrics(directory), **(tested if is_tested else {})},
     }
     if trainer.is_global_zero and directory.path.is_dir():
         write_json_atomically(directory.summary, summary)

@@ -163,6 +163,7 @@ def decode_continuously(
     num_slots: int,
     stop_token_ids: Sequence[int],
     select: SelectToken,
+    on_answers: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
     """Answers to prompts, in their order, each with the stop token that ended it, if one did.
 
@@ -173,9 +174,10 @@ def decode_continuously(
         num_slots: answers in progress at once.
         stop_token_ids: tokens that end an answer.
         select: chooses the next tokens.
+        on_answers: told how many answers have just ended.
     """
     with packed_linears(net, rows=min(num_slots, len(prompts))):
-        return _decode(net, prompts, max_new_tokens, num_slots, set(stop_token_ids), select)
+        return _decode(net, prompts, max_new_tokens, num_slots, set(stop_token_ids), select, on_answers)
 
 
 def _decode(
@@ -185,6 +187,7 @@ def _decode(
     num_slots: int,
     stops: set[int],
     select: SelectToken,
+    on_answers: Callable[[int], object],
 ) -> list[list[int]]:
     device = net.device
     answers: list[list[int]] = [[] for _ in prompts]
@@ -225,6 +228,7 @@ def _decode(
             entry = running[slot]
             if entry.tokens[-1] in stops or len(entry.tokens) >= max_new_tokens:
                 answers[entry.request] = entry.tokens
+                on_answers(1)
                 last = running.pop()
                 if slot < len(running):
                     cache.move(len(running), slot)

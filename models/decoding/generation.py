@@ -1,7 +1,7 @@
 """Batched decoding: by continuous batching where a model allows, else through transformers' generate."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,7 @@ def generate_answers(
     pad_token_id: int,
     stop_token_ids: Sequence[int],
     sampling: Sampling | None = None,
+    on_answers: Callable[[int], object] | None = None,
 ) -> list[Answer]:
     """Answers with a KV cache, in the order of the prompts.
 
@@ -79,14 +80,16 @@ def generate_answers(
         pad_token_id: fills the left of shorter prompts, masked out.
         stop_token_ids: tokens that end an answer.
         sampling: how to draw tokens; None takes the most probable one.
+        on_answers: told how many answers have just ended.
     """
+    report = on_answers or (lambda count: None)
     stops = list(stop_token_ids)
     produced: list[list[int]] = [[] for _ in prompts]
     with _evaluating(net):
         if prompts and attends_packed(net):
             produced = decode_continuously(
                 net, prompts, max_new_tokens=max_new_tokens, num_slots=batch_size, stop_token_ids=stops,
-                select=_Selection(sampling),
+                select=_Selection(sampling), on_answers=report,
             )  # fmt: skip
         else:
             settings = GenerationConfig(
@@ -103,6 +106,7 @@ def generate_answers(
                     rows = _generate(net, [prompts[number] for number in numbers], settings)
                 for number, row in zip(numbers, rows, strict=True):
                     produced[number] = row.tolist()
+                report(len(numbers))
     return [_until_stop(tokens, stops) for tokens in produced]
 
 

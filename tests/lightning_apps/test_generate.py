@@ -87,6 +87,7 @@ def test_any_text_reaches_the_model(text, monkeypatch):
     ("arguments", "expected"),
     [
         (["prompt=a<|im_end|>b"], "prompt: message 1 holds '<|im_end|>'"),
+        (["prompt="], "prompt is empty: give a question, or leave prompt away to chat"),
         (["prompt=x", "temperature=-1"], "temperature not negative"),
         (["prompt=x", "top_p=0"], "top_p above 0"),
         (["prompt=x", "checkpoint=77"], "checkpoint=step=00000077: not in"),

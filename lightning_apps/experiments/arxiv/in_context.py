@@ -13,6 +13,7 @@ from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
 from lightning_apps.experiments.arxiv.in_context_picture import draw_in_context
+from lightning_apps.experiments.arxiv.module import names_of_groups
 from lightning_apps.process.console import say
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
@@ -60,6 +61,11 @@ class InContextLoss(AfterEvaluation):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the test split."""
         self._finish(trainer, pl_module, "test", "test")
+
+    def evaluation_metrics(self, data: ArxivDataModule) -> set[str]:
+        """Names of what an evaluation logs, without the split."""
+        names = ["loss_low", "loss_high", "perplexity_low", "perplexity_high", "in_context_gain"]
+        return names_of_groups(data, names)
 
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
         data: ArxivDataModule = trainer.datamodule  # type: ignore[attr-defined]

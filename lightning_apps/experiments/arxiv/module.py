@@ -1,6 +1,7 @@
 """Experiment `arxiv`: a causal LM from scratch on windows of papers from K categories."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class ArxivModule(Experiment):
                 self.measured[name].update(losses[rows], batch["num_bytes"][rows])  # type: ignore[operator]
         return {"losses": losses}
 
+    def evaluation_metrics(self, data: Any) -> set[str]:
+        """Loss, perplexity and bits per byte of each group."""
+        return names_of_groups(data, ["loss", "perplexity", "bits_per_byte"])
+
     def on_validation_epoch_end(self) -> None:
         """Log each group's loss, perplexity and bits per byte."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -56,6 +61,14 @@ class ArxivModule(Experiment):
             self.measured[name].reset()  # type: ignore[operator]
 
     on_test_epoch_end = on_validation_epoch_end
+
+
+def names_of_groups(data: Any, names: Sequence[str]) -> set[str]:
+    """The names, and with `held_out_` before them where the data evaluate held-out categories."""
+    evaluated = data.evaluation_set("validation")
+    categories = evaluated.windows.categories[data.evaluated("validation")]
+    groups = ["", "held_out_"] if (categories >= evaluated.num_chosen).any() else [""]
+    return {f"{before}{name}" for before in groups for name in names}
 
 
 class _Sums(nn.Module):

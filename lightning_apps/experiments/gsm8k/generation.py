@@ -1,10 +1,12 @@
 """Graded generation of `gsm8k`: ask the questions, grade the answers, keep every one of them."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import lightning as L
+import torch
 from annotated_types import Ge, Gt, Le
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
@@ -22,7 +24,7 @@ from lightning_apps.experiments.gsm8k.grading import (
     numeric_answer,
 )
 from lightning_apps.experiments.repeated_answers import is_repeating
-from lightning_apps.process.console import say
+from lightning_apps.process.console import ProgressCount, say
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import Answer, Sampling, generate_answers
@@ -93,6 +95,11 @@ class Gsm8kGeneration(L.Callback):
         """Ask all questions of the test split."""
         self._evaluate(trainer, pl_module, "test", "test", None)
 
+    def evaluation_metrics(self, data: Gsm8kDataModule) -> set[str]:
+        """Names of what an evaluation logs, without the split: those of one made-up answer."""
+        row = prediction_row([{"role": "assistant", "content": "#### 1"}], "", Answer(torch.zeros(1), True))
+        return set(summarize([row if self.self_consistency is None else {**row, **voted([""], "#### 1")}]))
+
     def _evaluate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str, limit: int | None
     ) -> None:
@@ -124,7 +131,12 @@ class Gsm8kGeneration(L.Callback):
             "stop_token_ids": data.stop_token_ids,
         }
         drawn: list[Answer] = []
-        with trainer.precision_plugin.val_step_context():
+        with contextlib.ExitStack() as stack:
+            if split == "test" or not self._is_run:  # while training, a bar is there already
+                total = len(prompts) * (1 + (self.self_consistency or {"num_samples": 0})["num_samples"])
+                progress = ProgressCount(total, name=f"{split} questions", units="answers")
+                options["on_answers"] = stack.enter_context(contextlib.closing(progress)).add
+            stack.enter_context(trainer.precision_plugin.val_step_context())
             answers = generate_answers(pl_module.net, prompts, **options)
             if (voting := self.self_consistency) is not None:
                 count = voting["num_samples"]

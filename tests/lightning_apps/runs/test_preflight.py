@@ -212,6 +212,8 @@ def test_data_in_a_package(composed):
         check_config(composed("experiment=imdb", "model=minilm", "model.pretrained=package:no_such_thing/model"))
     with pytest.raises(ConfigError, match=r"the package models holds no weights"):
         check_config(composed("experiment=imdb", "model=minilm", "model.pretrained=package:models/weights"))
+    with pytest.raises(ConfigError, match=r"holds no \.\./tests$"):  # what lies beside a package is not the package's
+        check_config(composed("experiment=imdb", "model=minilm", "model.pretrained=package:models/../tests"))
 
 
 def test_notices_are_said_and_errors_write_nothing(composed, tmp_path, capsys):

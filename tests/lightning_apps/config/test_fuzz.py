@@ -1,0 +1,148 @@
+"""Configurations that nobody meant: each is fine, or refused in one line that names a key."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from lightning_apps.config.checks import check_config
+from lightning_apps.config.command_line import explain
+from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.override_value import override_value
+from lightning_apps.config.overrides import quote_value
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_files.settings import flat_settings
+
+EXPERIMENTS = ("location", "gsm8k", "arxiv", "imdb", "rating")
+GROUPS = ("callbacks", "data", "experiment", "hardware", "logger", "model", "optimizer", "precision", "run",
+          "scheduler", "trainer", "sweep")  # fmt: skip
+ODD = [
+    "null", "true", "off", "0", "-1", "1", "2", "0.5", "1.5", "-0.0", "1e400", "-.inf", ".nan", "nan", "inf", "1e-400",
+    "''", '""', "' '", "[]", "{}", "[[]]", "[null]", "[1,a]", "{a:1}", "{_target_:os.system}", "{a:{b:[1]}}", "???",
+    "${seed}", "${nothing}", "${oc.env:HOME}", "${", "a=b", "a,b", "é", "\u2028", "99999999999999999999999", "0x10",
+    "1_000", "010", "2020-01-01", "12:30:45", "-", "~", "!!python/object:os.system", "\\", "x" * 300, "'unclosed",
+    "os.system", "builtins.print", "sys.exit", "..", "a..b", ".a", "/", "C:\\x", "~/x", "#", "%s", "{}{}", "$(ls)",
+]  # fmt: skip
+
+
+def composed(overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=[quote_value(word) for word in overrides])
+
+
+def outcome(overrides):
+    """What the command would say; None where it would begin to train."""
+    words = [quote_value(word) for word in overrides]
+    try:
+        cfg = composed(overrides)
+    except Exception as error:
+        return explain(error, CONF, "config", words)
+    try:
+        if cfg.run.name is None:
+            OmegaConf.update(cfg, "run.name", "fuzz")
+        check_config(plain(cfg))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+KEYS = {}
+
+
+def keys_of(experiment):
+    """Keys of an experiment's configuration, of its leaves and of what is above them."""
+    if experiment not in KEYS:
+        leaves = list(flat_settings(plain(composed([f"experiment={experiment}", "run.name=fuzz"]))))
+        above = {leaf.rpartition(".")[0] for leaf in leaves if "." in leaf}
+        KEYS[experiment] = [key for key in sorted({*leaves, *above, *GROUPS}) if key]
+    return KEYS[experiment]
+
+
+@st.composite
+def mutations(draw):
+    """An experiment, and one to three overrides of which nobody would say that they belong there."""
+    experiment = draw(st.sampled_from(EXPERIMENTS))
+    words = []
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(keys_of(experiment)))
+        kind = draw(st.sampled_from(["set", "set", "set", "set", "add", "force", "delete", "typo", "below"]))
+        value = draw(
+            st.one_of(
+                st.sampled_from(ODD),
+                st.integers().map(str),
+                st.floats().map(repr),
+                st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12),
+                st.lists(st.integers(-2, 2), max_size=3).map(override_value),
+            )
+        )
+        if kind == "typo":
+            place = draw(st.integers(0, len(key) - 1))
+            key = key[:place] + key[place + 1 :]
+        if kind == "below":
+            key = f"{key}.nothing"
+        prefix = {"add": "+", "force": "++", "delete": "~"}.get(kind, "")
+        words.append(f"{prefix}{key}" if kind == "delete" else f"{prefix}{key}={value}")
+    return [f"experiment={experiment}", *words]
+
+
+def check_outcome(overrides):
+    said = outcome(overrides)
+    if said is not None:
+        assert said.strip(), overrides
+        assert "\n" not in said, (overrides, said)
+        assert not said.startswith(("Traceback", "<")), (overrides, said)
+
+
+@given(mutations())
+@settings(max_examples=25)
+def test_a_mutated_configuration_is_fine_or_refused_in_one_line(overrides):
+    check_outcome(overrides)
+
+
+@pytest.mark.slow
+@given(mutations())
+@settings(max_examples=2000)
+def test_two_thousand_mutated_configurations(overrides):
+    check_outcome(overrides)
+
+
+MISTAKES = [
+    ["hardware.devices=0"], ["hardware.num_threads=-1"], ["hardware.worker_start_method=thread"], ["run.name=a/b"],
+    ["hardware.strategy=fsdp"], ["precision.lightning=''"], ["trainer.evaluate_every=nan"], ["trainer.max_steps=0"],
+    ["trainer.max_time=tomorrow"], ["callbacks.checkpoints.monitor=train/loss"], ["callbacks.checkpoints.mode=most"],
+    ["callbacks.guards.non_finite=maybe"], ["run.upload=ftp://x"], ["++trainer.num_nodes=2"], ["~module"],
+    ["callbacks.extra.picture=3"], ["hardware=cpu", "precision=fp16_mixed"],
+]  # fmt: skip
+
+
+def test_what_needs_no_target_is_refused_without_torch():
+    code = f"""
+import sys
+from hydra import compose, initialize_config_dir
+from lightning_apps.config.checks import check_config
+from lightning_apps.config.composition import CONF, plain
+from lightning_apps.errors import ConfigError
+for words in {MISTAKES!r}:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=["run.name=x", *words]))
+    try:
+        check_config(config)
+    except ConfigError:
+        print(words, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{words} False" for words in MISTAKES], done.stderr
+
+
+def test_numbers_that_are_none_are_refused_everywhere():
+    """Every number of every experiment as NaN, infinite and far too large."""
+    for experiment in ("imdb", "location"):
+        config = plain(composed([f"experiment={experiment}", "run.name=fuzz"]))
+        for key, value in flat_settings(config).items():
+            if isinstance(value, float) and math.isfinite(value) and not key.startswith("sweep"):
+                assert outcome([f"experiment={experiment}", f"{key}=nan"]), key
