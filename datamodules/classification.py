@@ -1,4 +1,4 @@
-"""What data modules of labelled texts share: rows of the splits, their classes, and batches of like lengths."""
+"""What data modules of classes share, and those that keep their texts in a store: rows, classes, like lengths."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -15,7 +15,41 @@ from datamodules.labelled.store import LabelledRows
 
 
 class ClassificationData(ExperimentData, LabelledData):
-    """A data module over LabelledRows; `setup` of the one that extends it calls `open_rows`.
+    """Data of classes: a subclass gives `label_names`, `labels`, `texts`, `batch` and a tokenizer.
+
+    Args:
+        **loading: see Loading.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def net_arguments(self) -> dict[str, Any]:
+        """What the network must know of the data."""
+        return {
+            "vocab_size": len(self.tokenizer),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "label_names": self.label_names,
+            "multi_label": self.multi_label,
+        }
+
+    @property
+    def module_arguments(self) -> dict[str, Any]:
+        """What the module must know of the data."""
+        return {"class_counts": self.class_counts}
+
+    def num_samples(self, split: Split) -> int:
+        """Samples of a split; 0 where there is no such split."""
+        return len(self.labels(split))
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training samples of each class."""
+        return class_counts(self.labels("train"), len(self.label_names)).tolist()
+
+
+class StoredTexts(ClassificationData):
+    """Texts and labels of a LabelledRows store; `setup` of the one that extends it calls `open_rows`.
 
     Args:
         **loading: see Loading; texts of like length share a micro-batch.
@@ -24,7 +58,6 @@ class ClassificationData(ExperimentData, LabelledData):
         row_lengths: (rows,) tokens that each row of the store feeds to the network.
     """
 
-    tokenizer: PreTrainedTokenizerBase
     row_lengths: NDArray[np.int64]
 
     def __init__(self, **loading: Unpack[Loading]) -> None:
@@ -51,29 +84,9 @@ class ClassificationData(ExperimentData, LabelledData):
     def rows_batch(self, rows: Indices) -> Batch:
         """Batch of some rows of the store."""
 
-    @property
-    def net_arguments(self) -> dict[str, Any]:
-        """What the network must know of the data."""
-        return {
-            "vocab_size": len(self.tokenizer),
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "label_names": self.label_names,
-            "multi_label": self.multi_label,
-        }
-
-    @property
-    def module_arguments(self) -> dict[str, Any]:
-        """What the module must know of the data."""
-        return {"class_counts": self.class_counts}
-
     def num_samples(self, split: Split) -> int:
         """Texts of a split; 0 where there is no such split."""
         return len(self.rows.get(split, ()))
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Training samples of each class."""
-        return class_counts(self.labels("train"), len(self.label_names)).tolist()
 
     def labels(self, split: Split) -> NDArray[np.int64]:
         """Class numbers of a split, (n,), or (n, classes) of 0 and 1."""

@@ -203,7 +203,7 @@ class ExperimentData(L.LightningDataModule, ABC):
         if limit is None:
             return np.arange(total, dtype=np.int64)
         size = self.evaluation_batch_size * self._place()[1]
-        batches = limit if isinstance(limit, int) else int(limit * -(-total // size))
+        batches = limit if isinstance(limit, int) else max(1, int(limit * -(-total // size)))
         return np.linspace(0, total - 1, min(total, batches * size)).round().astype(np.int64)
 
     def longest_train_samples(self, count: int) -> Indices:
@@ -300,10 +300,12 @@ class LabelledData(Protocol):
     multi_label: bool = False
     ordered: bool = False
 
+    @abstractmethod
     def labels(self, split: Split) -> NDArray[np.int64]:
         """Class numbers of a split, (n,), or (n, classes) of 0 and 1."""
         ...
 
+    @abstractmethod
     def texts(self, split: Split) -> list[str]:
         """Whole texts of a split."""
         ...
@@ -317,6 +319,7 @@ class LabelledData(Protocol):
 class AnswersPrompts(Protocol):
     """Prompts that a language model continues: what verify compares between batched and single generation."""
 
+    @abstractmethod
     def prompts(self, split: Split) -> Any:
         """Tokens of each prompt of a split: (length,) int64 tensors, or one (n, length) tensor."""
         ...
@@ -326,6 +329,7 @@ class AnswersPrompts(Protocol):
 class PacksSamples(Protocol):
     """Samples that share one flat batch: what verify compares with each sample alone."""
 
+    @abstractmethod
     def packed_and_single(self, count: int) -> tuple[Batch, list[Batch]]:
         """Some samples in one batch, and each of them as a batch of its own."""
         ...
@@ -335,6 +339,7 @@ class PacksSamples(Protocol):
 class ReadsTexts(Protocol):
     """Texts of no split become a batch: what predict classifies."""
 
+    @abstractmethod
     def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """What the network takes for some texts; needs no prepared data."""
         ...
@@ -344,6 +349,7 @@ class ReadsTexts(Protocol):
 class ProvesData(Protocol):
     """Data that can prove something of every sample: what doctor shows."""
 
+    @abstractmethod
     def prove(self, num_examples: int) -> DataReport:
         """Examples to look at, and what holds of all samples."""
         ...
@@ -353,6 +359,7 @@ class ProvesData(Protocol):
 class DescribesPreparation(Protocol):
     """Data whose preparation is worth a report: what prepare prints."""
 
+    @abstractmethod
     def preparation_lines(self) -> list[str]:
         """What was prepared, and where it lies."""
         ...

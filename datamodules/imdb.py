@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Lt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.classification import ClassificationData
+from datamodules.classification import StoredTexts
 from datamodules.contract import Batch, Indices, Loading
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
 from datamodules.labelled.synthetic_texts import synthetic_texts
@@ -30,7 +30,7 @@ PREPARATION_VERSION = 2
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
-class ImdbDataModule(ClassificationData):
+class ImdbDataModule(StoredTexts):
     """Batches of tokenized texts and their classes.
 
     A batch holds `input_ids` and `attention_mask` (n, T) int64, padded on the right to its longest text, and `labels`:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.classification import ClassificationData
+from datamodules.classification import StoredTexts
 from datamodules.contract import Batch, Indices, Loading, Split
 from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
 from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
@@ -52,7 +52,7 @@ class Document:
     evidence_spans: list[Span] | None
 
 
-class RatingDataModule(ClassificationData):
+class RatingDataModule(StoredTexts):
     """Batches of the chunks of documents, and the documents' classes.
 
     A batch holds `input_ids` and `attention_mask` (chunks, T) int64, the chunks of all its documents behind one another

@@ -67,7 +67,8 @@ def step_batch(micro_batches: list[Batch], sample_ids: Indices, *, weigh: Weigh 
     """Count what some micro-batches hold, and say of each where its target tokens are.
 
     A micro-batch whose labels are tokens gets `target_positions` (targets,) int64: places in its flattened labels
-    (n, T), counted without the first column, which is never a target. Looking for them on a GPU would stall the CPU.
+    (n, T), counted without the first column, which is never a target. Any other with an `attention_mask` gets
+    `is_padded`, whether that has a 0. Looking for either on a GPU would stall the CPU.
 
     Args:
         micro_batches: on the CPU, each as target_positions and tokens_fed take it.
@@ -81,6 +82,8 @@ def step_batch(micro_batches: list[Batch], sample_ids: Indices, *, weigh: Weigh 
             num_targets += len(batch["target_positions"])
         else:
             num_targets += len(batch["labels"])
+            if "attention_mask" in batch:
+                batch["is_padded"] = not bool(batch["attention_mask"].all())
     return StepBatch(
         micro_batches=micro_batches,
         sample_ids=sample_ids,

@@ -58,6 +58,8 @@ def parameters_of(call: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     parameters: dict[str, inspect.Parameter] = {}
     takes_any = False
     for name, parameter in inspect.signature(call, eval_str=True).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:  # a configuration has names only
+            continue
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             parameters[name] = parameter
         elif get_origin(parameter.annotation) in (Unpack, typing.Unpack):

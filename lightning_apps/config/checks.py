@@ -13,6 +13,7 @@ from datamodules.storage.object_store import split_url
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, PROGRAM_KEYS, bind, bind_callback
 from lightning_apps.config.command_line import lightning_hint
 from lightning_apps.config.composition import options
+from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import check_optimizer
 from lightning_apps.config.schema import RANGES, HardwareConfig, PrecisionConfig, RunConfig, TrainerConfig
 from lightning_apps.config.value_checks import checked_value
@@ -36,6 +37,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_checkpoints(config["callbacks"]["checkpoints"])
     _check_guards(config["callbacks"]["guards"])
     _check_devices(config)
+    check_kinds(config)
     for key in BOUND:
         bind(key, config[key])
     for name, function in PROGRAM_KEYS["optimizer"].items():

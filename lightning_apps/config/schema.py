@@ -151,7 +151,10 @@ RANGES: dict[str, tuple[Any, str | None]] = {
     "trainer.log_every": (Count, None),
     "trainer.clip_norm": (Annotated[float, Gt(0)] | None, None),
     "trainer.fast_dev_run": (bool | Count, "allowed are false, true, or a number of steps, at least 1"),
-    "trainer.limit_train_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
+    "trainer.limit_train_batches": (
+        Count | Annotated[float, Gt(0), Le(1)] | None,
+        f"give {BATCHES}, or null for all; a run without training is lightning_apps.evaluate",
+    ),
     "trainer.limit_val_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
     "trainer.limit_test_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
     "trainer.overfit_batches": (Annotated[int, Ge(0)] | Share, f"give {BATCHES}; 0 is off"),

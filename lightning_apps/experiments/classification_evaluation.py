@@ -13,7 +13,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.contract import Indices, LabelledData
+from datamodules.contract import SPLITS, Indices, LabelledData
 from datamodules.storage.cache import fingerprint, prepared_folder
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.experiments.baselines import BASELINES_VERSION, linear_probabilities, majority_probabilities
@@ -37,9 +37,7 @@ HEADLINES = ("accuracy", "f1_macro", "weighted_score", "kappa")
 class ClassificationEvaluation(L.Callback):
     """Collects the logits of each evaluation, logs metrics, and writes what the model said.
 
-    The data module gives `labels(split)`, `texts(split)`, `rows`, `label_names`, `multi_label`, `evaluation_split`,
-    `folder` and `cache_root`, and where there are such `ordered` and `ids(split)`; the module's evaluation step returns
-    `logits` and `sample_ids`.
+    The data are LabelledData; the module's evaluation step returns `logits` and `sample_ids`.
 
     Args:
         run_directory: whose predictions.jsonl and baselines.json are written.
@@ -208,14 +206,15 @@ def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[
     train_labels, targets = data.labels("train"), data.labels(split)
     num_classes = len(data.label_names)
     majority = majority_probabilities(train_labels, len(targets), num_classes)
+    texts = {name: data.texts(name) for name in SPLITS if data.num_samples(name)}
     settings = {
         "version": BASELINES_VERSION,
-        "data": Path(data.folder).name,
-        "rows": {name: fingerprint({"rows": rows.tolist()}) for name, rows in data.rows.items()},
+        "texts": {name: fingerprint({"texts": entries}) for name, entries in texts.items()},
+        "labels": fingerprint({"labels": train_labels.tolist()}),
+        "classes": num_classes,
     }
 
-    def write(folder: Path) -> dict[str, Any]:
-        texts = {name: data.texts(name) for name in data.rows}  # one fit, the long part, answers for all splits
+    def write(folder: Path) -> dict[str, Any]:  # one fit, the long part, answers for all splits
         found = linear_probabilities(texts["train"], train_labels, list(chain(*texts.values())), num_classes)
         ends = np.cumsum([len(entries) for entries in texts.values()])[:-1]
         for name, probabilities in zip(texts, np.split(found, ends), strict=True):

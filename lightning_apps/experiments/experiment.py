@@ -81,6 +81,11 @@ class Experiment(L.LightningModule):
         """The same on the test split."""
         return self.validation_step(batch, batch_idx)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the configuration: config.yaml has it, and runs of other names may hold the same bits."""
+        for key in (self.CHECKPOINT_HYPER_PARAMS_KEY, self.CHECKPOINT_HYPER_PARAMS_NAME):
+            checkpoint.pop(key, None)
+
     def log_loss(self, loss: Tensor, count: Tensor | int) -> None:
         """Add a summed loss to `val/loss` or `test/loss`; a batch whose samples were cut before any target has none."""
         if count:

@@ -26,8 +26,9 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data, target
+from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data
 from lightning_apps.config.composition import chosen
+from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
@@ -72,16 +73,7 @@ def bind_data(config: Config) -> ExperimentData:
     Raises:
         ConfigError: it, or the experiment's module, is another one than Lightning's Trainer is driven with here.
     """
-    for key, base in (("data", ExperimentData), ("module", Experiment)):
-        kind = target(key, config[key])
-        if not (isinstance(kind, type) and issubclass(kind, base)):
-            inherited = {name for parent in base.__mro__[1:] for name in vars(parent)}
-            lacking = [name for name in vars(base) if not (name.startswith("_") or name in inherited)]
-            raise ConfigError(
-                f"{key}._target_={config[key]['_target_']} is no {base.__name__} ({base.__module__}): it lacks "
-                f"{', '.join(name for name in lacking if not hasattr(kind, name))}; derive it from {base.__name__}, "
-                "docs/own-experiment.md shows how"
-            )
+    check_kinds(config)
     datamodule: ExperimentData = bind("data", config["data"])()
     return datamodule
 
@@ -121,17 +113,21 @@ def limits_of(trainer: Mapping[str, Any], *, epoch_steps: int) -> Limits:
     return Limits(
         epoch_steps=None if train is None else min(train, epoch_steps),
         repeats_first_epoch=overfit is not None,
-        batches={split: limit for split, limit in batches.items() if limit is not None},
+        # 0 is no evaluation at all in training; a command that is asked for one looks at everything
+        batches={split: limit for split, limit in batches.items() if limit},
     )
 
 
 def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
     """The plan of the run."""
+    trainer = config["trainer"]
+    if trainer.get("limit_val_batches") == 0 and not trainer.get("overfit_batches"):
+        trainer = {**trainer, "evaluate_every": "never"}
     return plan_run(
         num_train_samples=datamodule.num_train_samples,
         tokens_per_sample=datamodule.tokens_per_sample,
         global_batch_size=config["data"]["global_batch_size"],
-        trainer=config["trainer"],
+        trainer=trainer,
         warmup=config["scheduler"]["warmup_steps"],
         epoch_steps=datamodule.limits.epoch_steps,
     )

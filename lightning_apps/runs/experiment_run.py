@@ -16,6 +16,7 @@ from lightning_apps.callbacks.checkpoints import RunCheckpoints, newest_whole_ch
 from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
+from lightning_apps.config.kind_checks import check_needs
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.console import open_console, say
@@ -121,6 +122,7 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
     stop.install()
     summary: dict[str, Any] = {}
     try:
+        check_needs(config)
         datamodule = build_datamodule(config)
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
@@ -147,7 +149,8 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
         try:
             trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
             outcome = Outcome("completed", reason_to_end(trainer, plan))
-            finish(trainer, module, datamodule, callbacks, directory)
+            tests = datamodule.has_test_split and config["trainer"].get("limit_test_batches") != 0
+            finish(trainer, module, datamodule, callbacks, directory, tests=tests)
         except StopRun as stopped:
             outcome = Outcome("stopped", stopped.reason, stopped.signum)
         except BaseException as error:
@@ -200,6 +203,8 @@ def finish(
     datamodule: ExperimentData,
     callbacks: list[L.Callback],
     directory: RunDirectory,
+    *,
+    tests: bool,
 ) -> None:
     """Load the best weights, evaluate them again, test and export them.
 
@@ -223,7 +228,7 @@ def finish(
             )
         else:
             say(f"best.ckpt of step {checkpoints.best_step:,} evaluated again: {checkpoints.monitor} is the same")
-    if datamodule.has_test_split:
+    if tests:
         trainer.test(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         export_model(module, datamodule, directory)

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData, LabelledData, NeedsData, missing_members
+from lightning_apps.config.kind_checks import unmet_need
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
@@ -66,11 +67,7 @@ def check_callbacks(callbacks: Sequence[L.Callback], datamodule: ExperimentData)
     """
     for callback in callbacks:
         if isinstance(callback, NeedsData) and (missing := missing_members(datamodule, callback.needs)):
-            raise ConfigError(
-                f"{type(callback).__name__} needs {callback.needs.__name__} ({callback.needs.__module__}), and "
-                f"{type(datamodule).__name__} lacks {', '.join(missing)}: give it those, or switch the callback off in "
-                "callbacks.extra"
-            )
+            raise ConfigError(unmet_need(type(callback).__name__, callback.needs, type(datamodule), missing))
 
 
 def usable_positions(net: nn.Module) -> int | None:

@@ -28,6 +28,7 @@ from models.encoders.chunk_vectors import ChunkVectors
 from models.encoders.document_pooling import MultiHeadPooling, document_pooling
 from models.kernels.asynchronous_copy import to_device
 from models.kernels.attention import first_position_only, use_fast_attention
+from models.kernels.known_masks import known
 
 
 class HierarchicalConfig(PreTrainedConfig):
@@ -170,6 +171,7 @@ class HierarchicalClassifier(PreTrainedModel):
             attention_mask = torch.ones(given.shape[:2], dtype=torch.int64, device=given.device)
         if self.training:
             self._rest_frozen_layers()
+        is_counted = chunk_lengths is not None  # a mask that somebody else made may have holes
         if chunk_lengths is None:
             ends = attention_mask * torch.arange(1, given.shape[1] + 1, device=given.device)
             chunk_lengths = ends.amax(dim=1).tolist()
@@ -182,7 +184,8 @@ class HierarchicalClassifier(PreTrainedModel):
         for start in range(0, len(lengths), self.config.micro_chunks):
             rows = order[start : start + self.config.micro_chunks]
             length = max(1, lengths[start])
-            micro_batch = given[rows, :length], attention_mask[rows, :length]
+            is_padded = lengths[start : start + self.config.micro_chunks][-1] < length if is_counted else None
+            micro_batch = given[rows, :length], attention_mask[rows, :length], is_padded
             if self.recompute_chunks and self.training and torch.is_grad_enabled():
                 vectors.append(checkpoint(self._encode_micro_batch, *micro_batch, use_reentrant=False))
             else:
@@ -199,14 +202,21 @@ class HierarchicalClassifier(PreTrainedModel):
             vector = None if memory is None else memory.find(on_cpu[row, :length])
             if vector is None:
                 chunk = input_ids[row : row + 1, :length]
-                vector = self._encode_micro_batch(chunk, torch.ones_like(chunk))[0]
+                vector = self._encode_micro_batch(chunk, torch.ones_like(chunk), False)[0]
             vectors.append(vector.to(input_ids.device))
         return torch.stack(vectors)  # (chunks, hidden)
 
-    def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor) -> Tensor:
-        """Vectors (m, hidden) of m chunks: ids (m, length) or embeddings (m, length, width), and mask (m, length)."""
+    def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor, is_padded: bool | None) -> Tensor:
+        """Vectors (m, hidden) of m chunks.
+
+        Args:
+            given: ids (m, length) or embeddings (m, length, width).
+            attention_mask: (m, length), 1 for tokens and 0 for padding.
+            is_padded: whether the mask has a 0, so that nobody needs to read it; None where that is not known.
+        """
         key = "inputs_embeds" if given.is_floating_point() else "input_ids"
-        hidden: Tensor = self.encoder(attention_mask=attention_mask, **{key: given}).last_hidden_state
+        with known(is_padded=is_padded):
+            hidden: Tensor = self.encoder(attention_mask=attention_mask, **{key: given}).last_hidden_state
         if self.config.chunk_pooling == "first":
             return hidden[:, 0]
         mask = attention_mask[..., None].to(hidden.dtype)  # (m, length, 1)

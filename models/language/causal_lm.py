@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 from models.attention_sizes import check_rotary_heads, checked_by
 from models.from_data import FromData
 from models.kernels.asynchronous_copy import to_device
+from models.kernels.known_masks import known
 from models.kernels.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from models.kernels.packed_attention import Documents, attends_packed, no_mask
 from models.ranges import Count, Dropout, NotNegative
@@ -133,7 +134,8 @@ def hidden_states(
     # a layer that is computed again in the backward pass would append to the cache a second time
     recomputes = net.training and net.is_activation_checkpointing
     if shared_prefix_length == 0 or len(input_ids) == 1 or recomputes:
-        states = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        with known(is_packed=False):
+            states = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return states[:, shared_prefix_length:]
     assert attention_mask is None, "a shared prefix goes with rows of equal length"
     cache = DynamicCache(config=net.config)

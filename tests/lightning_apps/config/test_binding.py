@@ -113,3 +113,8 @@ def test_a_constructor_checks_what_it_is_called_with_as_bind_does():
     assert even_net(width=4) == 4
     with pytest.raises(ValueError, match=r"model\.width=3: must be even"):
         even_net(width=3)
+
+
+def test_arguments_without_names_are_none_that_a_configuration_lacks():
+    parameters, takes_any = parameters_of(lambda *args, size=1, **kwargs: None)
+    assert (list(parameters), takes_any) == (["size"], True)

@@ -168,7 +168,7 @@ BEFORE_TORCH = {
     "trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: give a number of batches, or a share of them between "  # noqa: E501
     "0.0 and 1.0, or null for all",
     "trainer.limit_train_batches=-1": "trainer.limit_train_batches=-1: give a number of batches, or a share of them "
-    "between 0.0 and 1.0, or null for all",
+    "between 0.0 and 1.0, or null for all; a run without training is lightning_apps.evaluate",
     "trainer.overfit_batches=null": "trainer.overfit_batches=None: give a number of batches, or a share of them between "  # noqa: E501
     "0.0 and 1.0; 0 is off",
     "trainer.profiler=simpel": "trainer.profiler='simpel' (did you mean simple?): allowed are simple, advanced, pytorch, "  # noqa: E501

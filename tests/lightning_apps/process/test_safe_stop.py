@@ -267,12 +267,12 @@ def test_best_is_evaluated_again_and_is_the_same(composed, capsys):
 def test_best_that_changed_on_disk_is_said_loudly(composed, monkeypatch, capsys):
     finish = experiment_run.finish
 
-    def tamper_then_finish(trainer, module, datamodule, callbacks, directory):
+    def tamper_then_finish(trainer, module, datamodule, callbacks, directory, *, tests):
         state = torch.load(directory.checkpoint("best"), weights_only=True)
         for tensor in state["state_dict"].values():
             tensor.mul_(3)
         torch.save(state, directory.checkpoint("best"))
-        finish(trainer, module, datamodule, callbacks, directory)
+        finish(trainer, module, datamodule, callbacks, directory, tests=tests)
 
     monkeypatch.setattr(experiment_run, "finish", tamper_then_finish)
     config = composed(*RUN, "callbacks.checkpoints.monitor=val/loss", name="tampered")

@@ -77,9 +77,9 @@ def counted(monkeypatch):
     read = []
     encode = HierarchicalClassifier._encode_micro_batch
 
-    def count(self, given, mask):
+    def count(self, given, mask, is_padded):
         read.append(len(given))
-        return encode(self, given, mask)
+        return encode(self, given, mask, is_padded)
 
     monkeypatch.setattr(HierarchicalClassifier, "_encode_micro_batch", count)
     return read
