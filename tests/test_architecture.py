@@ -1,11 +1,21 @@
-"""Imports between folders point downwards in the drawing of docs/architecture.md."""
+"""docs/architecture.md is true: imports point downwards in its drawing, its tables name who acts at which hook."""
 
 import ast
 import re
 
+import lightning as L
 import pytest
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-from lightning_apps.config.composition import CONF
+from lightning_apps.callbacks.run_upload import RunUpload
+from lightning_apps.config.composition import CONF, plain
+from lightning_apps.experiments.arxiv.in_context import InContextLoss
+from lightning_apps.experiments.classification_evaluation import ClassificationEvaluation
+from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.runs.build import build_callbacks
+from tests.plans import plan
 
 ROOT = CONF.parent
 PACKAGES = ("lightning_apps", "datamodules", "models")
@@ -71,7 +81,8 @@ def against_the_order(modules, levels):
                 yield f"{module} -> {name}"
 
 
-LEVELS = dict(drawn_levels((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+LEVELS = dict(drawn_levels(PAGE))
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts): file.read_text(encoding="utf-8")
     for package in PACKAGES
@@ -113,3 +124,70 @@ def test_imports_point_downwards():
 def test_a_forbidden_import_is_found(module, source, forbidden):
     alone = dict.fromkeys(MODULES, "") | {module: source}
     assert bool(list(against_the_order(alone, LEVELS))) == forbidden
+
+
+# ---------------------------------------------------------------------- who acts at which hook
+
+EVALUATIONS = {
+    "on_validation_epoch_start": [ClassificationEvaluation],
+    "on_validation_batch_end": [ClassificationEvaluation, InContextLoss],
+}
+"""Where the page names callbacks of an experiment, and not "the experiment's evaluation"."""
+
+
+ALL_OF_THEM = (
+    "experiment=location", "optimizer=schedule_free", "optimizer.unfreeze=[{pattern:layers,at_step:1}]",
+    "callbacks.early_stopping={patience:5}", "callbacks.reduce_on_plateau={factor:0.5,patience:3}",
+    "hardware.find_device_batch_size=true",
+)  # fmt: skip
+"""Every callback is on, whether or not they go together."""
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """Classes of the callbacks in the order in which Lightning calls them."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=[*ALL_OF_THEM, "run.name=all"]))
+    directory = RunDirectory(tmp_path_factory.mktemp("run"))
+    callbacks = build_callbacks(config, directory, plan(max_steps=4), SafeStop(None))
+    # as run_experiment and Lightning do
+    callbacks.append(RunUpload(directory=directory, to="s3://bucket/runs", experiment="location", name="all"))
+    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    return [type(callback) for callback in callbacks]
+
+
+def acting(callback, hook):
+    """Whether a class of callbacks, or one of Lightning's that it extends, does something at a hook."""
+    kinds = callback.__mro__[: callback.__mro__.index(L.Callback)]
+    return any(hook in vars(kind) for kind in kinds)
+
+
+def test_the_order_of_callbacks_is_the_one_that_is_built(kinds):
+    (block,) = re.findall(r"^```text\n(StepClock .*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    listed = re.findall(r"\b[A-Z][a-z]+[A-Z]\w+|Guards", block)
+    built = [kind.__name__ for kind in kinds if ".experiments." not in kind.__module__]
+    assert [name for name in listed if name != "SelfKill"] == built
+
+
+def named(page, hook):
+    """Names in the second column of a table, in the rows of a hook and in those below it that name no other moment."""
+    rows = re.findall(r"^\| (.*?) ?\| (.*?) ?\| .*\|$", page, flags=re.MULTILINE)
+    moment = ""
+    for first, second in rows:
+        moment = first or moment
+        if moment == ("each batch" if hook == "on_validation_batch_end" else f"`{hook}`"):
+            yield from re.findall(r"`([A-Z]\w+)`", second)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_validation_start",
+        "on_validation_epoch_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end",
+    ],
+)  # fmt: skip
+def test_the_tables_name_who_acts_at_a_hook_in_their_order(hook, kinds):
+    general = [kind for kind in kinds if ".experiments." not in kind.__module__ and not issubclass(kind, ProgressBar)]
+    acts = [kind.__name__ for kind in (*EVALUATIONS.get(hook, []), *general) if acting(kind, hook)]
+    assert acts
+    assert [name for name in named(PAGE, hook) if name != "RunProgress"] == acts

@@ -1,5 +1,6 @@
-"""What README.md and the pages of docs/ say exists: commands, settings, files, targets, links."""
+"""What README.md and the pages of docs/ say exists: commands, settings, files, targets, links, messages."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -165,10 +166,27 @@ def unknown_programs(page):
             yield module
 
 
+@cache
+def texts_of_the_program():
+    """Every piece of text in our sources, such as those between the values of a message."""
+    files = [path for path in source_files() if path.suffix == ".py" and "tests" not in path.parts]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    return "\0".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def unsaid_messages(page):
+    """Messages in a table of troubles that no source has; `...` stands for any value."""
+    for table in re.findall(r"^\| what happens \| what the program says \|.*\n((?:\|.*\n)+)", page, flags=re.MULTILINE):
+        for message in [code for row in table.splitlines() for code in re.findall(r"`([^`]+)`", row.split(" | ")[1])]:
+            for piece in message.removeprefix("notice: ").removeprefix("warning: ").split("..."):
+                if piece.strip() not in texts_of_the_program():
+                    yield piece.strip()
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_page_names_is_there(name):
     page = PAGES[name]
-    found = [*unknown_keys(page), *broken_links(name, page), *unknown_programs(page)]
+    found = [*unknown_keys(page), *broken_links(name, page), *unknown_programs(page), *unsaid_messages(page)]
     assert found + ([] if name in OWN_FILES else [*unknown_files(page)]) == []
 
 
@@ -178,3 +196,6 @@ def test_what_is_not_there_is_found():
     assert list(unknown_files(page)) == ["runs/biuld.py"]
     assert list(broken_links("README.md", page)) == ["docs/nowhere.md"]
     assert list(unknown_programs(page)) == ["make trian"]
+    row = "| all frozen | `nothing is trainable: ...; melt some part`, `freeze less` | unfreeze |"
+    table = f"| what happens | what the program says | what to do |\n| --- | --- | --- |\n{row}\n"
+    assert list(unsaid_messages(table)) == ["; melt some part", "freeze less"]

@@ -7,6 +7,8 @@ from typing import Any
 from lightning_apps.config.binding import target
 from lightning_apps.errors import ConfigError
 
+BASES = {"data": "datamodules.contract.ExperimentData", "module": "lightning_apps.experiments.experiment.Experiment"}
+"""By name, as every target: experiments stand above the configuration and may import it."""
 MUST_HAVE = {"data": ("num_samples", "batch", "net_arguments"), "module": ("loss_sum",)}
 """What a class of one's own writes; everything else comes with the base class."""
 
@@ -17,10 +19,8 @@ def check_kinds(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming what is missing, and where the way to it is written.
     """
-    from datamodules.contract import ExperimentData
-    from lightning_apps.experiments.experiment import Experiment
-
-    for key, base in (("data", ExperimentData), ("module", Experiment)):
+    for key, path in BASES.items():
+        base = target(key, {"_target_": path})
         kind, called = target(key, config[key]), f"{key}._target_={config[key]['_target_']}"
         if not (isinstance(kind, type) and issubclass(kind, base)):
             missing = [name for name in MUST_HAVE[key] if not hasattr(kind, name)]

@@ -129,7 +129,7 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
         notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
         check_callbacks(callbacks, datamodule)
-        module.save_hyperparameters(hyperparameters(config))
+        module.save_hyperparameters(dict(config))  # plain values: every logger shows them
         if upload is not None:
             callbacks.append(upload)
         profiler = build_profiler(config, directory)
@@ -177,11 +177,6 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
         return summary
     say("\n".join(result_lines(summary)))
     return summary
-
-
-def hyperparameters(config: Config) -> dict[str, Any]:
-    """What loggers show, as plain values: everything but where the run's files go, which differs between equal runs."""
-    return {key: value for key, value in config.items() if key not in ("run", "sweep", "verify", "verify_files")}
 
 
 def reason_to_end(trainer: L.Trainer, plan: RunPlan) -> str:
