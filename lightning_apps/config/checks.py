@@ -36,7 +36,6 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_ranges(config)
     _check_checkpoints(config["callbacks"]["checkpoints"])
     _check_guards(config["callbacks"]["guards"])
-    _check_strategy(config["hardware"]["strategy"])
     _check_devices(config)
     check_kinds(config)
     for key in BOUND:
@@ -151,18 +150,6 @@ def _check_shares(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.device_batch_size={per_device} is more than a device's share of "
             f"data.global_batch_size={whole} on {devices} device(s)"
-        )
-
-
-STRATEGIES = ("auto", "ddp")
-"""Those under which the process that started the run holds the trained weights when it ends."""
-
-
-def _check_strategy(strategy: str) -> None:
-    if strategy not in STRATEGIES:
-        raise ConfigError(
-            f"hardware.strategy={strategy}{did_you_mean(strategy, list(STRATEGIES))}: allowed are "
-            f"{', '.join(STRATEGIES)}; ddp starts a process for each device"
         )
 
 

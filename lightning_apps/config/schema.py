@@ -139,6 +139,7 @@ RANGES: dict[str, tuple[Any, str | None]] = {
         "allowed are 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, 64-true; precision= chooses one",
     ),
     "hardware.accelerator": (Literal["auto", "gpu", "mps", "cpu"], "allowed are auto, gpu, mps, cpu"),
+    # those under which the process that started the run holds the trained weights when it ends
     "hardware.strategy": (Literal["auto", "ddp"], "allowed are auto, ddp"),
     "hardware.devices": (Count, None),
     "hardware.num_threads": (Count | None, None),

@@ -25,7 +25,7 @@ def run(monkeypatch, arguments):
 def test_trained_tokens_are_marked_and_every_claim_is_proved(arguments, monkeypatch, capsys):
     run(monkeypatch, arguments)
     out = capsys.readouterr().out
-    examples = re.findall(r"--- [^\n]*train.jsonl:\d+, (\d+) tokens\n(.*?)\n\n", out, flags=re.DOTALL)
+    examples = re.findall(r"--- [^\n]*train.jsonl, line \d+, (\d+) tokens\n(.*?)\n\n", out, flags=re.DOTALL)
     assert len(examples) == 3
     for tokens, text in examples:
         prompt, answer = re.fullmatch(
