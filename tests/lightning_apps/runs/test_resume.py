@@ -83,7 +83,7 @@ def test_a_run_that_ends_after_its_last_step_loses_nothing(composed, monkeypatch
     whole, config = composed(*short, name="short"), composed(*short, name="late")
     expected = run_experiment(whole)
 
-    def die(*args):
+    def die(*args, **kwargs):
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -283,7 +283,7 @@ def test_a_run_that_stopped_early_and_is_resumed_stays_stopped(composed, monkeyp
                       "callbacks.extra.picture=null", "data.max_train_samples=30", "optimizer.lr=0",
                       "callbacks.early_stopping.patience=2", name="late")  # fmt: skip
 
-    def die(*args):
+    def die(*args, **kwargs):
         raise Killed
 
     with monkeypatch.context() as patch:
