@@ -28,6 +28,11 @@ KEYS_OF_GROUPS = {
     "experiment": "",
 }
 """Groups of conf/ whose options name targets, and the key below which each of them goes."""
+SHARED_MODULES = (
+    "lightning_apps.experiments.causal_lm.CausalLMExperiment",
+    "lightning_apps.experiments.classification.ClassificationExperiment",
+)
+"""Modules that conf/ does not name and experiments of one's own train with."""
 NAMED_FREELY = ("callbacks.extra", "logger")
 """Below these, a name is the user's to choose."""
 FUNCTION_KEYS = ("verify_files",)
@@ -85,7 +90,7 @@ def targets_of(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 @cache
 def known_targets() -> dict[str, frozenset[str]]:
     """What conf/ names, by key; `*` stands for a name that a user chooses."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {"module._target_": set(SHARED_MODULES)}
     for group, above in KEYS_OF_GROUPS.items():
         for file in sorted((CONF / group).glob("*.yaml")):
             for key, path in targets_of(yaml.safe_load(file.read_text(encoding="utf-8")), above):
