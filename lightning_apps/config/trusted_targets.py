@@ -32,6 +32,11 @@ NAMED_FREELY = ("callbacks.extra", "logger")
 """Below these, a name is the user's to choose."""
 FUNCTION_KEYS = ("verify_files",)
 """Keys that name a function without `_target_`."""
+SHARED_MODULES = (
+    "lightning_apps.experiments.classification.ClassificationExperiment",
+    "lightning_apps.experiments.causal_lm.CausalLMExperiment",
+)
+"""Modules that an experiment of a user's own may take as they are; conf/ names none of them."""
 BASES = {
     "data": "datamodules.contract.ExperimentData",
     "module": "lightning_apps.experiments.experiment.Experiment",
@@ -85,7 +90,7 @@ def targets_of(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 @cache
 def known_targets() -> dict[str, frozenset[str]]:
     """What conf/ names, by key; `*` stands for a name that a user chooses."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {"module._target_": set(SHARED_MODULES)}
     for group, above in KEYS_OF_GROUPS.items():
         for file in sorted((CONF / group).glob("*.yaml")):
             for key, path in targets_of(yaml.safe_load(file.read_text(encoding="utf-8")), above):
