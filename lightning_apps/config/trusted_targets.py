@@ -37,6 +37,11 @@ NAMED_FREELY = ("callbacks.extra", "logger")
 """Below these, a name is the user's to choose."""
 FUNCTION_KEYS = ("verify_files",)
 """Keys that name a function without `_target_`."""
+SHARED_MODULES = (
+    "lightning_apps.experiments.classification.ClassificationExperiment",
+    "lightning_apps.experiments.causal_lm.CausalLMExperiment",
+)
+"""Modules that an experiment of a user's own may take as they are; conf/ names none of them."""
 BASES = {
     "data": "datamodules.contract.ExperimentData",
     "module": "lightning_apps.experiments.experiment.Experiment",
