@@ -28,11 +28,6 @@ KEYS_OF_GROUPS = {
     "experiment": "",
 }
 """Groups of conf/ whose options name targets, and the key below which each of them goes."""
-SHARED_MODULES = (
-    "lightning_apps.experiments.causal_lm.CausalLMExperiment",
-    "lightning_apps.experiments.classification.ClassificationExperiment",
-)
-"""Modules that conf/ does not name and experiments of one's own train with."""
 NAMED_FREELY = ("callbacks.extra", "logger")
 """Below these, a name is the user's to choose."""
 FUNCTION_KEYS = ("verify_files",)
