@@ -10,8 +10,9 @@ from omegaconf import MISSING, DictConfig
 
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, open_run, results_folder
+from lightning_apps.run_files.directory import RunDirectory, results_folder
 
 SPLITS = ("validation", "test", "train")
 BASE = "base"

@@ -11,8 +11,9 @@ from omegaconf import MISSING, DictConfig
 from lightning_apps.config.binding import target
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, check_writable, open_run, refuse_links
+from lightning_apps.run_files.directory import RunDirectory, check_writable, refuse_links
 
 SPLITS = ("test", "validation", "train")
 CHUNKING_KEYS = ("chunk_size", "stride", "max_chunks", "choose", "ordered")

@@ -10,9 +10,10 @@ from omegaconf import MISSING, DictConfig
 
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.open_run import open_run
 from lightning_apps.config.overrides import quoted
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory
 
 
 @dataclass

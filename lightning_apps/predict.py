@@ -17,8 +17,9 @@ from omegaconf import MISSING, DictConfig
 from lightning_apps.config.binding import bind, target
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError, did_you_mean
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory
 
 FORMATS = ("auto", "jsonl", "csv", "parquet", "text")
 ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import human_time
 from lightning_apps.reports.html_page import details, facts, figure, page, section, table
 from lightning_apps.run_files.atomic_files import write_text_atomically
-from lightning_apps.run_files.directory import check_writable, leads_out, open_run, read_summary
+from lightning_apps.run_files.directory import check_writable, leads_out, read_summary
 
 
 def write_run_report(place: str, *, out: str | None = None, trust: Any = ()) -> list[Path]:

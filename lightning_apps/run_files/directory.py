@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from datamodules.storage.folders import StorageError, download_folder, fetch_marker, is_remote, join_url
-from lightning_apps.config.trusted_targets import check_targets
+from datamodules.storage.folders import StorageError, download_folder, fetch_marker, join_url
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.rank import global_rank
 
@@ -237,30 +236,6 @@ def clear(directory: RunDirectory, output_root: Path) -> None:
             entry.unlink()
         elif entry.is_dir():
             shutil.rmtree(entry)
-
-
-def open_run(path: str, cache_root: str = ".cache", *, trust: Any = ()) -> tuple[RunDirectory, dict[str, Any]]:
-    """An existing run and its resolved configuration.
-
-    Args:
-        path: its directory, or the s3:// URL that it was uploaded to.
-        cache_root: below it, in `runs`, goes the copy of a run from an object store. It is fetched once, and looked
-            at again at each opening: what is there now decides. Results are written to the copy.
-        trust: what the run's configuration may name beside this program's own code, see check_targets.
-
-    Raises:
-        ConfigError: there is no run at this path, it cannot be fetched, or it names code that nobody vouches for.
-    """
-    directory = RunDirectory(fetched_run(path, Path(cache_root)) if is_remote(path) else Path(path))
-    if not directory.config.is_file():
-        near = sorted(str(found.parent) for found in Path("outputs").glob("*/*/config.yaml"))
-        raise ConfigError(f"run={path}: no run is there (no config.yaml); runs here: {', '.join(near) or 'none'}")
-    refuse_links(directory, ("config.yaml", "summary.json"))
-    config = read_config(directory)
-    check_targets(config, directory.config, trust)
-    if is_remote(path):
-        use_cache_here(config, cache_root)
-    return directory, config
 
 
 def fetched_run(url: str, cache_root: Path) -> Path:

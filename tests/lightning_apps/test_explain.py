@@ -48,7 +48,13 @@ def run(tmp_path_factory):
     tokenizer = word_tokenizer([TEXT])
     small_net(len(tokenizer)).save_pretrained(path / "model")
     tokenizer.save_pretrained(path / "model")
-    data = {"_target_": "none", "chunk_size": 18, "stride": 8, "max_chunks": 4, "choose": "spread"}
+    data = {"_target_": "datamodules.rating.RatingDataModule", "chunk_size": 18, "stride": 8, "max_chunks": 4}
+        "_target_": "datamodules.rating.RatingDataModule",
+        "chunk_size": 18,
+        "stride": 8,
+        "max_chunks": 4,
+        "choose": "spread",
+    }
     data |= {"text_column": "text", "label_column": "label", "ordered": True}
     model = {"_target_": "models.encoders.build_hierarchical.random_hierarchical"}
     (path / "config.yaml").write_text(yaml.safe_dump({"experiment": "rating", "data": data, "model": model}))

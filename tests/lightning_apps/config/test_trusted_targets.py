@@ -192,7 +192,7 @@ def test_looking_at_a_strangers_configuration_imports_no_torch(config, tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(put(config, "data", SHELL)))
     code = (
         "import sys\n"
-        "from lightning_apps.run_files.directory import open_run\n"
+        "from lightning_apps.config.open_run import open_run\n"
         "from lightning_apps.errors import ConfigError\n"
         f"try: open_run({str(tmp_path)!r})\n"
         "except ConfigError: print('torch' in sys.modules)\n"

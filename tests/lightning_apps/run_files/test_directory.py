@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import (
@@ -11,7 +12,6 @@ from lightning_apps.run_files.directory import (
     check_writable,
     clear,
     locate_run,
-    open_run,
     results_folder,
 )
 

@@ -16,9 +16,10 @@ import yaml
 from datamodules.storage.folder_lock import locked
 from datamodules.storage.folders import StorageError, download_folder, remote_state, upload_folder
 from lightning_apps import evaluate, upload
+from lightning_apps.config.open_run import open_run
 from lightning_apps.diagnostics.run_comparison import differences
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory, open_run
+from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import upload_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.patience import PATIENCE_S, wait_until
