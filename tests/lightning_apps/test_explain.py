@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     tokenizer = word_tokenizer([TEXT])
     small_net(len(tokenizer)).save_pretrained(path / "model")
     tokenizer.save_pretrained(path / "model")
-    data = {"_target_": "datamodules.rating.RatingDataModule", "chunk_size": 18, "stride": 8, "max_chunks": 4}
+    data = {
         "_target_": "datamodules.rating.RatingDataModule",
         "chunk_size": 18,
         "stride": 8,
