@@ -37,6 +37,7 @@ WRITTEN_BY_A_RUN = (
     "sample_log.bin",
     "crash_dumps",
     "in_context",
+    "profile",
     "tensorboard",
     "wandb",
     ".upload",
@@ -124,6 +125,11 @@ class RunDirectory:
     def crash_dumps(self) -> Path:
         """What the guards left behind."""
         return self.path / "crash_dumps"
+
+    @property
+    def profile(self) -> Path:
+        """Reports of Lightning's profilers."""
+        return self.path / "profile"
 
     @property
     def in_context(self) -> Path:

@@ -4,10 +4,10 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -41,6 +41,7 @@ from lightning_apps.training.plan import RunPlan, plan_run
 from models.language.causal_lm import recompute_activations
 
 Config = Mapping[str, Any]
+Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def quiet_libraries() -> None:
@@ -216,6 +217,16 @@ def build_callbacks(config: Config, directory: RunDirectory, plan: RunPlan, stop
     return callbacks
 
 
+def callback_of(callbacks: Sequence[L.Callback], kind: type[Kind]) -> Kind:
+    """The one callback of a class among those of a run, for what comes after training.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    (found,) = [callback for callback in callbacks if isinstance(callback, kind)]
+    return found
+
+
 def build_step_callbacks(config: Config, plan: RunPlan, *, crash_dumps: Path | None) -> list[L.Callback]:
     """The callbacks that take part in a step: plan, log, guards, micro-batches, unfreezing, averages.
 
@@ -347,7 +358,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 def build_profiler(config: Config, directory: RunDirectory) -> Profiler | None:
     """Lightning's profiler that `trainer.profiler` names; its report goes into the run directory."""
     name = config["trainer"].get("profiler")
-    return None if name is None else PROFILERS[name](dirpath=directory.path, filename="profile")
+    return None if name is None else PROFILERS[name](dirpath=directory.profile, filename="profile")
 
 
 def available_accelerator(wanted: str) -> str:

@@ -37,6 +37,7 @@ from lightning_apps.runs.build import (
     build_plan,
     build_profiler,
     build_trainer,
+    callback_of,
     quiet_libraries,
 )
 from lightning_apps.runs.preflight import check_before_start, check_callbacks, check_monitor
@@ -83,7 +84,7 @@ def try_once(config: Config) -> dict[str, Any]:
         }
         lock = RunLock(locate_run(tried["run"], config["experiment"]), is_first=is_first_process(config["hardware"]))
         try:
-            summary = _run_experiment(tried, None, lock)
+            summary = _run_experiment(tried, None, lock, is_trial=True)
         finally:
             lock.release()
     say(f"trainer.fast_dev_run: {count} optimizer step(s) and {count} batch(es) of each evaluation; nothing is kept")
@@ -98,7 +99,9 @@ def build_upload(config: Config) -> RunUpload | None:
     return RunUpload(directory=locate_run(run, experiment), to=run["upload"], experiment=experiment, name=run["name"])
 
 
-def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> dict[str, Any]:
+def _run_experiment(
+    config: Config, upload: RunUpload | None, lock: RunLock, *, is_trial: bool = False
+) -> dict[str, Any]:
     quiet_libraries()
     available_accelerator(config["hardware"]["accelerator"])  # before data is prepared
     started = time.perf_counter()
@@ -181,7 +184,8 @@ def _run_experiment(config: Config, upload: RunUpload | None, lock: RunLock) -> 
         if outcome.signum is not None:
             sys.exit(128 + outcome.signum)
         return summary
-    say("\n".join(result_lines(summary)))
+    if not is_trial:
+        say("\n".join(result_lines(summary)))
     return summary
 
 
@@ -212,7 +216,7 @@ def finish(
     A best checkpoint whose second evaluation differs from its first is said loudly: then either the weights on disk
     are not those that were measured, or the evaluation is not a function of the weights.
     """
-    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    checkpoints = callback_of(callbacks, RunCheckpoints)
     # those that evaluate an average in place of the module's weights stay out: best.ckpt holds that average already
     averages = (ExponentialWeightAverage, ScheduleFreeEvaluation)
     trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]

@@ -25,7 +25,14 @@ from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.weights import damage, read_checkpoint
-from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
+from lightning_apps.runs.build import (
+    build_datamodule,
+    build_module,
+    build_plan,
+    build_step_callbacks,
+    build_trainer,
+    callback_of,
+)
 from lightning_apps.runs.same_data import build_data_of_run
 from lightning_apps.training.optimizer_step import seed_step
 
@@ -116,7 +123,7 @@ def replay_step(config: Config, directory: RunDirectory, datamodule: Any, step: 
             trainer.fit(module, datamodule, ckpt_path=start, weights_only=True)
     except GuardError as error:
         failure = error
-    log = next(callback for callback in callbacks if isinstance(callback, StepLog))
+    log = callback_of(callbacks, StepLog)
     reached = trainer.global_step == step
     values = {"train/loss": float(log.last_loss), "train/grad_norm": float(log.grad_norm)} if reached else {}
     batch = None if last.batch is None else move_data_to_device(last.batch, torch.device("cpu"))

@@ -20,6 +20,7 @@ from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.banner import parameters_by_part, write_per_class
+from lightning_apps.runs.build import callback_of
 from lightning_apps.training.plan import RunPlan
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "hydra-core", "omegaconf", "numpy")
@@ -45,8 +46,7 @@ def write_summary(
     wall_s: float,
 ) -> dict[str, Any]:
     """Collect and write the summary; returns it."""
-    log = next(callback for callback in callbacks if isinstance(callback, StepLog))
-    checkpoints = next(callback for callback in callbacks if isinstance(callback, RunCheckpoints))
+    log, checkpoints = callback_of(callbacks, StepLog), callback_of(callbacks, RunCheckpoints)
     parameters = list(module.parameters())
     num_parameters = sum(parameter.numel() for parameter in parameters)
     tokens_per_s = log.tokens_seen / log.train_s if log.train_s else None

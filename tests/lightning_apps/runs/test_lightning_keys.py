@@ -109,7 +109,7 @@ def test_detect_anomaly_is_on_while_training_only(composed, monkeypatch):
 def test_the_simple_profiler_leaves_its_table_in_the_run(composed):
     config = composed(*RUN, "trainer.max_steps=3", "trainer.profiler=simple", name="profiled")
     run_experiment(config)
-    (report,) = directory_of(config).path.glob("fit-profile*")
+    (report,) = directory_of(config).profile.glob("fit-profile*")
     row = next(line for line in report.read_text().splitlines() if "run_training_batch" in line)
     assert row.split("|")[3].strip() == "3"
 
