@@ -36,8 +36,8 @@ test: $(VENV)/.dev  ## run the fast tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/.dev  ## run the slow tests: whole runs, kills and resumes, sweeps
-	$(BIN)/python -m pytest -m "slow and not gpu and not network" $(ARGS)
+test-slow: $(VENV)/.dev  ## run the slow tests: whole runs, kills and resumes, sweeps (FUZZ_EXAMPLES=2000 for more)
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not network" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## lint, format check and types
