@@ -18,7 +18,6 @@ class ReportConfig:
 
     sweep: str | None = MISSING
     run: str | None = MISSING
-    trust: Any = MISSING
     out: str | None = MISSING
 
 
@@ -39,7 +38,7 @@ def report(cfg: DictConfig) -> list[Path]:
     if options["run"] is not None:
         from lightning_apps.reports.run_report import write_run_report
 
-        written = write_run_report(options["run"], out=options["out"], trust=options.get("trust"))
+        written = write_run_report(options["run"], out=options["out"])
         said: list[str] = []
     else:
         from lightning_apps.sweeps.report import write_sweep_report

@@ -8,7 +8,7 @@ from omegaconf import MISSING, DictConfig
 
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
-from lightning_apps.config.open_run import open_run
+from lightning_apps.config.open_run import read_run
 from lightning_apps.errors import ConfigError
 
 
@@ -18,7 +18,6 @@ class UploadConfig:
 
     run: str = MISSING
     to: str | None = MISSING
-    trust: Any = MISSING
 
 
 ConfigStore.instance().store(name="upload_schema", node=UploadConfig)
@@ -38,7 +37,7 @@ def upload(cfg: DictConfig) -> None:
     options = plain(cfg)
     if is_remote(options["run"]):
         raise ConfigError(f"run={options['run']} is in an object store already; name a local run")
-    directory, config = open_run(options["run"], trust=options.get("trust"))
+    directory, config = read_run(options["run"])
     to = options["to"] if options["to"] is not None else config["run"].get("upload")
     if to is None:
         raise ConfigError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_apps.config.open_run import open_run
+from lightning_apps.config.open_run import read_run
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import human_time
 from lightning_apps.reports.html_page import details, facts, figure, page, section, table
@@ -11,18 +11,17 @@ from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import check_writable, leads_out, read_summary
 
 
-def write_run_report(place: str, *, out: str | None = None, trust: Any = ()) -> list[Path]:
+def write_run_report(place: str, *, out: str | None = None) -> list[Path]:
     """Put a run's summary, pictures, metrics and configuration on one page; returns the file.
 
     Args:
         place: directory or URL of the run.
         out: folder for the page; None is that of the run.
-        trust: see open_run.
 
     Raises:
         ConfigError: no run is there, or it has no summary yet.
     """
-    directory, _ = open_run(place, trust=trust)
+    directory, _ = read_run(place)
     folder = directory.path if out is None else Path(out)
     check_writable(folder, "out=... writes elsewhere")
     summary = read_summary(directory)

@@ -157,9 +157,9 @@ COMMANDS = {
     "generate": (generate, ["prompt=x", "checkpoint=last"]),
     "explain": (explain, []),
     "replay": (replay, ["step=1"]),
-    "report": (report, []),
-    "upload": (upload, ["to=s3://bucket/x"]),
 }
+READERS = {"report": (report, [], 2), "upload": (upload, ["to=s3://bucket/x"], 1)}
+"""What only reads and copies files, with the exit code where there is neither a summary nor a server."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -177,6 +177,22 @@ def test_each_command_refuses_a_strangers_run_in_one_line(config, name, tmp_path
     assert end.value.code == 2
     assert said.startswith(f"error: {directory}/config.yaml: data._target_='subprocess.getoutput' would run code")
     assert said.count("\n") == 1
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_builds_nothing_runs_nothing_of_a_strangers_run(config, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    directory = tmp_path / "strangers"
+    directory.mkdir()
+    (directory / "config.yaml").write_text(yaml.safe_dump(put(config, "data", SHELL)))
+    command, more, code = READERS[name]
+    monkeypatch.setattr(sys, "argv", [name, f"run={directory}", *more])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == code
+    assert "trust" not in capsys.readouterr().err
     assert not (tmp_path / "owned").exists()
 
 
