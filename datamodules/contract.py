@@ -392,6 +392,20 @@ class ReadsTexts(Protocol):
 
 
 @runtime_checkable
+class CutsTexts(Protocol):
+    """Data that cut long texts: what predict counts."""
+
+    @property
+    def length_limit(self) -> str:
+        """What a text may be at most, in words: `512 tokens`."""
+        ...
+
+    def num_cut(self, texts: list[str], batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
+        """How many of some texts are longer than that; `batch` is what text_batch made of them."""
+        ...
+
+
+@runtime_checkable
 class ProvesData(Protocol):
     """Data that can prove something of every sample: what doctor shows."""
 

@@ -164,6 +164,18 @@ class ImdbDataModule(StoredTexts):
         """Tokens of the longest sequence of any split, special ones included."""
         return int(self.row_lengths.max())
 
+    @property
+    def length_limit(self) -> str:
+        """What a text may be at most."""
+        return f"{self.max_length:,} tokens"
+
+    def num_cut(self, texts: list[str], batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
+        """How many texts of a batch are longer; only full rows can be, and are tokenized again."""
+        full = (batch["attention_mask"].sum(1) == self.max_length).tolist()
+        whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
+        _, lengths = encode_texts(whole, tokenizer, max_length=self.max_length, truncation=self.truncation)
+        return int((lengths > self.max_length).sum())
+
     def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """What the network takes for texts that are in no split; needs no prepared data."""
         rows, _ = encode_texts(texts, tokenizer, max_length=self.max_length, truncation=self.truncation)

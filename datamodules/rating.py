@@ -1,7 +1,7 @@
 """Long documents with ratings, as chunks that an encoder can take."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -277,6 +277,18 @@ class RatingDataModule(StoredTexts):
             **chunk_batch([self._chunks(row) for row in rows.tolist()], self.tokenizer.pad_token_id),
             "labels": torch.from_numpy(self.store.labels[rows]),
         }
+
+    @property
+    def length_limit(self) -> str:
+        """What a document may be at most."""
+        return f"{self.chunking.max_chunks:,} chunks of {self.chunking.chunk_size:,} tokens"
+
+    def num_cut(self, texts: list[str], batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
+        """How many documents of a batch are longer; only those with as many chunks as are kept can be."""
+        most = self.chunking.max_chunks
+        whole = [text for text, count in zip(texts, batch["chunk_counts"], strict=True) if count == most]
+        chunker = Chunker(tokenizer, replace(self.chunking, max_chunks=most + 1))
+        return sum(len(chunker.chunk(text).input_ids) > most for text in whole)
 
     def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """What the network takes for documents that are in no split; needs no prepared data.

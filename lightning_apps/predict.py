@@ -213,7 +213,7 @@ class Classifier:
     Attributes:
         num_texts: texts answered for so far.
         num_cut: those of them that were cut.
-        limit: what they were longer than, in words.
+        limit: what they were longer than, in words; None where the data cut nothing.
 
     Raises:
         ConfigError: the run has no exported model, or does not classify.
@@ -226,7 +226,7 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from datamodules.contract import ReadsTexts
+        from datamodules.contract import CutsTexts, ReadsTexts
         from lightning_apps.run_files.weights import load_exported
         from lightning_apps.runs.build import available_accelerator, quiet_libraries
         from lightning_apps.runs.preflight import within_positions
@@ -244,14 +244,10 @@ class Classifier:
         self.tokenizer = AutoTokenizer.from_pretrained(directory.model)
         self.net: Any = net.to(self.device).eval()
         # training texts may all have been shorter than the setting allows
-        self.settings = within_positions(config["data"], net)
-        self.data = bind("data", self.settings)()
+        self.data = bind("data", within_positions(config["data"], net))()
+        self.cuts = self.data if isinstance(self.data, CutsTexts) else None
         self.num_texts = self.num_cut = 0
-        self.limit = (
-            f"{self.settings['max_length']:,} tokens"
-            if "max_length" in self.settings
-            else f"{self.settings['max_chunks']:,} chunks of {self.settings['chunk_size']:,} tokens"
-        )
+        self.limit = None if self.cuts is None else self.cuts.length_limit
         self.multi_label = net.config.problem_type == "multi_label_classification"
         self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
 
@@ -277,29 +273,12 @@ class Classifier:
 
         batch = self.data.text_batch(texts, self.tokenizer)
         self.num_texts += len(texts)
-        self.num_cut += self._count_cut(texts, batch)
+        if self.cuts is not None:
+            self.num_cut += self.cuts.num_cut(texts, batch, self.tokenizer)
         with torch.inference_mode():
             logits = self.net(**move_data_to_device(batch, self.device)).logits
         found: list[list[float]] = probabilities_of(logits.cpu(), multi_label=self.multi_label).tolist()
         return found
-
-    def _count_cut(self, texts: list[str], batch: Mapping[str, Any]) -> int:
-        """Texts of a batch of which the network sees a part."""
-        from datamodules.text.chunking import Chunker, Chunking
-        from datamodules.text.tokenized_texts import encode_texts
-
-        settings = self.settings
-        if "max_length" in settings:
-            full = (batch["attention_mask"].sum(1) == settings["max_length"]).tolist()
-            whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
-            limits: Any = {key: settings[key] for key in ("max_length", "truncation")}
-            return int((encode_texts(whole, self.tokenizer, **limits)[1] > settings["max_length"]).sum())
-        full = [count == settings["max_chunks"] for count in batch["chunk_counts"]]
-        whole = [text for text, is_full in zip(texts, full, strict=True) if is_full]
-        keys = ("chunk_size", "stride", "max_chunks", "choose")
-        one_more = {**settings, "max_chunks": settings["max_chunks"] + 1}
-        chunker = Chunker(self.tokenizer, Chunking(*(one_more[key] for key in keys)))
-        return sum(len(chunker.chunk(text).input_ids) > settings["max_chunks"] for text in whole)
 
     def _answer(self, text: InputText, probabilities: list[float]) -> dict[str, Any]:
         from lightning_apps.experiments.classification_metrics import PREDICTED

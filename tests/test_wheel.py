@@ -125,11 +125,11 @@ def run(wheel, tmp_path_factory):
 
 @pytest.mark.slow
 def test_commands_are_those_of_the_wheel(run):
-    where = "from lightning_apps.config import checks; import models; print(checks.CONF, models.__file__)"
+    where = "from lightning_apps.config import composition as c; import models; print(c.CONF, models.__file__)"
     assert run("-c", where).split() == [
         str(run.packages / "lightning_apps" / "conf"), str(run.packages / "models" / "__init__.py")
     ]  # fmt: skip
-    assert "Groups (choose with group=option)" in run("-m", "lightning_apps.train", "--help")
+    assert "Groups, choose with group=option" in run("-m", "lightning_apps.train", "--help")
 
 
 @pytest.mark.slow
