@@ -331,7 +331,7 @@ def check_load(config: Config) -> list[str]:
         return []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0]
-    if load <= cores or torch.get_num_threads() == 1:
+    if round(load) <= cores or torch.get_num_threads() == 1:
         return []
     return [
         f"this machine is busy ({load:.0f} programs want its {cores} cores): {torch.get_num_threads()} threads that "
