@@ -112,6 +112,11 @@ def drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
+def draw_title(figure: Figure, title: str) -> None:
+    """The title above a run's picture, cut where it is long."""
+    figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
+
+
 def draw_losses(
     axes: Axes,
     rows: Sequence[dict[str, Any]],

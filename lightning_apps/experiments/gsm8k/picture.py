@@ -20,10 +20,10 @@ from lightning_apps.figures.curves import (
     draw_evaluations,
     draw_learning_rate,
     draw_losses,
+    draw_title,
     label_steps,
     legend_above,
     png_figure,
-    printable,
     say_empty,
     series,
 )
@@ -52,7 +52,7 @@ def draw_gsm8k_summary(
         best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
+        draw_title(figure, title)
         losses = add_axes_px(figure, 115, 650, 590, 310)
         draw_losses(losses, rows, best_step=best_step, unit="nats per target token")
         losses.set_xlabel("")

@@ -29,6 +29,7 @@ from lightning_apps.figures.curves import (
     draw_learning_rate,
     draw_losses,
     draw_references,
+    draw_title,
     label_steps,
     legend_above,
     place_labels,
@@ -85,7 +86,7 @@ def draw_location_summary(
         best_step: optimizer step of the evaluation to mark; None marks none.
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
-        figure.text(0.0125, 0.985, printable(title, 90, tail=24), fontsize=15, fontweight="bold", va="top")
+        draw_title(figure, title)
         losses = add_axes_px(figure, 115, 855, 590, 185)
         draw_losses(losses, rows, best_step=best_step)
         losses.set_xlabel("")
