@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.training.clipping import global_norm
-from lightning_apps.training.optimizer_step import StepResult
+from lightning_apps.training.optimizer_step import StepResult, takes_steps
 from lightning_apps.training.plan import RunPlan
+from models.flops import count_flops, measure_peak_flops
 
 
 class StepLog(L.Callback):
@@ -30,6 +31,8 @@ class StepLog(L.Callback):
         self.tokens_seen = 0
         self.target_tokens_seen = 0
         self.train_s = 0.0
+        self.flops = 0.0
+        self.mfu = 0.0  # since the row before the last
         self.completed_steps = 0
         self.earlier_wall_s = 0.0
         self._wall_start = time.perf_counter()
@@ -39,7 +42,7 @@ class StepLog(L.Callback):
         self.param_norm: tuple[int, float] | None = None  # step at which it was measured, value
         self._learning_rates: dict[str, float] = {}
         self._started_at = 0.0
-        self._logged = (0, 0.0)  # tokens and training seconds at the last row
+        self._logged = (0, 0.0, 0.0)  # tokens, FLOPs and training seconds at the last row
 
     def state_dict(self) -> dict[str, Any]:
         """Counts over the whole run, resumed ones included."""
@@ -48,6 +51,7 @@ class StepLog(L.Callback):
             "target_tokens_seen": self.target_tokens_seen,
             "completed_steps": self.completed_steps,
             "train_s": self.train_s,
+            "flops": self.flops,
             "wall_s": self.earlier_wall_s + time.perf_counter() - self._wall_start,
         }
 
@@ -59,11 +63,17 @@ class StepLog(L.Callback):
         self.completed_steps = state_dict.get("completed_steps", 0)
         self.train_s = state_dict["train_s"]
         self.earlier_wall_s = state_dict["wall_s"]
-        self._logged = (self.tokens_seen, self.train_s)
+        self.flops = state_dict.get("flops", 0.0)
+        self._logged = self._counts
+
+    @property
+    def _counts(self) -> tuple[int, float, float]:
+        return self.tokens_seen, self.flops, self.train_s
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows that an interrupted run wrote after its last checkpoint."""
         self.completed_steps = trainer.global_step
+        self._cost = count_flops(takes_steps(pl_module).net)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.start_after(trainer.global_step)
@@ -86,13 +96,17 @@ class StepLog(L.Callback):
         self.train_s += time.perf_counter() - self._started_at
         self.tokens_seen += result["num_tokens"]
         self.target_tokens_seen += result["num_targets"]
+        self.flops += self._cost.of_step(
+            num_tokens=result["num_tokens"], num_targets=result["num_targets"], num_texts=result["num_texts"]
+        )
         self.last_loss, self.grad_norm = result["loss"], result["grad_norm"]
         step = self.completed_steps = trainer.global_step
         if step % self.log_every and step != self.plan.total_steps:
             return
-        tokens, seconds = self._logged
-        self.tokens_per_s = (self.tokens_seen - tokens) / max(self.train_s - seconds, 1e-9)
-        self._logged = (self.tokens_seen, self.train_s)
+        tokens, flops, seconds = (now - before for now, before in zip(self._counts, self._logged, strict=True))
+        self._logged = self._counts
+        self.tokens_per_s, self.mfu = tokens / max(seconds, 1e-9), flops / max(seconds, 1e-9) / peak_flops(trainer)
+        self._cost = count_flops(takes_steps(pl_module).net)  # more weights may be trained by now
         self.param_norm = (step, float(global_norm(parameter.detach() for parameter in pl_module.parameters())))
         values = {
             "train/loss": float(self.last_loss),
@@ -103,10 +117,18 @@ class StepLog(L.Callback):
             "train/epoch": self.plan.epoch(step),
             "train/tokens": float(self.tokens_seen),
             "train/tokens_per_s": self.tokens_per_s,
+            "train/mfu": self.mfu,
         }
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+
+
+def peak_flops(trainer: L.Trainer) -> float:
+    """FLOP/s that products of matrices reach on this run's devices together, in its precision; measured once."""
+    precision = str(trainer.precision)
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if precision == "16-mixed" else torch.float32
+    return measure_peak_flops(trainer.strategy.root_device, dtype) * trainer.world_size
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -164,8 +164,8 @@ RANGES: dict[str, tuple[Any, str | None]] = {
     "trainer.limit_test_batches": (Annotated[int, Ge(0)] | Share | None, f"give {BATCHES}, or null for all"),
     "trainer.overfit_batches": (Annotated[int, Ge(0)] | Share, f"give {BATCHES}; 0 is off"),
     "trainer.profiler": (
-        Literal["simple", "advanced", "pytorch"] | None,
-        "allowed are simple, advanced, pytorch, or null",
+        Literal["phases", "simple", "advanced", "pytorch"] | None,
+        "allowed are phases, simple, advanced, pytorch, or null",
     ),
     "callbacks.checkpoints.mode": (Literal["min", "max"], "allowed are min, max"),
     "callbacks.checkpoints.keep": (Count | None, None),

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData, Limits, Split
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
@@ -30,6 +31,7 @@ from lightning_apps.config.binding import bind, bind_callback, parameters_of, su
 from lightning_apps.config.composition import chosen
 from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import is_schedule_free
+from lightning_apps.diagnostics.phases import PhaseProfiler
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.safe_stop import SafeStop
@@ -355,9 +357,13 @@ def build_trainer(
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
-def build_profiler(config: Config, directory: RunDirectory) -> Profiler | None:
-    """Lightning's profiler that `trainer.profiler` names; its report goes into the run directory."""
+def build_profiler(config: Config, directory: RunDirectory, net: PreTrainedModel) -> Profiler | None:
+    """The profiler that `trainer.profiler` names, Lightning's or ours; its report goes into the run directory."""
     name = config["trainer"].get("profiler")
+    if name == "phases":
+        phases = PhaseProfiler(dirpath=directory.profile, filename="phases")
+        phases.watch(net.base_model)
+        return phases
     return None if name is None else PROFILERS[name](dirpath=directory.profile, filename="profile")
 
 

@@ -17,6 +17,7 @@ from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.config.kind_checks import check_needs
+from lightning_apps.diagnostics.phases import PhaseProfiler
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.console import open_console, say
@@ -139,7 +140,7 @@ def _run_experiment(
         module.save_hyperparameters(dict(config))  # plain values: every logger shows them
         if upload is not None:
             callbacks.append(upload)
-        profiler = build_profiler(config, directory)
+        profiler = build_profiler(config, directory, module.net)
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[], profiler=profiler)
         loggers = build_loggers(config, directory)
         lock.take_for_a_new_run()
@@ -186,6 +187,8 @@ def _run_experiment(
         return summary
     if not is_trial:
         say("\n".join(result_lines(summary)))
+    if isinstance(profiler, PhaseProfiler):
+        say("\n".join(["", profiler.summary(), f"trace     {directory.profile}, for https://ui.perfetto.dev"]))
     return summary
 
 

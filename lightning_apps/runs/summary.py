@@ -12,10 +12,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 
 from lightning_apps.callbacks.checkpoints import RunCheckpoints
-from lightning_apps.callbacks.step_log import StepLog
+from lightning_apps.callbacks.step_log import StepLog, peak_flops
 from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -77,7 +76,7 @@ def write_summary(
         "wall_s": wall_s + log.earlier_wall_s,
         "train_s": log.train_s,
         "tokens_per_s": tokens_per_s,
-        "mfu": model_flops_utilization(trainer, num_parameters, tokens_per_s),
+        "mfu": log.flops / log.train_s / peak_flops(trainer) if log.flops else None,
         "num_threads": torch.get_num_threads(),  # sums of floats depend on how they are split
         "peak_memory_bytes": peak_memory_bytes(trainer),
         "best": {
@@ -106,16 +105,6 @@ def final_metrics(directory: RunDirectory) -> dict[str, float]:
     for row in read_metrics(directory.metrics):
         final |= {key: value for key, value in row.items() if key.startswith(("val/", "test/"))}
     return final
-
-
-def model_flops_utilization(trainer: L.Trainer, num_parameters: int, tokens_per_s: float | None) -> float | None:
-    """Share of the device's peak that 6 FLOP per parameter and token use (Kaplan et al. 2020); None without a peak."""
-    device = trainer.strategy.root_device
-    if device.type != "cuda" or tokens_per_s is None:
-        return None
-    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-    peak = get_available_flops(device, dtype)
-    return 6 * num_parameters * tokens_per_s / (peak * trainer.world_size) if peak else None
 
 
 def peak_memory_bytes(trainer: L.Trainer) -> int:

@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from typing_extensions import TypedDict
 
 from datamodules.contract import Batch, StepBatch
@@ -31,22 +32,26 @@ class StepResult(TypedDict):
         grad_norm: global norm of the gradients before clipping, a () tensor.
         num_targets: on all ranks.
         num_tokens: fed to the model on all ranks, padding not counted.
+        num_texts: that attend to themselves, on all ranks: samples, packed documents, chunks.
     """
 
     loss: Tensor
     grad_norm: Tensor
     num_targets: int
     num_tokens: int
+    num_texts: int
 
 
 class TakesSteps(Protocol):
     """What a step needs of a LightningModule, and callbacks may look at; every Experiment has it.
 
     Attributes:
+        net: what is trained.
         plan: of the run.
         step_result: of the step under way, from before its weights move.
     """
 
+    net: PreTrainedModel
     plan: RunPlan
     step_result: StepResult
 
@@ -97,33 +102,43 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
     optimizer, schedule, trainer = module.optimizers(), module.lr_schedulers(), module.trainer
     assert not isinstance(optimizer, list)
     experiment = takes_steps(module)
+    profile = trainer.profiler.profile  # type: ignore[attr-defined]
     num_targets, num_tokens, divisor = batch.num_targets, batch.num_tokens, batch.weight_sum
+    num_texts = sum(texts_of(part) for part in batch.micro_batches)
     if trainer.world_size > 1:
-        summed = sum_over_ranks([num_targets, num_tokens, divisor])
-        num_targets, num_tokens, divisor = int(summed[0]), int(summed[1]), summed[2]
+        summed = sum_over_ranks([num_targets, num_tokens, num_texts, divisor])
+        num_targets, num_tokens, num_texts, divisor = *map(int, summed[:3]), summed[3]
     check_targets(trainer.global_step + 1, batch, num_targets, divisor)
     total = torch.zeros((), device=module.device)
     # a rank without a sample still takes part in the reduction of gradients
-    losses = (
-        (experiment.loss_sum(part)[0] for part in batch.micro_batches) if batch.micro_batches else [zero_loss(module)]
-    )
-    for number, loss in enumerate(losses, start=1):
+    for number, part in enumerate(batch.micro_batches or [None], start=1):
         is_last = number >= len(batch.micro_batches)
-        with contextlib.nullcontext() if is_last else without_gradient_sync(trainer.strategy):
+        with profile("loss"):
+            loss = zero_loss(module) if part is None else experiment.loss_sum(part)[0]
+        with profile("backward"), contextlib.nullcontext() if is_last else without_gradient_sync(trainer.strategy):
             # strategies average gradients over ranks; the factor turns that into a sum
             module.manual_backward(loss * (trainer.world_size / divisor))
         total += loss.detach()
     if trainer.world_size > 1:
         total = trainer.strategy.reduce(total, reduce_op="sum")
     # here and not in Lightning's hook before the optimizer step: the scale of float16 is a power of two, see there
-    grad_norm = clip_gradients(gradients_of(optimizer.optimizer), experiment.plan.clip_norm, scale=loss_scale(trainer))
+    with profile("clip"):
+        grad_norm = clip_gradients(
+            gradients_of(optimizer.optimizer), experiment.plan.clip_norm, scale=loss_scale(trainer)
+        )
     experiment.step_result = StepResult(
-        loss=total / divisor, grad_norm=grad_norm, num_targets=num_targets, num_tokens=num_tokens
+        loss=total / divisor, grad_norm=grad_norm, num_targets=num_targets, num_tokens=num_tokens, num_texts=num_texts
     )
     optimizer.step()
-    optimizer.zero_grad()
-    schedule.step()  # type: ignore[union-attr]
+    with profile("optimizer"):
+        optimizer.zero_grad()
+        schedule.step()  # type: ignore[union-attr]
     return experiment.step_result
+
+
+def texts_of(batch: Batch) -> int:
+    """Texts of a micro-batch that attend to themselves only: its rows, or the documents packed into its row."""
+    return len(batch["borders"]) - 1 if "borders" in batch else len(batch["input_ids"])
 
 
 def sum_over_ranks(values: list[float]) -> list[float]:

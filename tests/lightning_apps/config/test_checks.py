@@ -171,7 +171,7 @@ BEFORE_TORCH = {
     "between 0.0 and 1.0, or null for all; a run without training is lightning_apps.evaluate",
     "trainer.overfit_batches=null": "trainer.overfit_batches=None: give a number of batches, or a share of them between "  # noqa: E501
     "0.0 and 1.0; 0 is off",
-    "trainer.profiler=simpel": "trainer.profiler='simpel' (did you mean simple?): allowed are simple, advanced, pytorch, "  # noqa: E501
+    "trainer.profiler=simpel": "trainer.profiler='simpel' (did you mean simple?): allowed are phases, simple, advanced, pytorch, "  # noqa: E501
     "or null",
     "trainer.gradient_clip_val=1": "trainer.gradient_clip_val does not exist; what Lightning calls gradient_clip_val is "  # noqa: E501
     "trainer.clip_norm here",

@@ -1,12 +1,14 @@
 """Keys of Lightning's Trainer mean here what they mean there, with an optimizer step for a training batch."""
 
 import json
+import time
 
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_apps.diagnostics.phases import PHASES
 from lightning_apps.diagnostics.sample_log import sample_log_row
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import build_datamodule, limits_of
@@ -112,6 +114,34 @@ def test_the_simple_profiler_leaves_its_table_in_the_run(composed):
     (report,) = directory_of(config).profile.glob("fit-profile*")
     row = next(line for line in report.read_text().splitlines() if "run_training_batch" in line)
     assert row.split("|")[3].strip() == "3"
+
+
+def test_the_phases_of_a_run_sum_to_its_time(composed):
+    config = composed(*RUN, "trainer.max_steps=4", "trainer.evaluate_every=2", "trainer.profiler=phases", name="phases")
+    began = time.perf_counter()
+    summary = run_experiment(config)
+    elapsed_s = time.perf_counter() - began
+    table = (directory_of(config).profile / "phases.txt").read_text().splitlines()
+    *rows, (*_, total, _) = (line.split() for line in table)
+    seconds, total = {row[0]: float(row[1]) for row in rows}, float(total)
+    assert list(seconds) == list(PHASES)
+    assert sum(seconds.values()) == pytest.approx(total, abs=0.06)  # each is rounded to hundredths
+    assert total <= elapsed_s
+    assert all(seconds[name] > 0 for name in ("forward", "backward", "evaluation"))
+    events = json.loads((directory_of(config).profile / "phases.trace.json").read_text())["traceEvents"]
+    assert sum(event["name"] == "clip" for event in events) == 4
+    assert sum(event["dur"] for event in events) / 1e6 == pytest.approx(total, rel=0.05)
+    # the same steps as without it
+    plain = composed(*RUN, "trainer.max_steps=4", "trainer.evaluate_every=2", name="plain")
+    assert summary["metrics"]["val/loss"] == run_experiment(plain)["metrics"]["val/loss"]
+
+
+def test_a_step_knows_its_share_of_the_peak(composed):
+    config = composed(*RUN, "trainer.max_steps=2", "trainer.log_every=1", name="share")
+    summary = run_experiment(config)
+    rows = [row["train/mfu"] for row in read_metrics(directory_of(config).metrics) if "train/mfu" in row]
+    assert len(rows) == 2
+    assert min(rows) <= summary["mfu"] <= max(rows)
 
 
 def test_the_configuration_reaches_tensorboard_and_wandb(composed):
