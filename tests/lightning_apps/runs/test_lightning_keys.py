@@ -127,9 +127,9 @@ def test_the_phases_of_a_run_sum_to_its_time(composed):
     assert list(seconds) == list(PHASES)
     assert sum(seconds.values()) == pytest.approx(total, abs=0.06)  # each is rounded to hundredths
     assert total <= elapsed_s
-    assert all(seconds[name] > 0 for name in ("forward", "backward", "evaluation"))
     events = json.loads((directory_of(config).profile / "phases.trace.json").read_text())["traceEvents"]
     assert sum(event["name"] == "clip" for event in events) == 4
+    assert {event["name"] for event in events if event["dur"]} == set(PHASES)
     assert sum(event["dur"] for event in events) / 1e6 == pytest.approx(total, rel=0.05)
     # the same steps as without it
     plain = composed(*RUN, "trainer.max_steps=4", "trainer.evaluate_every=2", name="plain")
