@@ -23,10 +23,9 @@ from lightning_apps.figures.curves import (
     add_axes_px,
     draw_best,
     draw_evaluations,
-    draw_learning_rate,
-    draw_losses,
     draw_references,
     draw_title,
+    draw_training,
     label_steps,
     legend_above,
     png_figure,
@@ -34,6 +33,7 @@ from lightning_apps.figures.curves import (
     say_empty,
     series,
 )
+from lightning_apps.statistics.proportions import wilson_interval
 
 WIDTH_PX, HEIGHT_PX = 1600, 1160
 MAX_CLASSES_COUNTED = 12
@@ -70,11 +70,10 @@ def draw_classification_summary(
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         draw_title(figure, title)
-        losses = add_axes_px(figure, 115, 800, 590, 240)
-        draw_losses(losses, rows, best_step=best_step, unit="nats per sample")
-        losses.set_xlabel("")
-        losses.tick_params(labelbottom=False)
-        draw_learning_rate(add_axes_px(figure, 115, 690, 590, 75), rows)
+        draw_training(
+            figure, rows, losses=(115, 800, 590, 240), learning_rate=(115, 690, 590, 75), best_step=best_step,
+            unit="nats per sample",
+        )  # fmt: skip
         draw_scores(add_axes_px(figure, 830, 690, 535, 350), rows, references, best_step=best_step)
         draw_confusion(figure, add_axes_px(figure, *confusion_place(len(label_names))), predictions, label_names)
         draw_reliability(figure, predictions, label_names)
@@ -284,7 +283,5 @@ def answers(
 
 def wilson_reach(shares: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """How far the 95 % Wilson interval reaches below and above each share, (2, n)."""
-    z = 1.959964
-    centre = (shares + z**2 / (2 * counts)) / (1 + z**2 / counts)
-    half = z * np.sqrt(shares * (1 - shares) / counts + z**2 / (4 * counts**2)) / (1 + z**2 / counts)
-    return np.maximum(np.stack([shares - (centre - half), centre + half - shares]), 0.0)
+    ends = [wilson_interval(round(share * count), count) for share, count in zip(shares, counts.tolist(), strict=True)]
+    return np.abs(np.array(ends).reshape(-1, 2).T - shares)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from lightning_apps.run_files.atomic_files import written_aside
 
@@ -155,6 +156,23 @@ def draw_losses(
     if not np.isfinite(shown).any():
         say_empty(axes, "no finite loss yet")
     legend_above(axes)
+
+
+def draw_training(
+    figure: Figure,
+    rows: Sequence[dict[str, Any]],
+    *,
+    losses: tuple[float, float, float, float],
+    learning_rate: tuple[float, float, float, float],
+    best_step: int | None = None,
+    unit: str = "nats per token",
+) -> None:
+    """Losses over the strip of the learning rate, one axis of steps below; places are those of `add_axes_px`."""
+    axes = add_axes_px(figure, *losses)
+    draw_losses(axes, rows, best_step=best_step, unit=unit)
+    axes.set_xlabel("")
+    axes.tick_params(labelbottom=False)
+    draw_learning_rate(add_axes_px(figure, *learning_rate), rows)
 
 
 def draw_evaluations(
@@ -326,8 +344,7 @@ def _has_glyph(char: str) -> bool:
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions moved as little as keeps them `gap` apart, in their order, between `low` and `high`.
 
-    Neighbours that collide share a block around the mean of their wishes (isotonic regression, pool adjacent
-    violators). More labels than fit are evenly spaced.
+    Neighbours that collide share a block around the mean of their wishes. More labels than fit are evenly spaced.
 
     Args:
         positions: where the labels would like to be, in any order.
@@ -339,13 +356,9 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
         return []
     gap = min(gap, (high - low) / max(len(positions) - 1, 1))
     order = np.argsort(positions, kind="stable")
-    blocks: list[list[float]] = []
-    for rank, index in enumerate(order):
-        blocks.append([positions[index] - rank * gap])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    starts = np.concatenate([np.full(len(block), np.mean(block)) for block in blocks])
-    placed = np.clip(starts, low, high - gap * (len(positions) - 1)) + gap * np.arange(len(positions))
+    ranks = gap * np.arange(len(positions))
+    starts = isotonic_regression(np.asarray(positions)[order] - ranks).x
+    placed = np.clip(starts, low, high - ranks[-1]) + ranks
     moved = np.empty(len(positions))
     moved[order] = placed
     return [float(position) for position in moved]

@@ -1,10 +1,14 @@
-"""Percentile bootstrap intervals: of a statistic over samples, of one of their sums, of means over clusters."""
+"""Percentile bootstrap intervals: of a statistic over samples, of one of their sums, of means over clusters.
+
+The first is scipy's; drawn by scipy the other two take 60 and 7 times as long (25,000 samples, 400 clusters).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 
 def bootstrap_interval(
@@ -19,7 +23,7 @@ def bootstrap_interval(
 
     Args:
         values: (n,) independent observations.
-        statistic: called as statistic(resamples, axis=1) on (num_resamples, n).
+        statistic: called as statistic(resamples, axis=...) on (..., n).
         level: coverage aimed at.
         num_resamples: resamples drawn.
         seed: of the draws, so that evaluating again gives the same digits.
@@ -27,17 +31,15 @@ def bootstrap_interval(
     Returns:
         Lower and upper end.
     """
-    source = np.random.Generator(np.random.PCG64(seed))
+    if len(values) == 1:  # scipy wants two
+        return (value := float(statistic(values[None], axis=1)[0])), value
     block = max(1, 4_000_000 // len(values))  # resamples at a time: memory stays flat however many values there are
-    estimates = [
-        statistic(
-            values[source.integers(0, len(values), size=(min(block, num_resamples - start), len(values)))], axis=1
-        )
-        for start in range(0, num_resamples, block)
-    ]
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(estimates), [tail, 1 - tail])
-    return float(low), float(high)
+    source = np.random.Generator(np.random.PCG64(seed))
+    found = bootstrap(
+        (values,), statistic, n_resamples=num_resamples, batch=block, method="percentile", confidence_level=level,
+        vectorized=True, rng=source,
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def bootstrap_totals(

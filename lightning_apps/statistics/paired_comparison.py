@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.text.jsonl import read_rows
 from lightning_apps.errors import ConfigError
 from lightning_apps.statistics.bootstrap import bootstrap_interval
-from lightning_apps.statistics.proportions import mcnemar_p_value, paired_difference, wilson_interval
+from lightning_apps.statistics.proportions import mcnemar_p_value, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,16 @@ def _compare(name: str, first: Sequence[Mapping[str, Any]], second: Sequence[Map
         raise ConfigError(f"compare=: no question has a {name} in both evaluations")
     verdicts = all(isinstance(value, bool) for pair in pairs for value in pair)
     one, other = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
-    difference, low, high = paired_difference(one, other)
-    won, lost = int((other > one).sum()), int((other < one).sum())
+    difference = other - one
+    won, lost = int((difference > 0).sum()), int((difference < 0).sum())
     intervals = [
         wilson_interval(int(values.sum()), len(values)) if verdicts else bootstrap_interval(values, np.mean)
         for values in (one, other)
     ]
     return Comparison(
         name, len(pairs), float(one.mean()), *intervals[0], float(other.mean()), *intervals[1],
-        difference, low, high, won, lost, mcnemar_p_value(lost, won) if verdicts else None,
+        float(difference.mean()), *bootstrap_interval(difference, np.mean), won, lost,
+        mcnemar_p_value(lost, won) if verdicts else None,
     )  # fmt: skip
 
 

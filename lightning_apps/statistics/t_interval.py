@@ -1,4 +1,9 @@
-"""Means and slopes over a few repeated runs, with Student's t intervals."""
+"""Means and slopes over a few repeated runs, with Student's t intervals.
+
+The quantiles are scipy's. Its ttest_1samp gives the same ends in seven times the time and warns where seeds agree;
+linregress loses the third digit of the error where points lie nearly on a line; the slope of numpy.polyfit is not 0
+where all values are equal, and so would have a direction.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,13 +97,11 @@ def slope_interval(lines: Mapping[object, Sequence[tuple[float, float]]]) -> Est
     usable = [np.asarray(points, dtype=np.float64) for points in lines.values() if len({x for x, _ in points}) == most]
     if len(usable) > 1:
         return mean_interval([line_fit(points[:, 0], points[:, 1])[1] for points in usable])
-    x, y = usable[0][:, 0], usable[0][:, 1]
+    x, y = usable[0].T
     intercept, slope = line_fit(x, y)
     if len(x) < 3:
         return Estimate(slope, None, None, 1)
-    residuals = y - intercept - slope * x
-    error = float(np.sqrt((residuals**2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum()))
-    return t_estimate(slope, error, len(x) - 2, 1)
+    return t_estimate(slope, line_error(x, y, intercept, slope), len(x) - 2, 1)
 
 
 def line_fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
@@ -106,3 +109,9 @@ def line_fit(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, flo
     centred = x - x.mean()
     slope = float((centred * y).sum() / (centred**2).sum())
     return float(y.mean()) - slope * float(x.mean()), slope
+
+
+def line_error(x: NDArray[np.float64], y: NDArray[np.float64], intercept: float, slope: float) -> float:
+    """Standard error of the slope of a line through points (n,), (n,), n at least 3."""
+    residuals = y - intercept - slope * x
+    return float(np.sqrt((residuals**2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum()))

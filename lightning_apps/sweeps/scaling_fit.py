@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
-from lightning_apps.statistics.t_interval import Estimate, line_fit, mean_interval, t_estimate
+from lightning_apps.statistics.t_interval import Estimate, line_error, line_fit, mean_interval, t_estimate
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Tokens (n,) and losses (n,) of one seed, all positive."""
@@ -87,7 +87,10 @@ def fit_power_law(seeds: Sequence[Points], form: Form) -> PowerLaw | str:
     method: Literal["seeds", "covariance"] = "seeds" if len(whole) > 1 else "covariance"
     if method == "seeds":
         estimate = mean_interval([fit(points[0] / scale, points[1])[2] for points in whole])
-        irreducible, amplitude = _rest_of_fit(tokens / scale, losses, estimate.value, form)
+        if form == "A * D^-alpha":
+            amplitude = float(np.exp((np.log(losses) + estimate.value * np.log(tokens / scale)).mean()))
+        else:
+            _, irreducible, amplitude = _linear_fit(tokens / scale, losses, estimate.value)
     elif degrees > 0 and np.isfinite(error):
         estimate = t_estimate(exponent, error, degrees, len(seeds))
     else:
@@ -113,11 +116,7 @@ def _fit_line(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple
     """E = 0, A, alpha, its standard error and the degrees of freedom."""
     x, y = np.log(tokens), np.log(losses)
     intercept, slope = line_fit(x, y)
-    degrees = len(x) - 2
-    residuals = y - intercept - slope * x
-    spread = float(((x - x.mean()) ** 2).sum())
-    error = float(np.sqrt((residuals**2).sum() / degrees / spread)) if degrees > 0 else float("nan")
-    return 0.0, float(np.exp(intercept)), -slope, error, degrees
+    return 0.0, float(np.exp(intercept)), -slope, line_error(x, y, intercept, slope), len(x) - 2
 
 
 def _fit_offset(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[float, float, float, float, int]:
@@ -126,15 +125,8 @@ def _fit_offset(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tup
     For a given alpha the other two are linear; that gives the starting point, which least squares of the logarithms
     then improves.
     """
-
-    def linear(alpha: float) -> tuple[float, float, float]:
-        columns = np.stack([np.ones_like(tokens), tokens**-alpha], axis=1) / losses[:, None]  # relative residuals
-        (e, a), residual = nnls(columns, np.ones_like(losses))
-        return float(residual), float(e), float(a)
-
-    alphas = np.geomspace(0.02, 3.0, 60)
-    start = min(alphas, key=lambda alpha: linear(alpha)[0])
-    _, e, a = linear(float(start))
+    start = min(np.geomspace(0.02, 3.0, 60).tolist(), key=lambda alpha: _linear_fit(tokens, losses, alpha)[0])
+    _, e, a = _linear_fit(tokens, losses, start)
     # at the geometric mean of the tokens, where D / scale is 1, neither E nor A can exceed the losses
     highest = np.array([0.999 * float(losses.min()), np.log(10 * float(losses.max())), 10.0])
     lowest = np.array([0.0, -np.inf, 1e-3])
@@ -156,15 +148,11 @@ def _fit_offset(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tup
     return e, float(np.exp(log_a)), alpha, error, degrees
 
 
-def _rest_of_fit(
-    tokens: NDArray[np.float64], losses: NDArray[np.float64], alpha: float, form: Form
-) -> tuple[float, float]:
-    """E and A for a given exponent."""
-    if form == "A * D^-alpha":
-        return 0.0, float(np.exp((np.log(losses) + alpha * np.log(tokens)).mean()))
+def _linear_fit(tokens: NDArray[np.float64], losses: NDArray[np.float64], alpha: float) -> tuple[float, float, float]:
+    """Norm of the relative residuals, E and A of the best fit with a given exponent; neither is negative."""
     columns = np.stack([np.ones_like(tokens), tokens**-alpha], axis=1) / losses[:, None]
-    e, a = nnls(columns, np.ones_like(losses))[0]
-    return float(e), float(a)
+    (e, a), residual = nnls(columns, np.ones_like(losses))
+    return float(residual), float(e), float(a)
 
 
 def _problems(law: PowerLaw) -> list[str]:
@@ -203,20 +191,11 @@ def curvature(seeds: Sequence[Points]) -> Estimate | None:
 
     Several seeds of three token counts or more give one coefficient each; a single one needs five.
     """
-    whole = [points for points in seeds if len(np.unique(points[0])) >= 3]
+    whole = [(np.log(points[0]), np.log(points[1])) for points in seeds if len(np.unique(points[0])) >= 3]
     if len(whole) > 1:
-        return mean_interval([_parabola(*points)[0] for points in whole])
+        return mean_interval([float(np.polyfit(x - x.mean(), y, 2)[0]) for x, y in whole])
     if not whole or len(np.unique(whole[0][0])) < 5:
         return None
-    value, error, degrees = _parabola(*whole[0])
-    return t_estimate(value, error, degrees, 1)
-
-
-def _parabola(tokens: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[float, float, int]:
-    """Quadratic coefficient, its standard error (NaN without spare points), degrees of freedom."""
-    x, y = np.log(tokens), np.log(losses)
-    columns = np.stack([np.ones_like(x), x - x.mean(), (x - x.mean()) ** 2], axis=1)
-    solution = np.linalg.lstsq(columns, y, rcond=None)[0]
-    degrees = len(x) - 3
-    variance = float(((y - columns @ solution) ** 2).sum()) / degrees if degrees else float("nan")
-    return float(solution[2]), float(np.sqrt(variance * np.linalg.inv(columns.T @ columns)[2, 2])), degrees
+    x, y = whole[0]
+    (value, *_), covariance = np.polyfit(x - x.mean(), y, 2, cov=True)
+    return t_estimate(float(value), float(covariance[0, 0]) ** 0.5, len(x) - 3, 1)

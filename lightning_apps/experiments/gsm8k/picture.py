@@ -18,9 +18,8 @@ from lightning_apps.figures.curves import (
     VERMILLION,
     add_axes_px,
     draw_evaluations,
-    draw_learning_rate,
-    draw_losses,
     draw_title,
+    draw_training,
     label_steps,
     legend_above,
     png_figure,
@@ -53,11 +52,10 @@ def draw_gsm8k_summary(
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         draw_title(figure, title)
-        losses = add_axes_px(figure, 115, 650, 590, 310)
-        draw_losses(losses, rows, best_step=best_step, unit="nats per target token")
-        losses.set_xlabel("")
-        losses.tick_params(labelbottom=False)
-        draw_learning_rate(add_axes_px(figure, 115, 540, 590, 75), rows)
+        draw_training(
+            figure, rows, losses=(115, 650, 590, 310), learning_rate=(115, 540, 590, 75), best_step=best_step,
+            unit="nats per target token",
+        )  # fmt: skip
         draw_accuracies(add_axes_px(figure, 880, 540, 680, 420), rows)
         draw_faults(add_axes_px(figure, 115, 85, 590, 330), rows)
         draw_lengths(add_axes_px(figure, 880, 85, 680, 330), predictions)

@@ -26,10 +26,9 @@ from lightning_apps.figures.curves import (
     add_axes_px,
     draw_best,
     draw_evaluations,
-    draw_learning_rate,
-    draw_losses,
     draw_references,
     draw_title,
+    draw_training,
     label_steps,
     legend_above,
     place_labels,
@@ -87,11 +86,9 @@ def draw_location_summary(
     """
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         draw_title(figure, title)
-        losses = add_axes_px(figure, 115, 855, 590, 185)
-        draw_losses(losses, rows, best_step=best_step)
-        losses.set_xlabel("")
-        losses.tick_params(labelbottom=False)
-        draw_learning_rate(add_axes_px(figure, 115, 755, 590, 65), rows)
+        draw_training(
+            figure, rows, losses=(115, 855, 590, 185), learning_rate=(115, 755, 590, 65), best_step=best_step
+        )  # fmt: skip
         draw_distances(add_axes_px(figure, 830, 755, 535, 285), rows, references, best_step=best_step)
         map_axes = add_axes_px(figure, 90, 75, MAP_WIDTH_PX, MAP_HEIGHT_PX)
         draw_answers(map_axes, read_answers(predictions), background)

@@ -1,12 +1,12 @@
 """Scores equal those of lm-evaluation-harness itself, on outputs that tell implementations apart."""
 
+import math
 from decimal import Decimal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from lightning_apps.experiments.gsm8k.grading import (
     accuracy_metrics,
@@ -18,7 +18,8 @@ from lightning_apps.experiments.gsm8k.grading import (
     strict_answer,
 )
 from lightning_apps.experiments.repeated_answers import is_repeating
-from lightning_apps.statistics.proportions import mcnemar_p_value, paired_difference, wilson_interval
+from lightning_apps.statistics.paired_comparison import compare_predictions
+from lightning_apps.statistics.proportions import mcnemar_p_value, wilson_interval
 
 OUTPUTS = [
     "She has 2 + 3 = 5.\n#### 5", "#### 5", "####5", "#### 5.", "#### 5.0", "#### 5.00", "#### $5", "#### -5",
@@ -151,25 +152,31 @@ def test_the_majority_counts_and_silence_does_not():
 
 @pytest.mark.parametrize(("right", "asked"), [(0, 10), (10, 10), (3, 10), (81, 263), (1, 1), (200, 1319)])
 def test_wilson_intervals(right, asked):
-    exact = stats.binomtest(right, asked).proportion_ci(method="wilson")
-    assert wilson_interval(right, asked) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    """The ends are the shares that lie 1.96 of their own standard errors from what was seen."""
+    share = right / asked
+    low, high = wilson_interval(right, asked)
+    for end in (low, high):
+        assert (share - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / asked, abs=1e-12)
+    assert 0 <= low <= share <= high <= 1
+    assert (low == 0, high == 1) == (right == 0, right == asked)
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, 0), (5, 0), (3, 9), (20, 20), (100, 70)])
 def test_mcnemar(one, other):
-    expected = stats.binomtest(one, one + other).pvalue if one + other else 1.0
-    assert mcnemar_p_value(one, other) == pytest.approx(expected, rel=1e-9)
+    ways = sum(math.comb(one + other, count) for count in range(min(one, other) + 1))
+    assert mcnemar_p_value(one, other) == pytest.approx(min(1.0, 2 * ways / 2 ** (one + other)), rel=1e-9)
     assert mcnemar_p_value(one, other) == mcnemar_p_value(other, one)
 
 
-def test_paired_differences():
-    import numpy as np
-
-    first, second = np.zeros(50), np.r_[np.ones(30), np.zeros(20)]
-    difference, low, high = paired_difference(first, second)
-    assert difference == 0.6
-    assert 0.4 < low < 0.6 < high < 0.8
-    assert paired_difference(second, second) == (0.0, 0.0, 0.0)
+def test_differences_are_paired():
+    """Questions differ by up to 49, the models by 0.5 or 1: the interval knows only of the latter."""
+    easy = [{"input": number, "score": float(number)} for number in range(50)]
+    hard = [{**row, "score": row["score"] + 0.5 + 0.5 * (row["input"] < 30)} for row in easy]
+    (found,) = compare_predictions(easy, hard)
+    assert (found.difference, found.won, found.lost) == (0.8, 50, 0)
+    assert 0.7 < found.difference_low < 0.8 < found.difference_high < 0.9
+    (same,) = compare_predictions(hard, hard)
+    assert (same.difference, same.difference_low, same.difference_high) == (0.0, 0.0, 0.0)
 
 
 def test_accuracies_bring_their_intervals():
