@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from lightning_apps.config.composition import CONF, plain
 from lightning_apps.config.overrides import run_name
 from lightning_apps.experiments.gsm8k.small_files import write_small_files
-from tests.s3_server import s3  # noqa: F401 (a fixture)
-from tests.storage_parts import LARGE
+from tests.fakes.s3_server import s3  # noqa: F401 (a fixture)
+from tests.tiny.storage_parts import LARGE
 
-pytest.register_assert_rewrite("tests.killed_runs", "tests.html_pages")  # so that their asserts say what differed
+pytest.register_assert_rewrite("tests.asserts")  # so that what is asserted there says what differed
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # a busy machine draws slowly and is not wrong

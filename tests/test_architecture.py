@@ -15,7 +15,7 @@ from lightning_apps.experiments.classification_evaluation import ClassificationE
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.build import build_callbacks
-from tests.plans import plan
+from tests.tiny.plans import plan
 
 ROOT = CONF.parent
 PACKAGES = ("lightning_apps", "datamodules", "models")

@@ -13,7 +13,7 @@ import torch
 
 from lightning_apps.diagnostics.run_comparison import differences
 from lightning_apps.run_files.metrics_csv import read_metrics
-from tests.patience import PATIENCE_S
+from tests.asserts.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own-experiment.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import rating
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import directory_of
+from tests.tiny.tiny_runs import directory_of
 
 
 def test_the_plain_loop_trains_as_we_do(composed, cache_root):

@@ -11,8 +11,8 @@ from datamodules.text.tokenized_texts import (
     special_tokens_around,
     word_tokenizer,
 )
-from tests.labelled_files import folder
-from tests.tiny_runs import IMDB_DATA
+from tests.tiny.labelled_files import folder
+from tests.tiny.tiny_runs import IMDB_DATA
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from datamodules.rating import RatingDataModule
 from datamodules.sampling.balanced_order import BalancedOrder
 from datamodules.sampling.step_batches import StepCollator
 from datamodules.sampling.step_loader import StepSampler
-from tests.labelled_files import folder
-from tests.tiny_runs import RATING_DATA
+from tests.tiny.labelled_files import folder
+from tests.tiny.tiny_runs import RATING_DATA
 
 GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 14)), min_size=12, max_size=80)
 

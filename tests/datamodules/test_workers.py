@@ -11,7 +11,7 @@ import torch
 from lightning_apps.config.checks import check_config
 from lightning_apps.errors import ConfigError
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan
-from tests.tiny_runs import ARXIV, IMDB, LOCATION, RATING
+from tests.tiny.tiny_runs import ARXIV, IMDB, LOCATION, RATING
 
 RUNS = {
     "location": [*LOCATION, "data.blend_cities=2"],

@@ -17,7 +17,7 @@ from lightning_apps.errors import GuardError
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.build import build_datamodule
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import LOCATION, directory_of
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 RUN = [
     *LOCATION, "model.attention_dropout=0.1", "data.device_batch_size=3", "trainer.max_steps=25",

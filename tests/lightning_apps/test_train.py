@@ -14,8 +14,8 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.rounding import relative_rounding
-from tests.tiny_runs import LOCATION
+from tests.asserts.rounding import relative_rounding
+from tests.tiny.tiny_runs import LOCATION
 
 SHORT = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "trainer.save_every=2"]
 

@@ -8,8 +8,8 @@ import torch
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.verify import Proof, largest_difference, line, loss_difference
-from tests.patience import PATIENCE_S
-from tests.tiny_runs import LOCATION
+from tests.asserts.patience import PATIENCE_S
+from tests.tiny.tiny_runs import LOCATION
 
 
 def run_with(tmp_path, name, **values):

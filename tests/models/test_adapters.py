@@ -8,8 +8,8 @@ from datamodules.sampling.packing import packed_batch
 from models.adapters import add_adapters, has_adapters, merged_copy, save_adapters
 from models.kernels.packed_attention import use_packed_attention
 from models.language.causal_lm import target_loss
-from tests.packed_documents import ADDITIONS, documents, target_logits, tiny
-from tests.rounding import assert_same_sum
+from tests.asserts.rounding import assert_same_sum
+from tests.tiny.packed_documents import ADDITIONS, documents, target_logits, tiny
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
 

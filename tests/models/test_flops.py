@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from models.flops import StepFlops, count_flops, measure_peak_flops
-from tests.tiny_qwen2 import tiny
+from tests.tiny.tiny_qwen2 import tiny
 
 ROWS, LENGTH = 3, 12
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.chat.rendering import ChatError, encode_chats, encode_prompt, render_chat
-from tests.shared_files import shared
+from tests.tiny.shared_files import shared
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

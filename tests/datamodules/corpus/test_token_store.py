@@ -13,7 +13,7 @@ from datamodules.corpus.text_source import SourceError, file_source, local_files
 from datamodules.corpus.token_store import INDEX_ROW, SPLITS, StoreError, open_store, sha256, token_dtype, write_index
 from datamodules.corpus.tokenize_corpus import load_tokenizer, write_store
 from datamodules.storage.cache import prepared_folder
-from tests.tiny_runs import PAPERS
+from tests.tiny.tiny_runs import PAPERS
 
 
 def make(root, folder=PAPERS, **changes):

@@ -10,8 +10,8 @@ from datamodules.sampling.packing import PackingCollator, first_fit_decreasing, 
 from datamodules.sampling.step_batches import micro_batch_ids
 from models.kernels.packed_attention import attend_by_document, supports_packed_attention
 from models.language.causal_lm import recompute_activations, target_loss
-from tests.packed_documents import ADDITIONS, ARCHITECTURES, PREFIX, documents, target_logits, tiny
-from tests.rounding import assert_same_sum
+from tests.asserts.rounding import assert_same_sum
+from tests.tiny.packed_documents import ADDITIONS, ARCHITECTURES, PREFIX, documents, target_logits, tiny
 
 LENGTHS = (9, 14, 6)
 """Tokens of the documents that most tests pack."""

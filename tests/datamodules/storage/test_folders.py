@@ -22,9 +22,9 @@ from datamodules.storage.folders import (
     upload_folder,
 )
 from datamodules.storage.upload import folder_files
-from tests.patience import PATIENCE_S
-from tests.s3_server import BUCKET
-from tests.storage_parts import MIB, PATIENT, QUICK, URL, Hook, contents, marker_of
+from tests.asserts.patience import PATIENCE_S
+from tests.fakes.s3_server import BUCKET
+from tests.tiny.storage_parts import MIB, PATIENT, QUICK, URL, Hook, contents, marker_of
 
 
 def test_round_trip(s3, folder, tmp_path):

@@ -17,8 +17,8 @@ from datamodules.storage.folders import (
     upload_folder,
 )
 from datamodules.storage.object_store import ObjectStore
-from tests.s3_server import BUCKET
-from tests.storage_parts import LARGE, MIB, PART, QUICK, URL, Hook, contents, marker_of
+from tests.fakes.s3_server import BUCKET
+from tests.tiny.storage_parts import LARGE, MIB, PART, QUICK, URL, Hook, contents, marker_of
 
 
 @pytest.mark.parametrize("moves", [1, 6])  # after the first file; after two of the three parts of the large one
@@ -60,7 +60,7 @@ KILLED_UPLOAD = """
 import os, sys
 from pathlib import Path
 from datamodules.storage.folders import TransferOptions, upload_folder
-from tests.storage_parts import QUICK, Hook
+from tests.tiny.storage_parts import QUICK, Hook
 upload_folder(Path(sys.argv[1]), sys.argv[2], progress=Hook("uploading", 6, lambda: os._exit(9)), options=QUICK)
 """
 

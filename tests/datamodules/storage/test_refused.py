@@ -22,8 +22,8 @@ from datamodules.storage.folders import (
 )
 from datamodules.storage.marker import MarkedFile, marker_text, read_marker
 from datamodules.storage.object_store import PATIENCE_VARIABLE, bad_name
-from tests.s3_server import KEY, SECRET
-from tests.storage_parts import QUICK, URL, contents, marker_of
+from tests.fakes.s3_server import KEY, SECRET
+from tests.tiny.storage_parts import QUICK, URL, contents, marker_of
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datamodules.labelled.document_facts import evidence_spans
 from datamodules.text.jsonl import json_line, jsonl_objects, read_jsonl, read_rows, whole_characters, write_jsonl
-from tests.shared_files import shared
+from tests.tiny.shared_files import shared
 
 LINE_SEPARATORS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 """Where str.splitlines splits and JSON Lines does not."""

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from datamodules.text.chunking import tokenize_documents
 from datamodules.text.plain_text import count_special_texts, describe_special_texts, special_texts, tokenize_plain
 from datamodules.text.tokenized_texts import encode_texts, word_tokenizer
-from tests.shared_files import shared
+from tests.tiny.shared_files import shared
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from lightning_apps.callbacks.checkpoints import RunCheckpoints, name_atomically
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import LOCATION, directory_of
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 
 def best_step(evaluations, *, monitor="val/metric", mode="min", tmp_path):

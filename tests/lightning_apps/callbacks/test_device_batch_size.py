@@ -6,8 +6,8 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.rounding import relative_rounding
-from tests.tiny_runs import LOCATION, directory_of
+from tests.asserts.rounding import relative_rounding
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 
 @pytest.mark.parametrize(("limit", "found"), [(64, 64), (63, 32), (10, 8), (1, 1)])

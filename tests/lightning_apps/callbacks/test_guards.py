@@ -21,7 +21,7 @@ from lightning_apps.experiments.repeated_answers import is_collapsed
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import LOCATION, directory_of
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 QUIET = [*LOCATION, "callbacks=default", "trainer.evaluate_every=never"]
 TWO_LAYERS = [*QUIET, "model.num_hidden_layers=2", "trainer.max_steps=5", "trainer.save_every=2"]

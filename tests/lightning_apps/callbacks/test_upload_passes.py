@@ -7,7 +7,7 @@ import pytest
 
 from lightning_apps.callbacks.run_upload import RunUpload, _Answer, signatures, take_snapshot
 from lightning_apps.run_files.upload import is_left_out
-from tests.uploaded_runs import TO, small_run
+from tests.tiny.uploaded_runs import TO, small_run
 
 
 def test_a_snapshot_keeps_what_was_there(tmp_path):

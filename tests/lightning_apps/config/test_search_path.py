@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning_apps import doctor, prepare, train, verify
 from lightning_apps.config.composition import CONF
 from lightning_apps.config.search_path import group_options, is_group, search_path, search_path_override
-from tests.tiny_runs import LOCATION
+from tests.tiny.tiny_runs import LOCATION
 
 TOWNS = """# @package _global_
 defaults:

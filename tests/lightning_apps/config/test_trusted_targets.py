@@ -14,7 +14,7 @@ from lightning_apps import evaluate, explain, generate, predict, replay, report,
 from lightning_apps.config.trusted_targets import check_targets, targets_of, trusted_names
 from lightning_apps.diagnostics.crash_dump import read_crash_dump
 from lightning_apps.errors import ConfigError
-from tests.tiny_runs import IMDB
+from tests.tiny.tiny_runs import IMDB
 
 SOURCE = Path("run/config.yaml")
 SHELL = {"_target_": "subprocess.getoutput", "cmd": "touch owned"}

@@ -12,7 +12,7 @@ from lightning_apps.experiments.classification_picture import (
     ordinal,
 )
 from lightning_apps.figures.curves import add_axes_px, png_figure
-from tests.drawing_warnings import drawing_warnings_fail
+from tests.asserts.drawing_warnings import drawing_warnings_fail
 
 NAMES = ["negative", "positive"]
 REFERENCES = {"majority class": {"accuracy": 0.5}, "TF-IDF + LR": {"accuracy": 0.86}}

@@ -17,7 +17,7 @@ from lightning_apps.explanations.documents import Document
 from lightning_apps.explanations.explanation import ExplainSettings, explain_document
 from lightning_apps.explanations.integrated_gradients import integrated_gradients
 from lightning_apps.explanations.text_units import read_words
-from tests.tiny_rating import ABSENT, TinyNet, Words, chunker, synthetic_net
+from tests.tiny.tiny_rating import ABSENT, TinyNet, Words, chunker, synthetic_net
 
 TEXT = " ".join(f"w{number}" for number in range(21))  # chunks of 6 words each 4: words 4 and 5 are in two of them
 

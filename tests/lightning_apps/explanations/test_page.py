@@ -27,8 +27,8 @@ from lightning_apps.explanations.page import (
 from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.reports.html_page import page, paragraph
 from lightning_apps.run_files.directory import RunDirectory
-from tests.html_pages import Page
-from tests.patience import PATIENCE_S
+from tests.asserts.html_pages import Page
+from tests.asserts.patience import PATIENCE_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is here to load the page with")

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from lightning_apps.experiments.location import picture as location
 from lightning_apps.experiments.location.picture import draw_location_summary
 from lightning_apps.figures import curves
-from tests.drawing_warnings import drawing_warnings_fail
+from tests.asserts.drawing_warnings import drawing_warnings_fail
 
 pytestmark = drawing_warnings_fail
 NAN = float("nan")

@@ -18,9 +18,9 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.weights import damage
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.killed_runs import KillAt, assert_same, final_state, killed, resumed
-from tests.patience import PATIENCE_S, wait_until
-from tests.tiny_runs import LOCATION, directory_of
+from tests.asserts.killed_runs import KillAt, assert_same, final_state, killed, resumed
+from tests.asserts.patience import PATIENCE_S, wait_until
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 RUN = [
     *LOCATION,

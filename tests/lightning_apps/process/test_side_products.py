@@ -18,9 +18,9 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.side_logger import TOLERATED_FAILURES, SideLogger
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.broken_logger import BrokenLogger
-from tests.tiny_runs import ARXIV, directory_of
-from tests.tiny_runs import IMDB as TINY_IMDB
+from tests.fakes.broken_logger import BrokenLogger
+from tests.tiny.tiny_runs import ARXIV, directory_of
+from tests.tiny.tiny_runs import IMDB as TINY_IMDB
 
 IMDB = [*TINY_IMDB, "trainer.max_epochs=null", "data.max_length=64",
         "+callbacks.extra.history._target_=lightning_apps.experiments.training_history.TrainingHistory"]  # fmt: skip
@@ -62,7 +62,7 @@ def timeless(rows):
 def test_a_classifier_trains_on_whatever_fails_beside_it(composed, monkeypatch):
     sound = directory_of(composed(*IMDB, name="sound"))
     run_experiment(composed(*IMDB, name="sound"))
-    config = composed(*IMDB, "+logger.broken._target_=tests.broken_logger.BrokenLogger", name="broken")
+    config = composed(*IMDB, "+logger.broken._target_=tests.fakes.broken_logger.BrokenLogger", name="broken")
     directory = directory_of(config)
     BrokenLogger.calls.clear()
     files = [directory.predictions, directory.baselines, directory.history, directory.picture]

@@ -22,10 +22,10 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.upload import upload_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.patience import PATIENCE_S, wait_until
-from tests.s3_server import SECRET, StallingProxy
-from tests.tiny_runs import LOCATION
-from tests.uploaded_runs import TO, local, small_run, uploaded
+from tests.asserts.patience import PATIENCE_S, wait_until
+from tests.fakes.s3_server import SECRET, StallingProxy
+from tests.tiny.tiny_runs import LOCATION
+from tests.tiny.uploaded_runs import TO, local, small_run, uploaded
 
 RUN = [
     *LOCATION,
@@ -214,7 +214,7 @@ def start(tmp_path, cache_root, flag, *more, **environment):
     command = [
         sys.executable, "-m", "lightning_apps.train", *LONGER, f"run.output_root={tmp_path}/outputs",
         f"run.cache_root={cache_root}", "run.name=a", "callbacks.extra.generation=null", "callbacks.extra.picture=null",
-        f"+callbacks.extra.wait={{_target_:tests.wait_for_file.WaitForFile,step:21,path:{flag}}}", *more,
+        f"+callbacks.extra.wait={{_target_:tests.fakes.wait_for_file.WaitForFile,step:21,path:{flag}}}", *more,
     ]  # fmt: skip
     environment = {**os.environ, "LIGHTNING_APPS_STORAGE_PATIENCE_S": "8", **environment}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -14,7 +14,7 @@ from lightning_apps.process import console
 from lightning_apps.process.console import ProgressCount, open_console
 from lightning_apps.run_files.directory import read_summary
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import LOCATION, directory_of
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 RUN = [*LOCATION, "data.num_test=12", "trainer.max_steps=4", "trainer.evaluate_every=2", "callbacks.extra.picture=null"]
 

@@ -13,7 +13,7 @@ from lightning_apps.diagnostics.sample_log import sample_log_row
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import build_datamodule, limits_of
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import IMDB, LOCATION, directory_of
+from tests.tiny.tiny_runs import IMDB, LOCATION, directory_of
 
 RUN = [*LOCATION, "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
 """110 training cities in steps of 8: 14 steps are an epoch; 12 cities of validation."""

@@ -6,7 +6,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import ARXIV, IMDB, LOCATION, RATING, directory_of
+from tests.tiny.tiny_runs import ARXIV, IMDB, LOCATION, RATING, directory_of
 
 SHORT = ["trainer.max_epochs=null", "trainer.max_tokens=null", "trainer.max_steps=1", "trainer.evaluate_every=1"]
 RUNS = {

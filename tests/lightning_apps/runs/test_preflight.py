@@ -16,8 +16,8 @@ from lightning_apps.runs import preflight
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.runs.memory_estimate import AvailableMemory, available_memory_bytes, saved_bytes, step_memory
-from tests.labelled_files import folder
-from tests.tiny_runs import IMDB, IMDB_DATA
+from tests.tiny.labelled_files import folder
+from tests.tiny.tiny_runs import IMDB, IMDB_DATA
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 

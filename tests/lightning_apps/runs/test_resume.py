@@ -6,8 +6,8 @@ import torch
 from lightning_apps.diagnostics.run_comparison import differences
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.killed_runs import Killed, assert_same, final_state, killed, resumed
-from tests.tiny_runs import LOCATION
+from tests.asserts.killed_runs import Killed, assert_same, final_state, killed, resumed
+from tests.tiny.tiny_runs import LOCATION
 
 # 14 steps an epoch: steps 15 and later are in the second one
 RUN = [

@@ -15,8 +15,8 @@ from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs import run_lock
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.runs.run_lock import RunLock
-from tests.killed_runs import resumed
-from tests.tiny_runs import LOCATION, directory_of
+from tests.asserts.killed_runs import resumed
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 RUN = [*LOCATION, "trainer.max_steps=2", "callbacks.extra.picture=null"]
 HOLD = """

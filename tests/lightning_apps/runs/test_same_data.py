@@ -11,8 +11,8 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import read_summary
 from lightning_apps.runs.build import build_datamodule
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.labelled_files import folder
-from tests.tiny_runs import ARXIV, IMDB, LOCATION, RATING, directory_of
+from tests.tiny.labelled_files import folder
+from tests.tiny.tiny_runs import ARXIV, IMDB, LOCATION, RATING, directory_of
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 

@@ -16,8 +16,8 @@ from lightning_apps.process.file_lock import is_locked
 from lightning_apps.sweeps import jobs as sweep_jobs
 from lightning_apps.sweeps.jobs import Slot, last_line, lock_path, wait_for_orphans
 from lightning_apps.sweeps.state import read_state
-from tests.fake_sweep import make
-from tests.patience import wait_until
+from tests.asserts.patience import wait_until
+from tests.fakes.fake_sweep import make
 
 ROOT = Path(__file__).parents[3]
 
@@ -176,8 +176,8 @@ def test_a_signal_from_elsewhere_interrupts_one_job(tmp_path):
 RUNNER = """
 import sys
 from pathlib import Path
-from tests.fake_sweep import make
-from tests.patience import wait_until
+from tests.fakes.fake_sweep import make
+from tests.asserts.patience import wait_until
 make(Path(sys.argv[1]), {"a": sys.argv[2], "b": "ok"}).run()
 """
 

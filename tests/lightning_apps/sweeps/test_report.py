@@ -22,8 +22,8 @@ from lightning_apps.sweeps.report import write_sweep_report
 from lightning_apps.sweeps.results import find_sweep, read_curve, read_sweep, show
 from lightning_apps.sweeps.scaling_picture import PositionLine, colours, draw_in_context, metric_unit, short_count
 from lightning_apps.sweeps.state import read_state
-from tests.html_pages import Page
-from tests.synthetic_sweep import loss_of, write_sweep
+from tests.asserts.html_pages import Page
+from tests.fakes.synthetic_sweep import loss_of, write_sweep
 
 STUDY = {
     "seed": [0, 1, 2],
@@ -182,7 +182,7 @@ def test_the_words_follow_the_numbers(study):
 
 
 def test_no_direction_is_named_without_evidence(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.synthetic_sweep.loss_of", lambda k, d, s: 3.0 + 0.1 * ((7 * k + 5 * s) % 4))
+    monkeypatch.setattr("tests.fakes.synthetic_sweep.loss_of", lambda k, d, s: 3.0 + 0.1 * ((7 * k + 5 * s) % 4))
     noisy = write_sweep(tmp_path, {"seed": [0, 1, 2], "data": {"num_categories": [1, 2, 3]}}, in_context=False)
     (effect,) = effects(read_sweep(noisy), "val/loss")
     assert not effect.slope.excludes_zero

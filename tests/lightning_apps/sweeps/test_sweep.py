@@ -22,8 +22,8 @@ from lightning_apps.sweeps.grid import SweepSettings, expand
 from lightning_apps.sweeps.jobs import is_running
 from lightning_apps.sweeps.state import read_state
 from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
-from tests.patience import wait_until
-from tests.tiny_runs import LOCATION
+from tests.asserts.patience import wait_until
+from tests.tiny.tiny_runs import LOCATION
 
 RUN = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
 

@@ -17,10 +17,10 @@ from lightning_apps.runs.build import build_module
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.training import optimizers
 from lightning_apps.training.parameter_groups import hidden_matrices
-from tests.plans import plan
-from tests.rounding import assert_same_sum
-from tests.tiny_qwen2 import tiny
-from tests.tiny_runs import LOCATION, directory_of
+from tests.asserts.rounding import assert_same_sum
+from tests.tiny.plans import plan
+from tests.tiny.tiny_qwen2 import tiny
+from tests.tiny.tiny_runs import LOCATION, directory_of
 
 SETTINGS = {"lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-8, "weight_decay": 0.1, "groups": [], "layer_decay": None}
 BUILDERS = {

@@ -14,7 +14,7 @@ from lightning_apps.training.parameter_groups import (
     parameter_names,
     unfreezing_steps,
 )
-from tests.tiny_qwen2 import tiny
+from tests.tiny.tiny_qwen2 import tiny
 
 PLAIN = {"lr": 1.0, "weight_decay": 0.1, "groups": [], "layer_decay": None}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lightning_apps.errors import ConfigError
 from lightning_apps.training.plan import cadence_steps, fraction_or_steps
 from lightning_apps.training.schedules import constant, cosine, linear, one_cycle, warmup_stable_decay
-from tests.plans import plan
+from tests.tiny.plans import plan
 
 
 def test_epochs_become_steps():

@@ -5,7 +5,7 @@ import torch
 
 from models.decoding.generation import Sampling, generate_answers, generate_greedy
 from models.kernels.packed_attention import use_packed_attention
-from tests.packed_documents import ARCHITECTURES, tiny
+from tests.tiny.packed_documents import ARCHITECTURES, tiny
 
 OPTIONS = {"max_new_tokens": 17, "pad_token_id": 0}
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.decoding.generation import generate_greedy, left_pad
-from tests.tiny_qwen2 import tiny
+from tests.tiny.tiny_qwen2 import tiny
 
 OPTIONS = {"max_new_tokens": 9, "pad_token_id": 0, "eos_token_id": 1}
 

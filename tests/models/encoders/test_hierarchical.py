@@ -14,8 +14,8 @@ from transformers import (
 from models.encoders.build_hierarchical import pretrained_hierarchical
 from models.encoders.document_pooling import AdditivePooling, document_pooling
 from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalConfig
-from tests.rounding import assert_same_sum
-from tests.tiny_hierarchical import DATA, LENGTHS, SETTINGS, SIZES, batch, make
+from tests.asserts.rounding import assert_same_sum
+from tests.tiny.tiny_hierarchical import DATA, LENGTHS, SETTINGS, SIZES, batch, make
 
 SMALL = {"vocab_size": 30, "pad_token_id": 0, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 16}  # fmt: skip

@@ -10,8 +10,8 @@ from models.language.causal_lm import (
     target_loss,
     token_losses,
 )
-from tests.rounding import assert_same_sum
-from tests.tiny_qwen2 import SIZES, tiny
+from tests.asserts.rounding import assert_same_sum
+from tests.tiny.tiny_qwen2 import SIZES, tiny
 
 ADDITIONS = SIZES["num_hidden_layers"] * 7 * SIZES["intermediate_size"]
 """Behind a logit: seven products a layer, one after the other, of at most so many terms."""

@@ -3,7 +3,7 @@ import torch
 
 from models.kernels.linear_cross_entropy import linear_cross_entropy
 from models.language.gpt_neox import gpt_neox
-from tests.rounding import assert_same_sum
+from tests.asserts.rounding import assert_same_sum
 
 PARAMETERS = {
     "pythia_14m": 14_067_712,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_apps import evaluate, prepare, train
-from tests.s3_server import BUCKET
-from tests.tiny_runs import ARXIV, PAPERS
+from tests.fakes.s3_server import BUCKET
+from tests.tiny.tiny_runs import ARXIV, PAPERS
 
 STORE = f"s3://{BUCKET}/stores/papers"
 

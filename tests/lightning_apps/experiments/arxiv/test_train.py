@@ -12,7 +12,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import ARXIV
+from tests.tiny.tiny_runs import ARXIV
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines
 from lightning_apps.verify import bits_that_differ, loss_difference
-from tests.tiny_runs import directory_of
+from tests.tiny.tiny_runs import directory_of
 
 STEPS = 6
 

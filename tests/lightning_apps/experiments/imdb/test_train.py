@@ -19,8 +19,8 @@ from lightning_apps.predict import Classifier, read_texts
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.labelled_files import folder
-from tests.tiny_runs import IMDB
+from tests.tiny.labelled_files import folder
+from tests.tiny.tiny_runs import IMDB
 
 RUN = [*IMDB, "data.device_batch_size=6", "optimizer.lr=0.01", "trainer.max_steps=24", "trainer.evaluate_every=6"]
 

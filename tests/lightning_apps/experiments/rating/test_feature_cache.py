@@ -11,8 +11,8 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
 from models.encoders.chunk_vectors import ChunkVectors, chunk_key
 from models.encoders.hierarchical import HierarchicalClassifier
-from tests.tiny_hierarchical import batch, make
-from tests.tiny_runs import RATING
+from tests.tiny.tiny_hierarchical import batch, make
+from tests.tiny.tiny_runs import RATING
 
 FROZEN = [
     *RATING,

@@ -22,8 +22,8 @@ from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.runs.preflight import check_before_start
 from models.encoders.classifier import weighted_cross_entropy
-from tests.killed_runs import Killed, assert_same, final_state, killed, resumed
-from tests.tiny_runs import IMDB, RATING, RATING_DATA, directory_of
+from tests.asserts.killed_runs import Killed, assert_same, final_state, killed, resumed
+from tests.tiny.tiny_runs import IMDB, RATING, RATING_DATA, directory_of
 
 QUICK = [*RATING, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_every=2"]
 

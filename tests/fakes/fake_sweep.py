@@ -7,7 +7,7 @@ from lightning_apps.sweeps.grid import Job, SweepSettings
 from lightning_apps.sweeps.jobs import JobRunner, Slot
 from lightning_apps.sweeps.state import JobRecord, SweepState, read_state
 
-COMMAND = [sys.executable, "-m", "tests.fake_job"]
+COMMAND = [sys.executable, "-m", "tests.fakes.fake_job"]
 
 
 def make(folder, behaviours, *, parallel=1, slots=None, **changes):

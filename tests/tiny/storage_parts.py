@@ -3,7 +3,7 @@
 from datamodules.storage.folders import (
     TransferOptions,
 )
-from tests.s3_server import BUCKET
+from tests.fakes.s3_server import BUCKET
 
 URL = f"s3://{BUCKET}/some/prefix"
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from lightning_apps.diagnostics.run_comparison import differences
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
-from tests.tiny_runs import directory_of
+from tests.tiny.tiny_runs import directory_of
 
 TIMED = ("train/tokens_per_s",)
 

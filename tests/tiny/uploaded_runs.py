@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from lightning_apps.run_files.directory import RunDirectory
-from tests.s3_server import BUCKET
+from tests.fakes.s3_server import BUCKET
 
 TO = f"s3://{BUCKET}/runs"
 
