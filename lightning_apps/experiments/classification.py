@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from datamodules.contract import Batch
 from lightning_apps.experiments.experiment import Experiment, Parts
 from models.encoders.classifier import classification_loss
-from models.kernels.known_masks import known
+from models.kernels.known_masks import padding_mask
 
 
 class ClassificationExperiment(Experiment):
@@ -26,8 +26,8 @@ class ClassificationExperiment(Experiment):
 
     def logits(self, batch: Batch) -> Tensor:
         """(n, classes) of a batch."""
-        with known(is_padded=batch.get("is_padded")):
-            return self.net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        mask = padding_mask(self.net, batch["attention_mask"], batch.get("is_padded"))
+        return self.net(input_ids=batch["input_ids"], attention_mask=mask).logits
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
         """Loss summed over samples, and their number."""

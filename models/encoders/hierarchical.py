@@ -28,7 +28,7 @@ from models.encoders.chunk_vectors import ChunkVectors
 from models.encoders.document_pooling import MultiHeadPooling, document_pooling
 from models.kernels.asynchronous_copy import to_device
 from models.kernels.attention import first_position_only, use_fast_attention
-from models.kernels.known_masks import known
+from models.kernels.known_masks import padding_mask
 
 
 class HierarchicalConfig(PreTrainedConfig):
@@ -215,8 +215,8 @@ class HierarchicalClassifier(PreTrainedModel):
             is_padded: whether the mask has a 0, so that nobody needs to read it; None where that is not known.
         """
         key = "inputs_embeds" if given.is_floating_point() else "input_ids"
-        with known(is_padded=is_padded):
-            hidden: Tensor = self.encoder(attention_mask=attention_mask, **{key: given}).last_hidden_state
+        seen = padding_mask(self.encoder, attention_mask, is_padded)
+        hidden: Tensor = self.encoder(attention_mask=seen, **{key: given}).last_hidden_state
         if self.config.chunk_pooling == "first":
             return hidden[:, 0]
         mask = attention_mask[..., None].to(hidden.dtype)  # (m, length, 1)

@@ -206,6 +206,11 @@ FIRST_POSITION_PARTS = {
 layers."""
 
 
+def architecture(net: PreTrainedModel) -> str:
+    """Such as `Bert`, whichever head is on it."""
+    return type(net).__name__.removesuffix("ForSequenceClassification").removesuffix("Model")
+
+
 def first_position_only(net: PreTrainedModel) -> None:
     """Let the last layer compute the first position only: same result there, less work.
 
@@ -215,8 +220,7 @@ def first_position_only(net: PreTrainedModel) -> None:
     Of the last layer's twelve d x d products nine, and its attention for all queries but one, are for positions that
     nobody reads: an eighth of the work of six layers. Hidden states behind the last layer then are (n, 1, d).
     """
-    name = type(net).__name__
-    part_name = FIRST_POSITION_PARTS.get(name.removesuffix("ForSequenceClassification").removesuffix("Model"))
+    part_name = FIRST_POSITION_PARTS.get(architecture(net))
     if part_name is None:
         return
     layers: Any = next(part for part in net.modules() if isinstance(part, torch.nn.ModuleList))

@@ -4,59 +4,42 @@ transformers leaves a mask away where no token is padding, and makes another whe
 to learn either it reads a tensor. The collator has counted both before the batch went to the device.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import masking_utils
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from models.kernels.attention import FIRST_POSITION_PARTS, NAME, architecture
 
 
-@dataclass
-class _Known:
-    """None where nothing is known, and transformers looks for itself."""
-
-    is_padded: bool | None = None
-    is_packed: bool | None = None
-
-
-_known = _Known()
-
-
-@contextmanager
-def known(*, is_padded: bool | None = None, is_packed: bool | None = None) -> Iterator[None]:
-    """Forward passes in here do not look whether tokens are padding, or rows several sequences.
+def padding_mask(net: PreTrainedModel, attention_mask: Tensor, is_padded: bool | None) -> Tensor | None:
+    """What to pass as the attention mask of an encoder, so that transformers does not read it.
 
     Args:
-        is_padded: whether any token of the batch is padding; None leaves that to be looked at.
-        is_packed: False where each row is one sequence; else that is looked at.
+        net: an encoder, with a head or without.
+        attention_mask: (n, T), 1 for tokens and 0 for padding.
+        is_padded: whether that has a 0; None leaves it to be looked at.
+
+    Returns:
+        None where nothing is padded; where something is the (n, 1, T, T) bool mask that transformers would make, for
+        architectures whose layers take it as it is; else the attention mask.
     """
-    before = _known.is_padded, _known.is_packed
-    _known.is_padded, _known.is_packed = is_padded, is_packed
-    try:
-        yield
-    finally:
-        _known.is_padded, _known.is_packed = before
-
-
-_find_packed = masking_utils.find_packed_sequence_indices
-_ignore_bidirectional = masking_utils._ignore_bidirectional_mask_sdpa
-
-
-def find_packed_sequence_indices(position_ids: Any) -> Any:
-    """As in transformers, but for rows that are known to be one sequence each."""
-    if not torch.compiler.is_compiling() and _known.is_packed is False:
+    if is_padded is False:
         return None
-    return _find_packed(position_ids)
+    if is_padded is None or architecture(net) not in FIRST_POSITION_PARTS or net.config._attn_implementation != NAME:
+        return attention_mask
+    return attention_mask.bool()[:, None, None].expand(-1, -1, attention_mask.shape[1], -1)
 
 
-def ignore_bidirectional_mask_sdpa(padding_mask: Any, *args: Any, **kwargs: Any) -> bool:
-    """As in transformers, but for a padding that is known."""
-    if torch.compiler.is_compiling() or _known.is_padded is None:
-        return _ignore_bidirectional(padding_mask, *args, **kwargs)
-    return not _known.is_padded and _ignore_bidirectional(None, *args, **kwargs)
+class OneSequenceARow(Cache):
+    """A cache that keeps nothing: beside one, transformers does not look for several sequences in a row."""
 
+    def __init__(self) -> None:
+        super().__init__(layers=[])
 
-masking_utils.find_packed_sequence_indices = find_packed_sequence_indices
-masking_utils._ignore_bidirectional_mask_sdpa = ignore_bidirectional_mask_sdpa
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values (n, heads, T, d) of this pass, which are all that there are."""
+        return key_states, value_states

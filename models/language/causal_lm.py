@@ -1,6 +1,7 @@
 """Causal language models with random or trained weights, their states and their loss, without work nobody needs."""
 
 import itertools
+import logging
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from models.attention_sizes import check_rotary_heads, checked_by
 from models.from_data import FromData
 from models.kernels.asynchronous_copy import to_device
-from models.kernels.known_masks import known
+from models.kernels.known_masks import OneSequenceARow
 from models.kernels.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from models.kernels.packed_attention import Documents, attends_packed, no_mask
 from models.ranges import Count, Dropout, NotNegative
@@ -134,9 +135,9 @@ def hidden_states(
     # a layer that is computed again in the backward pass would append to the cache a second time
     recomputes = net.training and net.is_activation_checkpointing
     if shared_prefix_length == 0 or len(input_ids) == 1 or recomputes:
-        with known(is_packed=False):
-            states = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        return states[:, shared_prefix_length:]
+        once = OneSequenceARow()
+        states = decoder(input_ids=input_ids, attention_mask=attention_mask, past_key_values=once, use_cache=False)
+        return states.last_hidden_state[:, shared_prefix_length:]
     assert attention_mask is None, "a shared prefix goes with rows of equal length"
     cache = DynamicCache(config=net.config)
     decoder(input_ids=input_ids[:1, :shared_prefix_length], past_key_values=cache, use_cache=True)
@@ -295,4 +296,6 @@ def recompute_activations(net: nn.Module) -> None:
     """
     if not isinstance(net, PreTrainedModel):
         raise ValueError(f"{type(net).__name__} offers no activation checkpointing")
+    # transformers would say that layers lose their cache: that of hidden_states keeps nothing
+    logging.getLogger("transformers.modeling_layers").setLevel(logging.ERROR)
     net.activation_checkpointing_enable({"use_reentrant": False})
