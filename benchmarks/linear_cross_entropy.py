@@ -103,15 +103,14 @@ def ours(given: Operands, states: Tensor) -> Tensor:
 
 def by_torch(given: Operands, states: Tensor, rows: int | None = None) -> Tensor:
     """As torch computes it, with its defaults or so many rows at a time; without options where it has no chunks."""
-    chunks = {} if rows is None else {"batch_chunk_size": rows, "chunking_method": None}
-    options = torch.nn.LinearCrossEntropyOptions(**chunks)  # type: ignore[attr-defined]
+    method = "auto" if rows is None else None
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=method)
     weight = given.weight
     if given.case.autocast:  # its chunked operator is not autocast: as a caller would have to
         states, weight = states.bfloat16(), weight.bfloat16()
-    loss: Tensor = functional.linear_cross_entropy(  # type: ignore[attr-defined]
+    return functional.linear_cross_entropy(
         states, weight, given.labels, reduction="sum", label_smoothing=given.case.smoothing, options=options
     )
-    return loss
 
 
 def by_torch_in_our_chunks(given: Operands, states: Tensor) -> Tensor:
