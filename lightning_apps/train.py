@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.composition import CONF, asks_for_sweep, plain
 from lightning_apps.config.overrides import run_name
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.parent_death import stop_with_parent
@@ -17,24 +17,21 @@ def train(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    multirun = HydraConfig.get().mode is RunMode.MULTIRUN
-    if cfg.sweep is not None:
-        if multirun:
-            raise ConfigError("sweep=... and --multirun exclude each other: put what --multirun sweeps into sweep.grid")
+    hydra = HydraConfig.get()
+    multirun = hydra.mode is RunMode.MULTIRUN
+    if multirun and hydra.runtime.choices["hydra/sweeper"] != "lightning_apps":
+        # Lightning starts the further processes of a run with this process's arguments: each would run the whole sweep
+        # (Lightning#11300)
+        raise ConfigError("--multirun starts each job as a process of its own: leave hydra/sweeper away")
+    if multirun or asks_for_sweep():
         from lightning_apps.sweeps.sweep import run_sweep
 
         run_sweep(cfg)
         return
+    OmegaConf.update(cfg, "sweep", None)
     if cfg.run.name is None:
-        OmegaConf.update(cfg, "run.name", run_name(list(HydraConfig.get().overrides.task)))
+        OmegaConf.update(cfg, "run.name", run_name(list(hydra.overrides.task)))
     config = plain(cfg)
-    if multirun and config["hardware"]["devices"] > 1:
-        # Lightning starts the further processes with this process's arguments: each would run the whole sweep
-        # (Lightning#11300)
-        raise ConfigError(
-            f"--multirun with hardware.devices={config['hardware']['devices']}: start each job by itself, "
-            "without --multirun, or use one device"
-        )
     from lightning_apps.process.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -42,6 +39,9 @@ def train(cfg: DictConfig) -> None:
     from lightning_apps.runs.experiment_run import run_experiment
 
     run_experiment(config)
+
+
+vars(train)["takes_multirun"] = True  # hydra_plugins/lightning_apps_sweeper.py asks
 
 
 def main() -> Any:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_apps.config.binding import target
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.composition import CONF, asks_for_sweep, plain
 from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
@@ -286,7 +286,7 @@ def verify(cfg: DictConfig) -> list[Proof]:
 
     OmegaConf.update(cfg, "run.name", "verify")
     config = plain(cfg)
-    if config["sweep"] is not None:
+    if asks_for_sweep():
         raise ConfigError("verify proves the claims for one experiment: experiment=..., without sweep=...")
     check_config(config)
     from lightning_apps.run_files.atomic_files import write_json_atomically

@@ -53,7 +53,7 @@ def check_command(command, arguments):
     folder, name = (CONF, "config") if command in WITH_CONFIG else (CONF / "command", command)
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         cfg = compose(name, overrides=overrides)
-    if command in WITH_CONFIG and cfg.sweep is None:
+    if command in WITH_CONFIG and not cfg.sweep.grid:
         if cfg.run.name is None:
             OmegaConf.update(cfg, "run.name", run_name(overrides))
         check_config(plain(cfg))
@@ -128,7 +128,7 @@ def unknown_keys(page):
     """Settings such as `trainer.max_steps=5` that no experiment has."""
     sections = "model|data|optimizer|scheduler|precision|hardware|trainer|callbacks|logger|run|sweep|module"
     for code in code_of(page):
-        found = re.match(rf"((?:{sections})(?:\.(?!py$)[a-z_0-9]+)+)(?:=|$)", code)
+        found = re.match(rf"((?:{sections})(?:\.(?!(?:py|json)$)[a-z_0-9]+)+)(?:=|$)", code)
         if found and not any(has_key(config, found[1]) for config in configurations()):
             yield found[1]
 

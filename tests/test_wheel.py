@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("lightning_apps", "datamodules", "models")
+PACKAGES = ("lightning_apps", "datamodules", "models", "hydra_plugins")
 TINY = [
     "model.hidden_size=16",
     "model.num_hidden_layers=1",

@@ -33,6 +33,13 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
+def asks_for_sweep() -> bool:
+    """Whether the command line, or what it chooses, has to do with the group `sweep`."""
+    hydra = HydraConfig.get()
+    keys = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
+    return hydra.runtime.choices.get("sweep") not in (None, "grid") or any(key.split(".")[0] == "sweep" for key in keys)
+
+
 def chosen(key: str, config: Mapping[str, Any]) -> str:
     """How the user chose a section of the configuration: `model=distilbert`, or by its `_target_` without Hydra."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}

@@ -120,7 +120,7 @@ class RootConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
-    sweep: Any = None  # null, or the settings of sweeps.grid.SweepSettings
+    sweep: Any = None  # the settings of sweeps.grid.SweepSettings; null in a single run's own configuration
     verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
     verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
 
@@ -178,3 +178,12 @@ RANGES: dict[str, tuple[Any, str | None]] = {
 words for what is allowed where the range does not say it itself."""
 
 ConfigStore.instance().store(name="schema", node=RootConfig)
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="lightning_apps",
+    node={
+        "_target_": "hydra_plugins.lightning_apps_sweeper.LightningAppsSweeper",
+        "max_batch_size": None,  # the two arguments of Hydra's own sweeper
+        "params": None,
+    },
+)

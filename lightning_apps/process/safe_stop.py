@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 from lightning_apps.errors import ConfigError
@@ -13,7 +14,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 
 Windows has only the first two.
 """
-_NOBODY, _TIME_IS_UP, _SIGNAL = 0, 1, 2  # what a process says of itself; from 2 on its signal
+PRUNED = "pruned"
+"""Reason of a run that its search stopped: others are better at this point."""
+_NOBODY, _TIME_IS_UP, _REQUEST, _SIGNAL = 0, 1, 2, 3  # what a process says of itself; from 3 on its signal
 
 
 def heeded_signals() -> list[int]:
@@ -48,12 +51,15 @@ class SafeStop:
 
     Args:
         max_time_s: seconds from now after which the run is to stop; None for no limit.
+        request: file whose appearance asks the run to stop, as pruned; looked for once a second. None for none.
     """
 
-    def __init__(self, max_time_s: float | None) -> None:
+    def __init__(self, max_time_s: float | None, request: Path | None = None) -> None:
         self.signum: int | None = None
         self.in_training = False
         self._max_time_s = max_time_s
+        self._request = request
+        self._requested, self._looked = False, 0.0
         self._start = time.monotonic()
         self._previous: dict[int, object] = {}
 
@@ -92,8 +98,12 @@ class SafeStop:
         """What this process knows, as a number of which the largest among all processes decides."""
         if self.signum is not None:
             return _SIGNAL + self.signum
-        is_over = self._max_time_s is not None and time.monotonic() - self._start >= self._max_time_s
-        return _TIME_IS_UP if is_over else _NOBODY
+        now = time.monotonic()
+        if self._request is not None and now - self._looked >= 1:
+            self._looked, self._requested = now, self._request.exists()
+        if self._requested:
+            return _REQUEST
+        return _TIME_IS_UP if self._max_time_s is not None and now - self._start >= self._max_time_s else _NOBODY
 
     def raise_stop(self, code: int) -> None:
         """End the run, for the same reason and with the same exit code in each of its processes.
@@ -107,11 +117,13 @@ class SafeStop:
         if code >= _SIGNAL:
             signum = code - _SIGNAL
             raise StopRun(signal.Signals(signum).name, signum)
+        if code == _REQUEST:
+            raise StopRun(PRUNED)
         raise StopRun(f"trainer.max_time: {self._max_time_s or 0:.0f} s are over")
 
 
-def max_time_seconds(max_time: str | None) -> float | None:
-    """Seconds of `HH:MM:SS` or `DD:HH:MM:SS`.
+def max_time_seconds(max_time: str | None, key: str = "trainer.max_time") -> float | None:
+    """Seconds of `HH:MM:SS` or `DD:HH:MM:SS`; `key` is what the configuration calls it.
 
     Raises:
         ConfigError: the text has another form.
@@ -120,8 +132,8 @@ def max_time_seconds(max_time: str | None) -> float | None:
         return None
     parts = max_time.split(":")
     if len(parts) not in (3, 4) or not all(part.isdecimal() for part in parts):
-        raise ConfigError(f'trainer.max_time={max_time!r}: write hours, minutes and seconds, as in "00:30:00"')
+        raise ConfigError(f'{key}={max_time!r}: write hours, minutes and seconds, as in "00:30:00"')
     *days, hours, minutes, seconds = map(int, parts)
     if minutes > 59 or seconds > 59:
-        raise ConfigError(f"trainer.max_time={max_time!r}: minutes and seconds end at 59")
+        raise ConfigError(f"{key}={max_time!r}: minutes and seconds end at 59")
     return float((days[0] if days else 0) * 86400 + hours * 3600 + minutes * 60 + seconds)

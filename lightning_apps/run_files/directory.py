@@ -41,6 +41,7 @@ WRITTEN_BY_A_RUN = (
     "tensorboard",
     "wandb",
     ".upload",
+    ".stop",
 )
 """Everything that overwriting may delete; a user's own files in the folder stay."""
 
@@ -140,6 +141,11 @@ class RunDirectory:
     def upload_snapshot(self) -> Path:
         """What a background upload reads; there while it is under way."""
         return self.path / ".upload"
+
+    @property
+    def stop_request(self) -> Path:
+        """Asks the run that trains here to stop, saved; a search makes it, and the next start takes it away."""
+        return self.path / ".stop"
 
     @property
     def lock(self) -> Path:

@@ -123,7 +123,9 @@ def _run_experiment(
         say("\n".join([f"{directory.path} is complete; run.overwrite=true trains it anew.", *result_lines(earlier)]))
         return earlier
 
-    stop = SafeStop(max_time_seconds(config["trainer"]["max_time"]))
+    if lock.is_first:
+        directory.stop_request.unlink(missing_ok=True)  # of an earlier start
+    stop = SafeStop(max_time_seconds(config["trainer"]["max_time"]), directory.stop_request)
     stop.install()
     summary: dict[str, Any] = {}
     try:

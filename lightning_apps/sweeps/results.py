@@ -14,8 +14,8 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory, read_config, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.statistics.t_interval import Estimate, mean_interval
+from lightning_apps.sweeps.backends.local import is_running
 from lightning_apps.sweeps.grid import BUDGETS, short_keys
-from lightning_apps.sweeps.jobs import is_running
 from lightning_apps.sweeps.state import JobRecord, SweepState, read_state
 from lightning_apps.training.plan import fraction_or_steps
 
@@ -199,7 +199,7 @@ def read_sweep(folder: Path) -> SweepResults:
     # relative to the sweep, so that a folder of results can be moved, and read from anywhere
     root = folder.resolve().parent.parent
     jobs = [
-        read_job(record, RunDirectory(root / state.experiment / Path(record.run_directory).name), folder)
+        read_job(record, RunDirectory(root.joinpath(*Path(record.run_directory).parts[-2:])), folder)
         for record in state.jobs
     ]
     factors = [key for key in state.grid if key != REPEAT]

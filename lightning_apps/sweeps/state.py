@@ -5,7 +5,7 @@ that a lost state costs nothing.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import json_safe, write_json_atomically
 from lightning_apps.run_files.settings import different_settings
 
-Status = Literal["pending", "running", "done", "failed"]
+Status = Literal["pending", "running", "done", "failed", "pruned"]
 
 
 @dataclass
@@ -32,7 +32,8 @@ class JobRecord:
         started_at: when the last process was started, ISO 8601 in UTC.
         ended_at: when the last process ended, ISO 8601 in UTC; None before its end.
         wall_s: seconds of the run over all its processes, from its summary.
-        devices: what CUDA_VISIBLE_DEVICES was.
+        handle: what its back end knew the last one by.
+        where: where that ran, for people.
     """
 
     name: str
@@ -46,7 +47,8 @@ class JobRecord:
     started_at: str | None = None
     ended_at: str | None = None
     wall_s: float | None = None
-    devices: str | None = None
+    handle: str | None = None
+    where: str = ""
 
 
 @dataclass
@@ -89,7 +91,10 @@ def read_state(folder: Path) -> SweepState | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        jobs = [JobRecord(**record) for record in content.pop("jobs")]
+        known = {entry.name for entry in fields(JobRecord)}  # other versions have others
+        jobs = [
+            JobRecord(**{key: value for key, value in record.items() if key in known}) for record in content.pop("jobs")
+        ]
         return SweepState(**content, jobs=jobs)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(

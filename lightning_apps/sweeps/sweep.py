@@ -1,4 +1,4 @@
-"""`python -m lightning_apps.train sweep=arxiv_scaling`: one process for each job of a grid, and the state of all.
+"""Many runs by one command, `--multirun seed=0,1,2` or `sweep=arxiv_scaling`: one engine behind two doors.
 
 Each job is the train command with its own overrides, run directory and process, so that several devices inside a job,
 W&B runs and crashes stay apart (Lightning#11300, #18175, wandb#1314). This process imports no torch: it may wait for
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,25 +29,25 @@ from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.file_lock import lock_soon, owner_text, sign_lock, this_process
+from lightning_apps.process.safe_stop import max_time_seconds
 from lightning_apps.run_files.directory import RunDirectory, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
+from lightning_apps.sweeps.backends.backend import Backend
+from lightning_apps.sweeps.backends.local import LocalBackend, Place
+from lightning_apps.sweeps.engine import Engine, Queue
 from lightning_apps.sweeps.grid import (
-    Job,
+    Axis,
     SweepSettings,
     check_overrides,
     check_settings,
-    describe_grid,
+    default_name,
+    describe_axes,
     expand,
-    flat_grid,
+    grid_axes,
     override_key,
+    read_axis,
 )
-from lightning_apps.sweeps.jobs import JobRunner, Slot, wait_for_orphans
-from lightning_apps.sweeps.state import (
-    JobRecord,
-    SweepState,
-    continue_state,
-    read_state,
-)
+from lightning_apps.sweeps.state import JobRecord, SweepState, continue_state, read_state
 
 Config = dict[str, Any]
 
@@ -60,65 +61,68 @@ def run_sweep(cfg: DictConfig) -> None:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    choices = HydraConfig.get().runtime.choices
-    node = OmegaConf.to_container(cfg.sweep, resolve=True)
-    settings = read_settings(node, option=str(choices["sweep"]))
-    jobs = expand(settings.grid)
-    axes = flat_grid(settings.grid)
-    given = [word for word in HydraConfig.get().overrides.task if override_key(word).split(".")[0] != "sweep"]
-    check_overrides(settings.overrides, axes, "sweep.overrides: ")
-    check_overrides(given, axes, "")
-    shared = [f"experiment={choices['experiment']}", *_without_experiment(settings.overrides + given)]
+    hydra = HydraConfig.get()
+    settings = read_settings(OmegaConf.to_container(cfg.sweep, resolve=True) if cfg.sweep is not None else None)
+    axes, given = read_axes(list(hydra.overrides.task), settings)
+    jobs = expand(axes)
+    experiment = [] if "experiment" in axes else [f"experiment={hydra.runtime.choices['experiment']}"]
+    fixed = [word for word in [*settings.overrides, *given] if override_key(word) != "experiment"]
+    shared = [*experiment, *fixed]
+    name = settings.name or default_name(shared, axes)
     search_path = search_path_override(sys.argv[1:])
-    folder = Path(cfg.run.output_root) / "sweeps" / settings.name
+    folder = Path(cfg.run.output_root) / "sweeps" / name
 
-    commands = {job.name: [*shared, *job.overrides, *own_overrides(settings.name, job)] for job in jobs}
-    base, configs = compose_jobs([*search_path, *shared], {name: [*search_path, *commands[name]] for name in commands})
-    slots = make_slots(settings, configs)
+    base = compose_jobs({"without what is swept": [*search_path, *shared]}, whole=False)["without what is swept"]
+    commands = {job.name: [*shared, *job.overrides, *own_overrides(name, job.name, base)] for job in jobs}
+    configs = compose_jobs({job.name: [*search_path, *commands[job.name]] for job in jobs})
+    backend = make_backend(settings, configs, folder)
     state = SweepState(
-        name=settings.name,
-        experiment=base["experiment"],
+        name=name,
+        experiment=", ".join(dict.fromkeys(config["experiment"] for config in configs.values())),
         command=shlex.join(["python", "-m", "lightning_apps.train", *sys.argv[1:]]),
-        grid=axes,
+        grid={key: list(axis.values) for key, axis in axes.items()},
         settings=without(base, [*axes, "run", "sweep"]),
         jobs=[
             JobRecord(
                 name=job.name,
                 values=dict(job.values),
                 overrides=commands[job.name],
-                run_directory=str(locate_run(configs[job.name]["run"], base["experiment"]).path),
+                run_directory=str(locate_run(configs[job.name]["run"], configs[job.name]["experiment"]).path),
             )
             for job in jobs
         ],
     )
     state = continue_state(read_state(folder), state, folder)
     unfinished = {}
-    for name, config in configs.items():
-        directory = RunDirectory(Path(state.job(name).run_directory))
+    for job_name, config in configs.items():
+        directory = RunDirectory(Path(state.job(job_name).run_directory))
         refuse_foreign_run(directory, config)
         if (summary := whole_summary(directory)) is None or summary["status"] != "completed":
-            unfinished[name] = config
-    if unfinished:
-        # it imports torch; Ctrl-C is answered here
-        context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-        with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
-            pool.submit(check_jobs, unfinished).result()
+            unfinished[job_name] = config
+    check_apart(unfinished)
     with only_runner(folder):
         state = continue_state(read_state(folder), state, folder)  # again: now nobody else writes it
         open_console(folder / "sweep.log")
-        wait_for_orphans(folder, [job.name for job in jobs])
-        runner = JobRunner(
-            folder=folder, state=state, jobs=jobs, slots=slots, settings=settings, command=train_command(search_path)
+        engine = Engine(
+            folder=folder,
+            state=state,
+            backend=backend,
+            settings=settings,
+            command=train_command(search_path),
+            hardware=most_hardware(configs),
+            job_time_s=max_time_seconds(settings.job_time, "sweep.job_time"),
+            max_time_s=max_time_seconds(settings.max_time, "sweep.max_time"),
         )
-        runner.look_at_runs()
-        say(banner(runner, axes, folder))
-        code = runner.run()
-        say(runner.closing_lines())
+        records = [state.job(job.name) for job in jobs]
+        engine.look_at_runs(records)
+        say(banner(state, records, axes, backend, folder))
+        code = engine.run(Queue(records))
+        say(engine.closing_lines())
     if code:
         sys.exit(code)
 
 
-def read_settings(node: object, *, option: str) -> SweepSettings:
+def read_settings(node: object) -> SweepSettings:
     """The `sweep` node of a configuration, checked.
 
     Raises:
@@ -126,50 +130,80 @@ def read_settings(node: object, *, option: str) -> SweepSettings:
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"sweep={node!r}: choose an option of the group, or leave it away")
-    if node.get("name") in (None, "???"):
-        raise ConfigError(f"sweep={option} needs a name: sweep.name=<name>")
     settings: SweepSettings = bind("sweep", {**node, "_target_": "lightning_apps.sweeps.grid.SweepSettings"})()
     check_settings(settings)
     return settings
 
 
-def _without_experiment(overrides: Sequence[str]) -> list[str]:
-    return [override for override in overrides if override_key(override) != "experiment"]
+def read_axes(words: Sequence[str], settings: SweepSettings) -> tuple[dict[str, Axis], list[str]]:
+    """What is swept, by key, the grid of the configuration first; and the overrides that all jobs have.
 
-
-def own_overrides(sweep: str, job: Job) -> list[str]:
-    """What the sweep sets for a job beside its place in the grid."""
-    return [f"run.name={override_value(f'{sweep}-{job.name}')}", "run.resume=auto"]
-
-
-def compose_jobs(shared: list[str], overrides: Mapping[str, list[str]]) -> tuple[Config, dict[str, Config]]:
-    """The configuration without the grid, missing values as `???`, and that of every job.
+    Args:
+        words: overrides of the command line.
+        settings: of the sweep.
 
     Raises:
-        ConfigError: a job's configuration cannot be composed.
+        ConfigError: an axis is wrong, or something contradicts it.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    axes, given = grid_axes(settings.grid, loader), []
+    for word in words:
+        if (axis := read_axis(word, loader)) is not None:
+            if axis.key in axes:
+                raise ConfigError(
+                    f"{word} and sweep.grid.{axis.key}={axes[axis.key].text} sweep one key; keep one of them"
+                )
+            axes[axis.key] = axis
+        elif override_key(word).split(".")[0] != "sweep":
+            given.append(word)
+    check_overrides(settings.overrides, axes, "sweep.overrides: ")
+    check_overrides(given, axes, "")
+    return axes, given
+
+
+def own_overrides(sweep: str, job: str, base: Mapping[str, Any]) -> list[str]:
+    """What the sweep sets for a job beside its values."""
+    group = [f"run.group={override_value(sweep)}"] if "group" in base["run"] else []
+    return [f"run.name={override_value(f'{sweep}-{job}')}", "run.resume=auto", *group]
+
+
+def compose_jobs(overrides: Mapping[str, Sequence[str]], *, whole: bool = True) -> dict[str, Config]:
+    """The configuration of every job by its name.
+
+    Args:
+        overrides: by name.
+        whole: whether a value may be missing; it is `???` then.
+
+    Raises:
+        ConfigError: one cannot be composed.
     """
     from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    configs: dict[str, Config] = {}
-    name, words = "without the grid", shared
+    configs: dict[str, Any] = {}
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            base = OmegaConf.to_container(compose("config", overrides=shared), resolve=True)
-            for name, words in overrides.items():
-                configs[name] = plain(compose("config", overrides=words))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"job {name}: {explain(error, CONF, 'config', words)}") from error
-    except ConfigError as error:
-        raise ConfigError(f"job {name}: {error}") from error
-    assert isinstance(base, dict)
-    return base, configs  # type: ignore[return-value]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        for name, words in overrides.items():
+            try:
+                cfg = compose("config", overrides=list(words))
+                configs[name] = plain(cfg) if whole else OmegaConf.to_container(cfg, resolve=True)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ConfigError(f"job {name}: {explain(error, CONF, 'config', words)}") from error
+            except ConfigError as error:
+                raise ConfigError(f"job {name}: {error}") from error
+    return configs
+
+
+def check_apart(configs: Mapping[str, Config]) -> None:
+    """check_jobs in a process of its own: it imports torch. Ctrl-C is answered here."""
+    if configs:
+        context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
+            pool.submit(check_jobs, configs).result()
 
 
 def check_jobs(configs: Mapping[str, Config]) -> None:
-    """check_config for every job; it imports torch, so a process of its own calls this.
+    """check_config for every job.
 
     Raises:
         ConfigError: naming the first job that is wrong.
@@ -191,7 +225,27 @@ def without(config: Mapping[str, Any], keys: Sequence[str]) -> Config:
     return kept
 
 
-def make_slots(settings: SweepSettings, configs: Mapping[str, Config]) -> list[Slot]:
+def most_hardware(configs: Mapping[str, Config]) -> tuple[str, int, int]:
+    """Accelerator, devices of a node and nodes that the largest job asks for."""
+    hardware = [config["hardware"] for config in configs.values()]
+    on_cpu = any(entry["accelerator"] == "cpu" for entry in hardware)
+    return (
+        "cpu" if on_cpu else hardware[0]["accelerator"],
+        max(entry["devices"] for entry in hardware),
+        max(entry.get("num_nodes", 1) for entry in hardware),
+    )
+
+
+def make_backend(settings: SweepSettings, configs: Mapping[str, Config], folder: Path) -> Backend:
+    """What runs the jobs.
+
+    Raises:
+        ConfigError: it cannot run these.
+    """
+    return LocalBackend(folder, make_places(settings, configs))
+
+
+def make_places(settings: SweepSettings, configs: Mapping[str, Config]) -> list[Place]:
     """Places for jobs that run at once, each with its devices and its share of the processor's threads.
 
     Raises:
@@ -214,7 +268,7 @@ def make_slots(settings: SweepSettings, configs: Mapping[str, Config]) -> list[S
         on_cpu = any(config["hardware"]["accelerator"] == "cpu" for config in configs.values())
         threads = max(1, num_cores() // (parallel * (per_job if on_cpu else 1)))
     return [
-        Slot(
+        Place(
             devices=None if devices is None else ",".join(devices[i % places * per_job : (i % places + 1) * per_job]),
             threads=threads,
         )
@@ -268,14 +322,10 @@ def refuse_foreign_run(directory: RunDirectory, config: Config) -> None:
         )
 
 
-def banner(runner: JobRunner, axes: Mapping[str, Sequence[object]], folder: Path) -> str:
+def banner(
+    state: SweepState, records: Sequence[JobRecord], axes: Mapping[str, Axis], backend: Backend, folder: Path
+) -> str:
     """What will happen."""
-    slots = runner.slots
-    where = (
-        "" if slots[0].devices is None else f" on devices {'; '.join(sorted({str(slot.devices) for slot in slots}))}"
-    )
-    threads = "" if slots[0].threads is None else f", {slots[0].threads} threads each"
-    records = [runner.state.job(job.name) for job in runner.jobs]
     begun = sum(
         record.status == "pending" and whole_summary(RunDirectory(Path(record.run_directory))) is not None
         for record in records
@@ -288,9 +338,9 @@ def banner(runner: JobRunner, axes: Mapping[str, Sequence[object]], folder: Path
     known = "".join(f", {count} {word}" for word, count in counts.items() if count)
     return "\n".join(
         [
-            f"{'sweep':>12}  {runner.state.name}: {len(records)} jobs of experiment {runner.state.experiment} "
-            f"({describe_grid(axes)}){known}",
-            f"{'at once':>12}  {len(slots)}{where}{threads}",
+            f"{'sweep':>12}  {state.name}: {len(records)} jobs of experiment {state.experiment} "
+            f"({describe_axes(axes)}){known}",
+            f"{'at once':>12}  {backend}",
             f"{'directory':>12}  {folder}",
         ]
     )

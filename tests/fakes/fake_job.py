@@ -29,7 +29,7 @@ def main() -> None:
     if behaviour == "wrong":
         print("error: optimizer.lr=-1: not negative", file=sys.stderr)
         sys.exit(2)
-    if behaviour == "killed":
+    if behaviour == "killed" or (behaviour == "killed then ok" and first):
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "no summary":
         print("goodbye")

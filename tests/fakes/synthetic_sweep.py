@@ -8,7 +8,7 @@ import yaml
 
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
-from lightning_apps.sweeps.grid import expand, flat_grid
+from lightning_apps.sweeps.grid import expand, grid_axes
 from lightning_apps.sweeps.state import JobRecord, SweepState
 
 POSITIONS = 40
@@ -70,11 +70,12 @@ def write_sweep(
     folder = root / "sweeps" / name
     folder.mkdir(parents=True)
     records = []
-    for job in expand(grid):
+    axes = grid_axes(grid)
+    for job in expand(axes):
         directory = RunDirectory(root / experiment / f"{name}-{job.name}")
         records.append(
             JobRecord(
-                name=job.name, values=dict(job.values), overrides=job.overrides, run_directory=str(directory.path)
+                name=job.name, values=dict(job.values), overrides=list(job.overrides), run_directory=str(directory.path)
             )
         )
         if job.name in leave_out:
@@ -83,7 +84,7 @@ def write_sweep(
         write_run(
             directory, values=dict(job.values), experiment=experiment, in_context=in_context, evaluations=evaluations
         )
-    SweepState(name, experiment, f"python -m lightning_apps.train sweep={name}", flat_grid(grid), {}, records).write(
-        folder
-    )
+    listed = {key: list(axis.values) for key, axis in axes.items()}
+    command = f"python -m lightning_apps.train sweep={name}"
+    SweepState(name, experiment, command, listed, {}, records).write(folder)
     return folder

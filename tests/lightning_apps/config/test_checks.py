@@ -252,16 +252,6 @@ def test_what_lightning_calls_otherwise_names_keys_that_there_are(composed):
             node = node[part]
 
 
-def test_a_sweep_over_several_devices_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", "--multirun", "seed=1,2", "hardware=cpu_ddp"])
-    with pytest.raises(SystemExit) as stopped:
-        train.main()
-    assert stopped.value.code == 2
-    assert "--multirun with hardware.devices=2" in capsys.readouterr().err
-    assert not list(tmp_path.glob("outputs/location"))
-
-
 def test_composing_and_help_need_no_torch():
     code = (
         "import sys, lightning_apps.train, lightning_apps.evaluate\n"

@@ -18,11 +18,12 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import wandb_run_id
 from lightning_apps.sweeps import sweep
-from lightning_apps.sweeps.grid import SweepSettings, expand
-from lightning_apps.sweeps.jobs import is_running
+from lightning_apps.sweeps.backends.local import is_running
+from lightning_apps.sweeps.grid import SweepSettings, expand, grid_axes
 from lightning_apps.sweeps.state import read_state
-from lightning_apps.sweeps.sweep import check_jobs, make_slots, num_cores, only_runner, without
+from lightning_apps.sweeps.sweep import check_jobs, make_places, num_cores, only_runner, without
 from tests.asserts.patience import wait_until
+from tests.fakes.fake_sweep import SETTINGS
 from tests.tiny.tiny_runs import LOCATION
 
 RUN = [*LOCATION, "trainer.max_steps=6", "trainer.evaluate_every=3", "callbacks.extra.picture=null"]
@@ -34,19 +35,21 @@ def in_process(tmp_path, cache_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noted = []
 
-    class NoRunner(sweep.JobRunner):
-        def run(self):
-            noted.extend(self.state.jobs)
+    class NoEngine(sweep.Engine):
+        def run(self, source):
+            self.source = source
+            noted.extend(source.jobs)
             return 0
 
-    def call(*arguments):
+    def call(*arguments, run=RUN):
         noted.clear()
-        given = [*arguments, *RUN, f"run.cache_root={cache_root}"]
+        flag = [word for word in arguments if word == "--multirun"]
+        given = [*flag, *(word for word in arguments if word not in flag), *run, f"run.cache_root={cache_root}"]
         monkeypatch.setattr(sys, "argv", ["train", *given])
         train.main()
         return list(noted)
 
-    monkeypatch.setattr(sweep, "JobRunner", NoRunner)
+    monkeypatch.setattr(sweep, "Engine", NoEngine)
     monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
     return call
 
@@ -91,7 +94,6 @@ def test_the_command_of_a_job_composes_to_its_place_in_the_grid(in_process):
     job = in_process(*GRID, "+sweep.grid.optimizer=[adamw,muon]", "+sweep.grid.data.countries=[[FR,DE],null]")[1]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=job.overrides))
-    assert config["sweep"] is None
     assert config["data"]["countries"] is None
     assert config["optimizer"]["_target_"] == "lightning_apps.training.optimizers.adamw"
     check_config(config)
@@ -108,7 +110,7 @@ def test_a_sweep_chooses_its_experiment_and_the_command_line_another(tmp_path):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         assert compose("config", overrides=[search, "sweep=mine"]).experiment == "other"
         assert compose("config", overrides=[search, "sweep=mine", "experiment=location"]).experiment == "location"
-        assert compose("config", overrides=[search]).sweep is None
+        assert compose("config", overrides=[search]).sweep.grid == {}
 
 
 def test_jobs_look_for_options_where_the_command_did(in_process, tmp_path):
@@ -130,7 +132,7 @@ def test_arxiv_scaling_composes_and_checks():
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", overrides=["sweep=arxiv_scaling"])
         assert cfg.experiment == "arxiv"
-        jobs = expand(plain(cfg)["sweep"]["grid"])
+        jobs = expand(grid_axes(plain(cfg)["sweep"]["grid"]))
         assert len(jobs) == 45
         check_config(plain(compose("config", overrides=["experiment=arxiv", *jobs[-1].overrides])))
 
@@ -140,17 +142,25 @@ def test_arxiv_scaling_composes_and_checks():
     [
         (["sweep=grd"], ["sweep=grd", "did you mean grid?", "arxiv_scaling"]),
         (["sweep=null"], ["sweep=null", "options of sweep", "~sweep"]),
-        (["sweep=grid"], ["sweep=grid needs a name: sweep.name=<name>"]),
-        (["sweep=grid", "sweep.name=s"], ["sweep.grid is empty", "+sweep.grid.seed=[0,1,2]"]),
+        (["sweep=grid"], ["nothing is swept: list values, --multirun seed=0,1,2"]),
+        (["sweep.name=s"], ["nothing is swept", "+sweep.grid.seed=[0,1,2]"]),
+        (["--multirun", "seed=7"], ["nothing is swept"]),
+        (["--multirun", "seed=1,2,1"], ["seed=1,2,1 lists 1 twice"]),
+        (["--multirun", "seed=1,2", *GRID], ["seed=1,2 and sweep.grid.seed=[0,1] sweep one key"]),
+        (["--multirun", "optimizer.lr=interval(0,1)"], ["an interval has no values to list", "sweep.search=optuna"]),
+        (["--multirun", "run.name=a,b"], ["run.name=a,b: run cannot be swept"]),
+        (["--multirun", "sweep.retries=1,2"], ["sweep.retries=1,2: sweep cannot be swept"]),
+        (["--multirun", "model=glob(nothing*)"], ["model=glob(nothing*): give at least one value"]),
+        (["--multirun", "optimizer.lrr=1,2"], ["optimizer.lrr does not exist"]),
         (["sweep=grid", "sweep.grid.seed=[0]"], ["sweep.grid.seed", "add it with +sweep.grid.seed=<value>"]),
         (["sweep=grid", "sweep.grid={seed:[0]}"], ["sweep.grid", "add each with +sweep.grid.<name>=<value>"]),
         ([*GRID, "sweep.paralel=2"], ["sweep.paralel", "did you mean parallel?"]),
         ([*GRID, "sweep.parallel=two"], ["sweep.parallel='two'", "int"]),
         ([*GRID, "sweep.on_failure=retry"], ["sweep.on_failure='retry'", "'continue' or 'stop'"]),
         ([*GRID, "sweep.name=a/b"], ["sweep.name='a/b'"]),
-        ([*GRID, "seed=7"], ["seed=7: the grid sets seed"]),
+        ([*GRID, "seed=7"], ["seed=7: the sweep sets seed"]),
         ([*GRID, "run.name=x"], ["run.name=x", "choose another sweep.name"]),
-        ([*GRID, "sweep.overrides=['seed=7']"], ["sweep.overrides: seed=7: the grid sets seed"]),
+        ([*GRID, "sweep.overrides=['seed=7']"], ["sweep.overrides: seed=7: the sweep sets seed"]),
         ([*GRID, "sweep.devices=[0,1]"], ["sweep.devices names GPUs", "hardware=gpu"]),
         ([*GRID, "+sweep.grid.optimizer.lrr=[1]"], ["optimizer.lrr does not exist"]),
         ([*GRID, "+sweep.grid.optimizer.lr=[1e-3,-1]"], ["job lr=-1,seed=0: optimizer.lr=-1", "not negative"]),
@@ -169,12 +179,40 @@ def test_mistakes_get_one_line_and_write_nothing(arguments, expected, in_process
     assert not Path("outputs").exists()
 
 
-def test_multirun_is_something_else(in_process, capsys):
+def test_multirun_is_the_sweep(in_process, capsys):
+    jobs = in_process("--multirun", "seed=range(0,2)", "optimizer=choice(adamw,muon)", "hardware.devices=2")
+    assert [job.name for job in jobs] == [
+        "optimizer=adamw,seed=0", "optimizer=muon,seed=0", "optimizer=adamw,seed=1", "optimizer=muon,seed=1",
+    ]  # fmt: skip
+    name = read_state(next(Path("outputs/sweeps").iterdir())).name
+    own = ["seed=0", "optimizer=muon", f"run.name='{name}-optimizer=muon,seed=0'", "run.resume=auto"]
+    assert jobs[1].overrides[-4:] == own
+    assert f"directory  outputs/sweeps/{name}" in capsys.readouterr().out
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=jobs[1].overrides))
+    assert config["hardware"]["devices"] == 2
+    # values may be added, and a sweep that has a name is found by either door
+    more = in_process("--multirun", "seed=range(0,3)", "optimizer=choice(adamw,muon)", "hardware.devices=2")
+    assert [job.run_directory for job in more[:4]] == [job.run_directory for job in jobs]
+    assert len(more) == 6
+    (one,) = in_process("--multirun", "sweep.name=s", "seed=choice(5)")
+    assert in_process("sweep.name=s", "+sweep.grid.seed=[5]")[0].run_directory == one.run_directory
+
+
+def test_another_sweeper_is_refused(in_process, capsys):
+    """It would start every job in this process, and Lightning the whole sweep again in each rank (Lightning#11300)."""
     with pytest.raises(SystemExit) as stopped:
-        in_process("--multirun", *GRID)
+        in_process("--multirun", "hydra/sweeper=basic", "seed=1,2", "hardware.devices=2")
     assert stopped.value.code == 2
-    assert "sweep=... and --multirun exclude each other" in capsys.readouterr().err
-    assert not Path("outputs/sweeps/s").exists()
+    assert "leave hydra/sweeper away" in capsys.readouterr().err
+    assert not Path("outputs/location").exists()
+
+
+def test_multirun_of_several_experiments(in_process):
+    jobs = in_process("--multirun", "experiment=location,arxiv", "sweep.name=both", run=["hardware=cpu"])
+    assert [job.run_directory for job in jobs] == [
+        f"outputs/{experiment}/both-experiment={experiment}" for experiment in ("location", "arxiv")
+    ]
 
 
 def test_a_start_that_contradicts_the_sweep_is_refused(in_process, capsys):
@@ -189,7 +227,8 @@ def test_a_start_that_contradicts_the_sweep_is_refused(in_process, capsys):
         assert stopped.value.code == 2
         assert expected in capsys.readouterr().err
     assert Path("outputs/sweeps/s/sweep.json").read_text() == before
-    assert len(in_process(*GRID[:2], "+sweep.grid.seed=[1,2]", "hardware.num_workers=1")) == 3
+    assert len(in_process(*GRID[:2], "+sweep.grid.seed=[1,2]", "hardware.num_workers=1")) == 2
+    assert [job.name for job in read_state(Path("outputs/sweeps/s")).jobs] == ["seed=1", "seed=2", "seed=0"]
 
 
 def test_a_run_that_was_made_otherwise_is_not_taken_for_a_job(in_process, capsys):
@@ -214,11 +253,7 @@ def test_two_runners_of_one_sweep_do_not_meet(tmp_path):
 
 
 def settings_with(**changes):
-    whole = {
-        "name": "s", "grid": {}, "overrides": [], "parallel": None, "devices": None, "retries": 0,
-        "retry_failed": False, "on_failure": "continue",
-    }  # fmt: skip
-    return SweepSettings(**{**whole, **changes})
+    return SweepSettings(**{**SETTINGS, **changes})
 
 
 @pytest.mark.parametrize(
@@ -237,12 +272,12 @@ def test_places_for_jobs(parallel, devices, hardware, cores, expected, monkeypat
     monkeypatch.setattr(sweep, "num_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     configs = {"a": {"hardware": {"accelerator": hardware[0], "devices": hardware[1]}}}
-    slots = make_slots(settings_with(parallel=parallel, devices=devices), configs)
-    assert [(slot.devices, slot.threads) for slot in slots] == expected
+    places = make_places(settings_with(parallel=parallel, devices=devices), configs)
+    assert [(slot.devices, slot.threads) for slot in places] == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's choice stays
-    assert make_slots(settings_with(parallel=4), configs)[0].threads is None
+    assert make_places(settings_with(parallel=4), configs)[0].threads is None
     with pytest.raises(ConfigError, match=r"3 devices cannot be shared out to jobs of hardware\.devices=2"):
-        make_slots(settings_with(devices=[0, 1, 2]), {"a": {"hardware": {"accelerator": "gpu", "devices": 2}}})
+        make_places(settings_with(devices=[0, 1, 2]), {"a": {"hardware": {"accelerator": "gpu", "devices": 2}}})
 
 
 def test_settings_without_the_grid():

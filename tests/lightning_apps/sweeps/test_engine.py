@@ -1,4 +1,4 @@
-"""The runner of a sweep with processes that only pretend to train."""
+"""The engine of a sweep with processes that only pretend to train."""
 
 import json
 import os
@@ -13,8 +13,11 @@ import pytest
 
 from lightning_apps.process.console import open_console
 from lightning_apps.process.file_lock import is_locked
-from lightning_apps.sweeps import jobs as sweep_jobs
-from lightning_apps.sweeps.jobs import Slot, last_line, lock_path, wait_for_orphans
+from lightning_apps.sweeps import engine as sweep_engine
+from lightning_apps.sweeps.backends import local
+from lightning_apps.sweeps.backends.backend import BackendError, Handle, Sign
+from lightning_apps.sweeps.backends.local import LocalBackend, Place, lock_path
+from lightning_apps.sweeps.engine import last_line
 from lightning_apps.sweeps.state import read_state
 from tests.asserts.patience import wait_until
 from tests.fakes.fake_sweep import make
@@ -25,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def _at_home(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sweep_jobs, "POLL_S", 0.02)
+    monkeypatch.setattr(sweep_engine, "POLL_S", 0.02)
 
 
 def statuses(folder):
@@ -76,7 +79,7 @@ def test_a_failure_does_not_stop_the_others_and_is_named(tmp_path, capsys):
     closing = runner.closing_lines()
     assert "sweep ended: 1 of 4 jobs done" in closing
     assert "failed  a: error: boom" in closing
-    assert "failed  c: killed by SIGKILL (out of memory?)" in closing
+    assert "failed  c: killed by SIGKILL (out of memory?); no output" in closing
     assert "failed  d: ended without a summary of a completed run; goodbye" in closing
     assert "python -m x sweep=s sweep.retry_failed=true" in closing
 
@@ -114,11 +117,15 @@ def test_a_time_budget_is_no_failure(tmp_path):
 
 
 def test_devices_and_threads_go_round(tmp_path):
-    slots = [Slot("0,1", 3), Slot("2,3", 3)]
-    assert make(tmp_path, dict.fromkeys("abcd", "ok"), slots=slots).run() == 0
+    places = [Place("0,1", 3), Place("2,3", 3)]
+    assert make(tmp_path, dict.fromkeys("abcd", "ok"), places=places).run() == 0
     seen = [starts(tmp_path, name)[0].split()[1:] for name in "abcd"]
     assert {tuple(entry) for entry in seen[:2]} == {("0,1", "3"), ("2,3", "3")}
     assert {tuple(entry) for entry in seen} == {("0,1", "3"), ("2,3", "3")}
+
+
+def wait_for_orphans(folder):
+    assert LocalBackend(folder, []).recover({"a": Handle(""), "b": Handle("")}) == {}
 
 
 def when_ready(folder, names, act):
@@ -136,7 +143,7 @@ def when_ready(folder, names, act):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_passed_on_and_the_sweep_goes_on_later(signum, tmp_path, capsys):
-    handlers = [signal.getsignal(number) for number in sweep_jobs.STOP_SIGNALS]
+    handlers = [signal.getsignal(number) for number in sweep_engine.STOP_SIGNALS]
     runner = make(tmp_path, {"a": "slow", "b": "slow", "c": "ok"}, parallel=2)
     when_ready(tmp_path, "ab", lambda: os.kill(os.getpid(), signum))
     assert runner.run() == 128 + signum
@@ -144,7 +151,7 @@ def test_a_signal_is_passed_on_and_the_sweep_goes_on_later(signum, tmp_path, cap
     assert starts(tmp_path, "c") == []
     assert f"{signum.name}: 2 running jobs save after their step" in capsys.readouterr().out
     assert f"stopped by {signum.name}: 0 of 3 jobs done" in runner.closing_lines()
-    assert [signal.getsignal(number) for number in sweep_jobs.STOP_SIGNALS] == handlers
+    assert [signal.getsignal(number) for number in sweep_engine.STOP_SIGNALS] == handlers
     assert make(tmp_path, {"a": "ok", "b": "ok", "c": "ok"}).run() == 0
 
 
@@ -188,7 +195,7 @@ def test_jobs_end_with_a_runner_that_is_killed(tmp_path):
     wait_until((tmp_path / "runs" / "a" / "ready").exists)
     runner.kill()
     runner.wait()
-    wait_for_orphans(tmp_path, ["a", "b"])
+    wait_for_orphans(tmp_path)
     assert json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())["status"] == "stopped"
     assert statuses(tmp_path) == {"a": "running", "b": "pending"}  # nobody was left to write it
     assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
@@ -204,8 +211,8 @@ def test_a_job_that_outlived_its_runner_is_waited_for(tmp_path, monkeypatch):
     assert is_locked(lock_path(tmp_path, "a"))
     open_console()
     said = []
-    monkeypatch.setattr(sweep_jobs, "say", lambda text: (said.append(text), os.kill(job, signal.SIGKILL)))
-    wait_for_orphans(tmp_path, ["a", "b"])
+    monkeypatch.setattr(local, "say", lambda text: (said.append(text), os.kill(job, signal.SIGKILL)))
+    wait_for_orphans(tmp_path)
     assert said == [f"waiting for 1 jobs that an earlier start left running: a (process {job})"]
     assert not is_locked(lock_path(tmp_path, "a"))
 
@@ -222,3 +229,76 @@ def test_the_line_that_says_why(tmp_path):
         file.write(b"x" * 100_000)
     assert last_line(log, start) == "x" * 500
     assert last_line(tmp_path / "nothing", 0) == "no output"
+
+
+def test_a_job_that_hangs_is_ended_and_leaves_the_others_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_engine, "GRACE_S", 0.2)
+    engine = make(tmp_path, {"a": "slow", "b": "deaf", "c": "ok"}, parallel=3, times=(5.0, None))
+    assert engine.run() == 1
+    assert statuses(tmp_path) == {"a": "failed", "b": "failed", "c": "done"}
+    assert [read_state(tmp_path).job(name).exit_code for name in "ab"] == [128 + signal.SIGTERM, -signal.SIGKILL]
+    assert "failed  b: sweep.job_time: 5 s are over; no output" in engine.closing_lines()
+
+
+def test_no_job_starts_after_the_sweeps_time(tmp_path):
+    engine = make(tmp_path, {"a": "ok", "b": "ok"}, times=(None, 0.01))
+    time.sleep(0.02)
+    assert engine.run() == 1
+    assert statuses(tmp_path) == {"a": "pending", "b": "pending"}
+    assert "sweep.max_time: 0 s are over: 0 of 2 jobs done" in engine.closing_lines()
+    assert "go on with" in engine.closing_lines()
+
+
+class Cluster(LocalBackend):
+    """Tasks that wait in a queue, lose their place once, and outlive their engine."""
+
+    def __init__(self, folder, refused=()):
+        super().__init__(folder, [Place(None, None)])
+        self.refused, self.lost, self.asked, self.kept = refused, set(), 0, {}
+
+    def submit(self, task):
+        if task.name in self.refused:
+            raise BackendError("no partition of that name")
+        handle = super().submit(task)
+        return Handle(handle.key, f"node of {task.name}")
+
+    def poll(self, handle):
+        self.asked += 1
+        if self.asked % 3:
+            return Sign("queued")
+        if handle.key in self.kept:
+            return Sign("ended")  # nobody knows its exit code
+        sign = super().poll(handle)
+        if sign.phase == "ended" and len(self.lost) < 1:
+            self.lost.add(handle.key)
+            return Sign("ended", -9, note="node failed", again=True)
+        return sign
+
+    def recover(self, started):
+        return {name: handle for name, handle in started.items() if handle.key in self.kept}
+
+
+def test_a_place_that_was_lost_costs_no_attempt(tmp_path, capsys):
+    assert make(tmp_path, {"a": "killed then ok", "b": "ok"}, backend=Cluster(tmp_path)).run() == 0
+    assert statuses(tmp_path) == {"a": "done", "b": "done"}
+    assert "stopped  a: node failed" in capsys.readouterr().out
+    assert read_state(tmp_path).job("b").where == "node of b"
+
+
+def test_what_a_back_end_refuses_is_told_and_the_others_run(tmp_path):
+    engine = make(tmp_path, {"a": "ok", "b": "ok"}, backend=Cluster(tmp_path, refused=("a",)))
+    assert engine.run() == 1
+    assert statuses(tmp_path) == {"a": "failed", "b": "done"}
+    assert "failed  a: no partition of that name" in engine.closing_lines()
+
+
+def test_an_engine_comes_back_to_jobs_that_outlived_it(tmp_path):
+    make(tmp_path, {"a": "ok"}).run()
+    state = read_state(tmp_path)
+    state.job("a").status, state.job("a").handle = "running", "77"
+    state.write(tmp_path)
+    cluster = Cluster(tmp_path)
+    cluster.kept = {"77"}
+    assert make(tmp_path, {"a": "ok"}, backend=cluster).run() == 0
+    assert statuses(tmp_path) == {"a": "done"}
+    assert len(starts(tmp_path, "a")) == 1
