@@ -1,4 +1,7 @@
-"""`python -m lightning_apps.doctor experiment=gsm8k`: look at the data before anything is trained on them."""
+"""Look at the data before anything is trained on them.
+
+python -m lightning_apps.doctor experiment=gsm8k
+"""
 
 import os
 import sys

@@ -1,48 +1,26 @@
-"""`python -m lightning_apps.evaluate run=outputs/location/default`: a checkpoint's metrics, as training saw them."""
+"""Evaluate a checkpoint of a run, with the metrics that training used.
+
+python -m lightning_apps.evaluate run=outputs/location/default split=validation checkpoint=best
+python -m lightning_apps.evaluate run=outputs/arxiv/default split=test metrics=in_context
+"""
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.command_settings import settings_of
+from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_files.directory import RunDirectory, results_folder
 
-SPLITS = ("validation", "test", "train")
 BASE = "base"
 """The weights that training started from, in `compare=base`."""
 PRETRAINED = "models.language.causal_lm.pretrained_causal_lm"
-
-
-@dataclass
-class ModelConfig:
-    """What to measure in place of the run's own weights."""
-
-    pretrained: str | None = MISSING
-
-
-@dataclass
-class EvaluateConfig:
-    """Types of the command's settings; the values are in conf/command/evaluate.yaml."""
-
-    run: str = MISSING
-    split: str = MISSING
-    checkpoint: str = MISSING
-    metrics: Any = MISSING
-    model: ModelConfig = field(default_factory=ModelConfig)
-    accelerator: str | None = MISSING
-    compare: str | None = MISSING
-    trust: Any = MISSING
-    out: str | None = MISSING
-
-
-ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -51,10 +29,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError: no such run, checkpoint or split.
     """
-    options = plain(cfg)
+    options = settings_of("evaluate", cfg)
     split, name = options["split"], options["checkpoint"]
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: allowed are {', '.join(SPLITS)}")
     directory, config = open_run(options["run"], trust=options.get("trust"))
     pretrained = options["model"]["pretrained"]
     path = directory.checkpoint(name) if pretrained is None else None

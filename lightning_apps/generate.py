@@ -1,38 +1,22 @@
-"""`python -m lightning_apps.generate run=outputs/gsm8k/default prompt="..."`: talk with the model of a run."""
+"""Talk with the model of a run; its answer appears as it is made.
+
+python -m lightning_apps.generate run=outputs/gsm8k/default prompt="Ann has 3 apples and buys 4. How many now?"
+python -m lightning_apps.generate run=outputs/gsm8k/default
+"""
 
 import re
 import sys
-from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.command_settings import settings_of
+from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
 from lightning_apps.config.overrides import quoted
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory
-
-
-@dataclass
-class GenerateConfig:
-    """Types of the command's settings; the values are in conf/command/generate.yaml."""
-
-    run: str = MISSING
-    prompt: str | None = MISSING
-    system_prompt: str | None = MISSING
-    checkpoint: str = MISSING
-    max_new_tokens: int = MISSING
-    temperature: float = MISSING
-    top_p: float = MISSING
-    seed: int = MISSING
-    accelerator: str = MISSING
-    trust: Any = MISSING
-
-
-ConfigStore.instance().store(name="generate_schema", node=GenerateConfig)
 
 
 def generate(cfg: DictConfig) -> list[str]:
@@ -41,9 +25,7 @@ def generate(cfg: DictConfig) -> list[str]:
     Raises:
         ConfigError: no such run or checkpoint, a setting out of range, or a prompt that the chat template refuses.
     """
-    options = plain(cfg)
-    if options["max_new_tokens"] < 1 or options["temperature"] < 0 or not 0 < options["top_p"] <= 1:
-        raise ConfigError("max_new_tokens must be at least 1, temperature not negative, top_p above 0 and at most 1")
+    options = settings_of("generate", cfg)
     if options["prompt"] is not None and not options["prompt"].strip():
         raise ConfigError("prompt is empty: give a question, or leave prompt away to chat")
     directory, config = open_run(options["run"], trust=options.get("trust"))

@@ -1,4 +1,11 @@
-"""`python -m lightning_apps.predict run=outputs/imdb/default input=FILE|-`: classify texts, streaming."""
+"""Classify texts with the best weights of a run, one JSON object a line, in the order of the input.
+
+  python -m lightning_apps.predict run=outputs/imdb/default input=reviews.jsonl
+  echo "a film to remember" | python -m lightning_apps.predict run=outputs/imdb/default input=-
+
+Every line gives: line (where the text was), label, probability of that label, probabilities of all, and the id of the
+input where it has one.
+"""
 
 import errno
 import os
@@ -11,38 +18,20 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any, BinaryIO, TextIO
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from lightning_apps.config.binding import bind, target
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.command_settings import settings_of
+from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.run_files.directory import RunDirectory
 
-FORMATS = ("auto", "jsonl", "csv", "parquet", "text")
 ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 """Formats by the ending of a file's name; of any other the first line decides, as of standard input."""
 BATCHES_AHEAD = 8
 """So many batches of texts are read, sorted by length, and put back in order: that bounds the memory."""
-
-
-@dataclass
-class PredictConfig:
-    """Types of the command's settings; the values are in conf/command/predict.yaml."""
-
-    run: str = MISSING
-    input: str = MISSING
-    output: str = MISSING
-    format: str = MISSING
-    text_column: str | None = MISSING
-    batch_size: int = MISSING
-    accelerator: str = MISSING
-    trust: Any = MISSING
-
-
-ConfigStore.instance().store(name="predict_schema", node=PredictConfig)
 
 
 @dataclass(frozen=True)
@@ -163,12 +152,7 @@ def predict(cfg: DictConfig) -> None:
     """
     from datamodules.text.jsonl import json_line
 
-    options = plain(cfg)
-    if options["format"] not in FORMATS:
-        hint = did_you_mean(options["format"], list(FORMATS))
-        raise ConfigError(f"format={options['format']!r}{hint}: allowed are {', '.join(FORMATS)}")
-    if options["batch_size"] < 1:
-        raise ConfigError(f"batch_size={options['batch_size']}: must be at least 1")
+    options = settings_of("predict", cfg)
     directory, config = open_run(options["run"], trust=options.get("trust"))
     path = Path(options["input"])
     if options["input"] != "-" and not path.is_file():

@@ -1,4 +1,7 @@
-"""`python -m lightning_apps.prepare experiment=arxiv`: prepare an experiment's data, train nothing."""
+"""Prepare an experiment's data, train nothing.
+
+python -m lightning_apps.prepare experiment=arxiv
+"""
 
 from typing import Any
 

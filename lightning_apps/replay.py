@@ -1,30 +1,20 @@
-"""`python -m lightning_apps.replay run=outputs/location/default step=57`: one step again, compared with its record."""
+"""Do one optimizer step of a run again and compare it with what was logged, or look into a crash dump.
 
-from dataclasses import dataclass
+  python -m lightning_apps.replay run=outputs/location/default step=57
+  python -m lightning_apps.replay crash_dump=outputs/location/default/crash_dumps/step=00000057
+
+Nothing in the run directory is changed. Exit code 1: the step came out differently.
+"""
+
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.command_settings import settings_of
+from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError
-
-
-@dataclass
-class ReplayConfig:
-    """Types of the command's settings; the values are in conf/command/replay.yaml."""
-
-    run: str | None = MISSING
-    step: int | None = MISSING
-    crash_dump: str | None = MISSING
-    num_texts: int = MISSING
-    accelerator: str | None = MISSING
-    trust: Any = MISSING
-
-
-ConfigStore.instance().store(name="replay_schema", node=ReplayConfig)
 
 
 def replay(cfg: DictConfig) -> None:
@@ -34,7 +24,7 @@ def replay(cfg: DictConfig) -> None:
         ConfigError: neither a run with a step nor a crash dump is named, or there is none.
         ReplayMismatchError: the step's samples or loss are not those that were recorded.
     """
-    options = plain(cfg)
+    options = settings_of("replay", cfg)
     run, step, crash_dump = options["run"], options["step"], options["crash_dump"]
     if (crash_dump is None) == (run is None) or (run is None) != (step is None):
         raise ConfigError("give run=<directory> and step=<number>, or crash_dump=<directory>")

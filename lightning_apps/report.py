@@ -1,27 +1,20 @@
-"""`python -m lightning_apps.report sweep=outputs/sweeps/arxiv_scaling`: a sweep, or a run, on one page."""
+"""Gather a sweep, or a run, into one self-contained page.
 
-from dataclasses import dataclass
+  python -m lightning_apps.report sweep=outputs/sweeps/arxiv_scaling
+  python -m lightning_apps.report run=outputs/location/default
+
+Writes report.html; for a sweep also table.csv, results.json and the pictures. Nothing is trained.
+"""
+
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.command_settings import settings_of
+from lightning_apps.config.composition import CONF
 from lightning_apps.errors import ConfigError
-
-
-@dataclass
-class ReportConfig:
-    """Types of the command's settings; the values are in conf/command/report.yaml."""
-
-    sweep: str | None = MISSING
-    run: str | None = MISSING
-    out: str | None = MISSING
-
-
-ConfigStore.instance().store(name="report_schema", node=ReportConfig)
 
 
 def report(cfg: DictConfig) -> list[Path]:
@@ -30,7 +23,7 @@ def report(cfg: DictConfig) -> list[Path]:
     Raises:
         ConfigError: neither or both were named, or nothing is there.
     """
-    options = plain(cfg)
+    options = settings_of("report", cfg)
     if (options["sweep"] is None) == (options["run"] is None):
         raise ConfigError("name one of sweep=outputs/sweeps/<name> and run=outputs/<experiment>/<name>")
     from lightning_apps.process.console import open_console, say

@@ -1,4 +1,8 @@
-"""`python -m lightning_apps.train experiment=location`: train one experiment and export its best weights."""
+"""Train one experiment and export its best weights.
+
+python -m lightning_apps.train experiment=location
+python -m lightning_apps.train experiment=location model.hidden_size=64 precision=bf16_mixed
+"""
 
 from typing import Any
 

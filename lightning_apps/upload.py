@@ -1,26 +1,20 @@
-"""`python -m lightning_apps.upload run=outputs/location/default to=s3://bucket/prefix`: a run into an object store."""
+"""Upload a run to an S3-compatible object store, or go on with an upload that was interrupted.
 
-from dataclasses import dataclass
+  python -m lightning_apps.upload run=outputs/location/default to=s3://bucket/prefix
+
+Files that are there are not sent again; the object COMPLETE is written last. Server and credentials are those of
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or of the AWS configuration files.
+"""
+
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 
 from lightning_apps.config.command_line import run_command
-from lightning_apps.config.composition import CONF, plain
+from lightning_apps.config.command_settings import settings_of
+from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import read_run
 from lightning_apps.errors import ConfigError
-
-
-@dataclass
-class UploadConfig:
-    """Types of the command's settings; the values are in conf/command/upload.yaml."""
-
-    run: str = MISSING
-    to: str | None = MISSING
-
-
-ConfigStore.instance().store(name="upload_schema", node=UploadConfig)
 
 
 def upload(cfg: DictConfig) -> None:
@@ -34,7 +28,7 @@ def upload(cfg: DictConfig) -> None:
     from lightning_apps.process.console import open_console, say
     from lightning_apps.run_files.upload import progress_bar, report_text, run_url, upload_run
 
-    options = plain(cfg)
+    options = settings_of("upload", cfg)
     if is_remote(options["run"]):
         raise ConfigError(f"run={options['run']} is in an object store already; name a local run")
     directory, config = read_run(options["run"])

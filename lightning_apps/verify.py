@@ -1,4 +1,7 @@
-"""`python -m lightning_apps.verify experiment=location`: prove on this machine what the program claims of itself."""
+"""Prove on this machine what the program claims of itself.
+
+python -m lightning_apps.verify experiment=location
+"""
 
 import os
 import shutil

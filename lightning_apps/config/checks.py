@@ -5,7 +5,6 @@ Nothing here imports torch: most mistakes are answered in about a second.
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from datamodules.storage.errors import StorageError
@@ -15,9 +14,9 @@ from lightning_apps.config.command_line import lightning_hint
 from lightning_apps.config.composition import options
 from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import check_optimizer
-from lightning_apps.config.schema import RANGES, HardwareConfig, PrecisionConfig, RunConfig, TrainerConfig
-from lightning_apps.config.value_checks import checked_value
-from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.config.schema import Natural, RootConfig
+from lightning_apps.config.value_checks import check_fields, checked_value
+from lightning_apps.errors import ConfigError
 from lightning_apps.process.safe_stop import max_time_seconds
 
 
@@ -33,9 +32,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_run_name(config["run"]["name"])
     _check_upload(config["run"]["upload"])
     max_time_seconds(config["trainer"]["max_time"])
-    _check_ranges(config)
-    _check_checkpoints(config["callbacks"]["checkpoints"])
-    _check_guards(config["callbacks"]["guards"])
+    check_fields("", config, RootConfig, unknown=lightning_hint)
+    _check_callbacks(config["callbacks"])
     _check_devices(config)
     check_kinds(config)
     for key in BOUND:
@@ -58,10 +56,6 @@ BOUND = ("model", "data", "optimizer", "scheduler", "module")
 """Sections that name a target."""
 
 
-SECTION_TYPES = {"trainer": TrainerConfig, "hardware": HardwareConfig, "precision": PrecisionConfig, "run": RunConfig}
-"""Sections whose keys are all known."""
-
-
 def _check_sections(config: Mapping[str, Any]) -> None:
     """Every section is there and has keys; what can be switched off has keys or is off."""
     for key in (*BOUND, "precision", "hardware", "trainer", "callbacks", "logger", "run"):
@@ -70,14 +64,6 @@ def _check_sections(config: Mapping[str, Any]) -> None:
         if not isinstance(config[key], Mapping):
             remedy = f"choose an option of the group, {key}=<{'|'.join(known)}>" if (known := options(key)) else ""
             raise ConfigError(f"{key}={config[key]!r}: {remedy or 'it has keys of its own, leave it to experiment='}")
-    for key, kind in SECTION_TYPES.items():
-        known = [field.name for field in fields(kind)]
-        for name in config[key]:
-            if name not in known:  # added with +, which Hydra allows even here
-                raise ConfigError(
-                    lightning_hint(f"{key}.{name}")
-                    or f"{key}.{name} does not exist{did_you_mean(name, known)}; {key} has: {', '.join(known)}"
-                )
     for group, nodes in (("callbacks.extra", config["callbacks"]["extra"]), ("logger", config["logger"])):
         for name, node in nodes.items():
             if node and not isinstance(node, Mapping):
@@ -107,40 +93,12 @@ def _check_upload(url: str | None) -> None:
             raise ConfigError(f"run.upload: {error}") from error
 
 
-def _check_ranges(config: Mapping[str, Any]) -> None:
-    for key, (annotation, allowed) in RANGES.items():
-        *sections, name = key.split(".")
-        node: Any = config
-        for section in sections:
-            node = node.get(section) if isinstance(node, Mapping) else None
-        if isinstance(node, Mapping) and name in node:  # a run that is older than the key has none
-            checked_value(key, node[name], annotation, allowed=allowed)
-
-
-def _check_checkpoints(checkpoints: Mapping[str, Any]) -> None:
-    if not checkpoints["monitor"].startswith("val/"):
-        raise ConfigError(
-            f"callbacks.checkpoints.monitor={checkpoints['monitor']!r}: selection looks at val/ metrics only"
-        )
-
-
-GUARD_ACTIONS = {
-    "non_finite": ("stop", "skip", "off"),
-    "token_ids": ("stop", "off"),
-    "loss_spike": ("stop", "skip", "warn", "off"),
-    "collapsed_generator": ("stop", "warn", "off"),
-}
-"""What each guard of callbacks.guards may do."""
-
-
-def _check_guards(guards: Mapping[str, Any]) -> None:
-    for name, allowed in GUARD_ACTIONS.items():
-        if guards[name] not in allowed:
-            hint = '; in a YAML file off must be quoted, "off"' if guards[name] == "False" else ""
-            raise ConfigError(
-                f"callbacks.guards.{name}={guards[name]!r}{did_you_mean(guards[name], list(allowed))}: "
-                f"allowed are {', '.join(allowed)}{hint}"
-            )
+def _check_callbacks(callbacks: Mapping[str, Any]) -> None:
+    monitor, stopping = callbacks["checkpoints"]["monitor"], callbacks["early_stopping"]
+    if not monitor.startswith("val/"):
+        raise ConfigError(f"callbacks.checkpoints.monitor={monitor!r}: selection looks at val/ metrics only")
+    if isinstance(stopping, Mapping) and "patience" in stopping:  # Lightning's own argument, which has no range
+        checked_value("callbacks.early_stopping.patience", stopping["patience"], Natural)
 
 
 def _check_shares(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:

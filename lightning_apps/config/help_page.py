@@ -29,7 +29,7 @@ def help_page(config_path: Path, config_name: str, words: Sequence[str], docstri
         config_path: folder of its configuration.
         config_name: of the file in it.
         words: of the command line; the configuration that they make is shown.
-        docstring: of the command's module, "`<example>`: <what it does>", for commands that share a configuration.
+        docstring: of the command's module; the page begins with it.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
         cfg = compose(config_name, overrides=overrides_of(words), return_hydra_config=True)
@@ -39,17 +39,13 @@ def help_page(config_path: Path, config_name: str, words: Sequence[str], docstri
         for folder in option_folders(config_path, words):
             notes |= comments(Path(str(folder)) / group / f"{option}.yaml", (group,))
     keys = with_comments(shown(cfg), notes)
-    if config_name != "config":
-        head = re.sub(r"\s*\$CONFIG\s*\$FLAGS_HELP\s*$", "", cfg.hydra.help.template)
-        return f"{head}\n\nKeys:\n{keys}\n\n{FLAGS}"
-    example, _, text = docstring.strip().splitlines()[0].removeprefix("`").partition("`: ")
-    groups = "\n".join(
-        f"  {folder.name}: {', '.join(group_options(config_path, folder.name, words))}"
+    groups = "".join(
+        f"  {folder.name}: {', '.join(group_options(config_path, folder.name, words))}\n"
         for folder in sorted(config_path.iterdir())
         if folder.is_dir() and folder.name != "command"
     )
-    header = f"{text[:1].upper()}{text[1:]}\n\n  {example}"
-    return f"{header}\n\nGroups, choose with group=option:\n{groups}\n\nKeys, with foo.bar=value:\n{keys}\n\n{FLAGS}"
+    chosen = f"Groups, choose with group=option:\n{groups}\n" if groups else ""
+    return f"{docstring.strip()}\n\n{chosen}Keys, with foo.bar=value:\n{keys}\n\n{FLAGS}"
 
 
 def shown(cfg: DictConfig) -> DictConfig:

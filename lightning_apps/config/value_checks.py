@@ -3,7 +3,8 @@
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
 
@@ -21,20 +22,66 @@ BOUNDS = {
 """pydantic's name of a bound that was broken, its type, and its field."""
 
 
-def checked_value(key: str, value: Any, annotation: Any, *, allowed: str | None = None) -> Any:
+@dataclass(frozen=True)
+class Allowed:
+    """In `Annotated[str, Allowed(Literal["a", "b"])]`: the type of a key that OmegaConf has no word for.
+
+    Attributes:
+        kind: the type.
+        words: what is allowed, where the type does not say it itself.
+    """
+
+    kind: Any
+    words: str | None = None
+
+
+def allowed_type(annotation: Any) -> Allowed:
+    """What an annotation allows: the type of its `Allowed`, or the annotation itself."""
+    found = [entry for entry in getattr(annotation, "__metadata__", ()) if isinstance(entry, Allowed)]
+    return found[0] if found else Allowed(annotation)
+
+
+def check_fields(
+    key: str, values: Mapping[str, Any], schema: type, *, unknown: Callable[[str], str | None] = lambda key: None
+) -> None:
+    """Each value of a section is of the type and inside the ranges of its field, and there are no others.
+
+    Args:
+        key: of the section; empty for the root.
+        values: of the section, plain; a run that is older than a field does not have it.
+        schema: dataclass with the fields.
+        unknown: message for a key that is no field's, or None for the usual one.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    fields = get_type_hints(schema, include_extras=True)
+    for name, value in values.items():
+        place = f"{key}.{name}" if key else name
+        if name not in fields:  # added with +, which Hydra allows even here
+            usual = f"{place} does not exist{did_you_mean(name, list(fields))}; {key} has: {', '.join(fields)}"
+            raise ConfigError(unknown(place) or usual)
+        if is_dataclass(fields[name]):
+            check_fields(place, value, fields[name], unknown=unknown)  # type: ignore[arg-type]
+        elif fields[name] not in (Any, dict[str, Any]):  # what is below these is bound to a signature
+            checked_value(place, value, fields[name])
+
+
+def checked_value(key: str, value: Any, annotation: Any) -> Any:
     """The value, where it is of the type and inside the ranges that the annotation names.
 
     Args:
         key: of the setting, for the message; a place inside the value is named after its last part.
         value: plain Python, as the configuration has it; nothing is converted.
-        annotation: a type, in which `Annotated[int, Ge(1)]` gives ranges.
-        allowed: what to say is allowed; None derives it from the annotation.
+        annotation: a type, in which `Annotated[int, Ge(1)]` gives ranges, and `Allowed` stands for what it holds.
 
     Raises:
         ConfigError: it is not.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    entry = allowed_type(annotation)
+    annotation, allowed = entry.kind, entry.words
     _check_names(key, value, annotation)
     try:
         result = TypeAdapter(annotation).validate_python(value, strict=True)
@@ -47,7 +94,8 @@ def checked_value(key: str, value: Any, annotation: Any, *, allowed: str | None 
             if field not in value:
                 raise ConfigError(f"{key} is missing") from error
             value = value[field]
-        hint = did_you_mean(value, _choices(annotation)) if isinstance(value, str) else ""
+        word = problem["input"] if place else value
+        hint = did_you_mean(word, _choices(annotation)) if isinstance(word, str) else ""
         words = allowed or _words(key.rpartition(".")[2], annotation, problem, place)
         raise ConfigError(f"{key}={value!r}{hint}: {words}") from error
     if not _is_finite(value):
@@ -108,6 +156,11 @@ def _words(name: str, annotation: Any, problem: Mapping[str, Any], loc: list[Any
         for bounds in _ranges(annotation):
             if any(isinstance(entry, bound) and getattr(entry, field) == broken for entry in bounds):
                 return f"{range_in_words(bounds)}{', or null' if NoneType in get_args(annotation) else ''}{place}"
+    choices = _choices(annotation)
+    if problem["type"] == "literal_error" and not any(isinstance(part, str) for part in loc):
+        null = ", or null" if NoneType in get_args(annotation) else ""
+        hint = '; in a YAML file off must be quoted, "off"' if problem["input"] == "False" and "off" in choices else ""
+        return f"allowed are {', '.join(choices)}{null}{place}{hint}"
     return f"{problem['msg'].lower()}{place}; expected {readable(annotation)}"
 
 

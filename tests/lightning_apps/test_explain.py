@@ -225,13 +225,13 @@ def test_ten_megabytes(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["split=tset"], "split='tset' (did you mean test?): allowed are test, validation, train"),
+        (["split=tset"], "split='tset' (did you mean test?): allowed are validation, test, train"),
         (["target=Matur", "input={file}"], "target='Matur' (did you mean Mature?): allowed are predicted, higher, Gen"),
-        (["methods=[attention]"], "methods='attention' (did you mean chunk_attention?): allowed are chunk_attention"),
-        (["methods=[]"], "methods=[]: name each of chunk_attention"),
+        (["methods=[attention]"], "methods=['attention'] (did you mean chunk_attention?): allowed are chunk_attention"),
+        (["methods=[]"], "methods=[]: name each at most once, and one at least"),
         (["steps=1"], "steps=1: must be an odd number from 3"),
         (["steps=8"], "steps=8: must be an odd number from 3"),
-        (["max_documents=0"], "max_documents=0: must be at least 1, or null for all"),
+        (["max_documents=0"], "max_documents=0: must be at least 1, or null"),
         (["faithfulness.unit=letter"], "faithfulness.unit='letter': allowed are sentence, word"),
         (["faithfulness.fractions=[0.5,0.2]"], "faithfulness.fractions=[0.5, 0.2]: must rise"),
         (["input=nowhere.txt"], "input=nowhere.txt: there is no such file"),

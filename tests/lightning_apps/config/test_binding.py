@@ -93,7 +93,7 @@ def test_what_comes_from_the_data_is_neither_asked_for_nor_missing():
         (
             "net",
             {"part": {"rank": 1, "kind": "hihg"}},
-            "x.part.kind='hihg' (did you mean high?): input should be 'low' or 'high'; expected Literal['low', 'high']",
+            "x.part.kind='hihg' (did you mean high?): allowed are low, high",
         ),
         (
             "net",

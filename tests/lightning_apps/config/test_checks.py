@@ -63,7 +63,7 @@ def test_experiments_are_small_deltas():
         (["model.hidden_size=abc"], ["model.hidden_size='abc'", "expected int"]),
         (["model.hidden_size=64.0"], ["model.hidden_size=64.0", "expected int"]),
         (["+model.widht=3"], ["model.widht does not exist", "allowed: hidden_size"]),
-        (["data.id_scheme=spacial"], ["data.id_scheme='spacial'", "'spatial' or 'random'"]),
+        (["data.id_scheme=spacial"], ["data.id_scheme='spacial'", "allowed are spatial, random"]),
         (["model.hidden_size=66"], ["model.hidden_size=66", "not a multiple of model.num_attention_heads=4"]),
         (["model.num_attention_heads=0"], ["model.num_attention_heads=0", "at least 1"]),
         (["data.global_batch_size=0"], ["data.global_batch_size=0", "at least 1"]),
