@@ -62,7 +62,7 @@ def check_fields(
             usual = f"{place} does not exist{did_you_mean(name, list(fields))}; {key} has: {', '.join(fields)}"
             raise ConfigError(unknown(place) or usual)
         if is_dataclass(fields[name]):
-            check_fields(place, value, fields[name], unknown=unknown)  # type: ignore[arg-type]
+            check_fields(place, value, fields[name], unknown=unknown)
         elif fields[name] not in (Any, dict[str, Any]):  # what is below these is bound to a signature
             checked_value(place, value, fields[name])
 
