@@ -7,32 +7,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.classification import StoredTexts
-from datamodules.contract import Batch, Indices, Loading, Split
+from datamodules.classification import StoredTexts, TextOptions
+from datamodules.contract import Batch, Indices, Split
 from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, write_document_facts
-from datamodules.labelled.store import LabelledRows, LabelledSource, Leaks, write_labelled_texts
 from datamodules.labelled.synthetic_documents import synthetic_documents
+from datamodules.labelled.texts import LabelledTexts
 from datamodules.sampling.balanced_order import BalancedOrder
-from datamodules.storage.cache import prepared_folder, read_manifest
 from datamodules.text.chunking import Choose, Chunker, Chunking, tokenize_documents
-from datamodules.text.plain_text import count_special_texts
-from datamodules.text.tokenized_texts import (
-    RaggedArray,
-    open_ragged,
-    open_tokenizer,
-    padded,
-    save_ragged,
-)
-from datamodules.text.tokenizer_identity import tokenizer_identity
-
-PREPARATION_VERSION = 2
-"""Raise it whenever prepare_data writes something else for the same settings."""
+from datamodules.text.tokenized_texts import padded
 
 
 @dataclass(frozen=True)
@@ -60,164 +48,93 @@ class RatingDataModule(StoredTexts):
     chunks and `chunk_lengths` (chunks,) of their tokens, which stay on the CPU; `labels` (n,) int64 class numbers.
 
     Args:
-        path: folder with train, validation and test files (jsonl, csv or parquet), or one file; None for `dataset`.
-        dataset: data set on the Hugging Face hub, or `synthetic` for made-up documents; None where there is a
-            path.
-        revision: of the data set; None for its newest.
-        text_column: field that holds the text.
-        label_column: field that holds the label.
-        label_names: the classes in order; None takes them from the source, sorted where it only uses them.
-            Ordered classes are named from the lowest to the highest.
         ordered: whether the classes have an order, so that a mistake can be small or large.
         id_column: field that names a document; None for `id`, where there is one.
         group_column: field of the source of a document, those of one source stay in one split; None for `group`, where
             there is one.
         evidence_spans_column: field of the evidence, a list of [start, end) in characters; None for `evidence_spans`,
             where there is one.
-        tokenizer: name on the hub or folder; `words` learns one from the training documents.
         chunk_size: tokens of a chunk, special ones included.
         stride: tokens from the start of one chunk to that of the next, fewer than a chunk holds.
         max_chunks: most chunks of a document that are read.
         choose: which chunks of a longer document are read: the first, evenly spread ones, or the last.
-        validation_share: of the training split, held out where the source has no validation split.
         test_share: of the training split, held out for a test where the source has none; 0 holds none out.
-        split_seed: of that choice and of subsets, so that the same texts are held out whatever the run's seed.
-        max_train_samples: keep so many training samples, classes in proportion; None keeps all.
-        max_evaluation_samples: keep so many samples of validation, and so many of test, classes in proportion; None
-            keeps all.
-        leaks: what happens to training texts that are, exactly or nearly or by their group, in validation or test too.
         sampling: `all` meets each document once in an epoch, `balanced` each class equally often (BalancedOrder).
-        **loading: see Loading; documents with like numbers of tokens share a micro-batch.
+        **options: see TextOptions and Loading; documents with like numbers of tokens share a micro-batch.
     """
+
+    cache_name = "rating"
+    preparation_version = 2
+    length_key = "data.chunk_size"
 
     def __init__(
         self,
         *,
-        path: str | None,
-        dataset: str | None,
-        revision: str | None,
-        text_column: str,
-        label_column: str,
-        label_names: list[str | int | float] | None,
         ordered: bool,
         id_column: str | None,
         group_column: str | None,
         evidence_spans_column: str | None,
-        tokenizer: str,
         chunk_size: Annotated[int, Ge(1)],
         stride: Annotated[int, Ge(1)],
         max_chunks: Annotated[int, Ge(1)],
         choose: Choose,
-        validation_share: Annotated[float, Gt(0), Lt(1)],
         test_share: Annotated[float, Ge(0), Lt(1)],
-        split_seed: int,
-        max_train_samples: Annotated[int, Ge(1)] | None,
-        max_evaluation_samples: Annotated[int, Ge(1)] | None,
-        leaks: Leaks,
         sampling: Literal["all", "balanced"],
-        **loading: Unpack[Loading],
+        **options: Unpack[TextOptions],
     ) -> None:
-        super().__init__(**loading)
-        self.source = LabelledSource(
-            path=path,
-            dataset=dataset,
-            revision=revision,
-            text_column=text_column,
-            label_column=label_column,
-            label_names=label_names,
-            multi_label=False,
-            label_separator="|",
-            synthetic=synthetic_documents,
-            extra_columns=dict(zip(EXTRA, (id_column, group_column, evidence_spans_column), strict=True)),
-        )
+        columns = dict(zip(EXTRA, (id_column, group_column, evidence_spans_column), strict=True))
+        super().__init__(synthetic=synthetic_documents, extra_columns=columns, test_share=test_share, **options)
         self.ordered = ordered
-        self.tokenizer_name = tokenizer
         self.chunking = Chunking(chunk_size, stride, max_chunks, choose)
-        self.split_options: dict[str, Any] = {
-            "validation_share": validation_share,
-            "test_share": test_share,
-            "split_seed": split_seed,
-            "max_train_samples": max_train_samples,
-            "max_evaluation_samples": max_evaluation_samples,
-            "leaks": leaks,
-        }
         self.sampling = sampling
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
-        """Whether chunks leave no text out.
+        """Whether chunks leave no text out, and ordered classes are given in order.
 
         Raises:
-            ValueError: they do.
+            ValueError: they do, or are not.
         """
+        if settings["ordered"] and settings["label_names"] is None:
+            raise ValueError(
+                "data.ordered=true needs the order of the classes, data.label_names=[lowest,...,highest]; without an "
+                "order set data.ordered=false"
+            )
         if settings["stride"] >= settings["chunk_size"]:
             raise ValueError(
                 f"data.stride={settings['stride']}: chunks of data.chunk_size={settings['chunk_size']} tokens, special "
                 "ones included, would leave text between them out; choose a smaller stride"
             )
 
-    # ------------------------------------------------------------------ preparation
-
-    def prepare_data(self) -> None:
-        """Read, check and tokenize every document, once.
-
-        Raises:
-            ValueError: something is wrong with the data, naming file and line, or with the settings.
-        """
-        self._prepared()
-
-    def _prepared(self) -> Path:
-        if self.ordered and self.source.label_names is None:
-            raise ValueError(
-                "data.ordered=true needs the order of the classes, data.label_names=[lowest,...,highest]; without an "
-                "order set data.ordered=false"
-            )
-        # chunks are cut when batches are made: another stride or choice needs no other preparation
-        settings = {
-            "version": PREPARATION_VERSION,
-            **self.source.identity(),
-            "tokenizer": tokenizer_identity(self.tokenizer_name),
-        }
-        return prepared_folder(self.cache_root, "rating", settings, self._write)
-
-    def _write(self, folder: Path) -> dict[str, Any]:
-        splits = self.source.read()
-        facts = write_labelled_texts(folder, splits, self.source)
+    def tokenize(
+        self, folder: Path, splits: dict[str, LabelledTexts], texts: list[str], tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[NDArray[np.int64]]:
+        """Token ids of each whole text, without special ones: chunks are cut when batches are made."""
         write_document_facts(folder, splits)
-        tokenizer = open_tokenizer(self.tokenizer_name, splits["train"].texts)
         Chunker(tokenizer, self.chunking)  # wrong settings are found before the long part
-        dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-        texts = [text for split in splits.values() for text in split.texts]
         documents = tokenize_documents(texts, tokenizer)
-        progress = tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None)
-        save_ragged(folder / "tokens", [tokens.ids.astype(dtype) for tokens in progress], dtype)
-        tokenizer.save_pretrained(folder / "tokenizer")
-        return {**facts, "special_texts": count_special_texts(texts, tokenizer)}
-
-    # ------------------------------------------------------------------ set-up
+        for document in tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None):
+            yield document.ids
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache and cut the splits.
-
-        Raises:
-            ValueError: the settings leave a split empty, or chunks without text.
-        """
-        if self.folder is not None:
-            return
-        folder = self._prepared()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.chunker = Chunker(self.tokenizer, self.chunking)
-        self.facts = DocumentFacts(folder)
-        store = LabelledRows(folder, read_manifest(folder)["facts"], groups=self.facts.groups, **self.split_options)
-        self.tokens: RaggedArray = open_ragged(folder / "tokens")
-        special = len(self.chunker.before) + len(self.chunker.after)
-        ranges = [self.chunker.ranges(length) for length in self.tokens.lengths.tolist()]
-        self.chunk_counts = np.array([len(chunks) for chunks in ranges], dtype=np.int64)
-        lengths = np.array([sum(b - a + special for a, b in chunks) for chunks in ranges], dtype=np.int64)
-        self.open_rows(folder, store, lengths)
-        self.covered = np.array([_union(chunks) for chunks in ranges], dtype=np.int64)
+        """Open the cache and cut the splits; see StoredTexts."""
+        super().setup(stage)
         if self.sampling == "balanced":
             self.draw = BalancedOrder(self.labels("train"), seed=self.seed)
+
+    def open_tokens(self, folder: Path) -> NDArray[np.int64]:
+        """Tokens of all chunks of each document that are read, (rows,)."""
+        self.chunker = Chunker(self.tokenizer, self.chunking)
+        self.facts = DocumentFacts(folder)
+        ranges = [self.chunker.ranges(length) for length in self.tokens.lengths.tolist()]
+        self.chunk_counts = np.array([len(chunks) for chunks in ranges], dtype=np.int64)
+        self.covered = np.array([_union(chunks) for chunks in ranges], dtype=np.int64)
+        special = len(self.chunker.before) + len(self.chunker.after)
+        return np.array([sum(b - a + special for a, b in chunks) for chunks in ranges], dtype=np.int64)
+
+    def groups(self) -> NDArray[np.int64]:
+        """Number of the group of each document; see StoredTexts."""
+        return self.facts.groups
 
     def describe(self) -> dict[str, str]:
         """Lines for the banner of a run: sizes, class balance, chunks, and how much of the documents is not read."""
@@ -303,9 +220,6 @@ class RatingDataModule(StoredTexts):
         """Tokens of the longest chunk of any split, special ones included."""
         longest = min(self.chunker.room, int(self.tokens.lengths.max()))
         return longest + len(self.chunker.before) + len(self.chunker.after)
-
-    length_key = "data.chunk_size"
-    """Setting that makes sequences shorter."""
 
     def memory_probe(self) -> tuple[Batch, Batch, int]:
         """Batches of one and of two of the largest chunks, and how many the largest training document has."""

@@ -22,7 +22,9 @@ GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 14)), min_size=12,
 def make(composed):
     def build(*overrides):
         config = composed(*RATING_DATA, *overrides)
-        data = RatingDataModule(**{key: value for key, value in config["data"].items() if key != "_target_"})
+        settings = {key: value for key, value in config["data"].items() if key != "_target_"}
+        RatingDataModule.check(settings)  # as the program does before it builds
+        data = RatingDataModule(**settings)
         data.prepare_data()
         data.setup()
         return data
