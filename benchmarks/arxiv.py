@@ -116,7 +116,7 @@ def peer_run(options: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from datamodules.sampling.step_loader import step_key
+    from datamodules.sampling.step_loader import StepSampler
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
     quiet_libraries()
@@ -126,10 +126,13 @@ def peer_run(options: argparse.Namespace) -> dict[str, Any]:
     data: Any = build_datamodule(config)
     net: Any = build_module(config, data, build_plan(config, data)).net
     rows: list[dict[str, torch.Tensor]] = []
-    for step in range(options.steps):
-        epoch, indices = step_key(
-            step, num_samples=data.windows_per_epoch, global_batch_size=BATCH, seed=config["data"]["seed"]
-        )
+    sampler = StepSampler(
+        num_samples=data.windows_per_epoch,
+        global_batch_size=BATCH,
+        num_steps=options.steps,
+        seed=config["data"]["seed"],
+    )
+    for epoch, indices in sampler:
         batch = data.training_batch(np.full_like(indices, epoch), indices)
         rows += [{key: batch[key][row] for key in ("input_ids", "labels")} for row in range(len(indices))]
     losses: list[float] = []

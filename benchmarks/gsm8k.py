@@ -71,12 +71,16 @@ def export_base(options: argparse.Namespace, base: Path) -> None:
 
 def training_samples(options: argparse.Namespace, data: Any) -> list[dict[str, list[int]]]:
     """Samples of all steps, in the order in which ours sees them."""
-    from datamodules.sampling.step_loader import step_key
+    from datamodules.sampling.step_loader import StepSampler
 
-    size = {"num_samples": data.num_train_samples, "global_batch_size": options.batch_size, "seed": options.seed}
+    sampler = StepSampler(
+        num_samples=data.num_train_samples,
+        global_batch_size=options.batch_size,
+        num_steps=options.steps,
+        seed=options.seed,
+    )
     samples = []
-    for step in range(options.steps):
-        _, indices = step_key(step, **size)
+    for _, indices in sampler:
         for document in data.documents("train", indices):
             samples.append({"input_ids": document.ids.tolist(), "labels": document.labels.tolist()})
     return samples

@@ -65,7 +65,7 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
     """Losses of the first steps, AdamW at a constant learning rate."""
     from transformers import AutoModelForCausalLM
 
-    from datamodules.sampling.step_loader import step_key
+    from datamodules.sampling.step_loader import StepSampler
 
     data = open_data(options, base)
     net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -79,10 +79,15 @@ def train(options: argparse.Namespace, base: Path, mode: str) -> list[float]:
         round_parameters(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, weight_decay=0.0)
     collate = data.collator(options.batch_size)
-    size = {"num_samples": data.num_train_samples, "global_batch_size": options.batch_size, "seed": options.seed}
+    sampler = StepSampler(
+        num_samples=data.num_train_samples,
+        global_batch_size=options.batch_size,
+        num_steps=options.steps,
+        seed=options.seed,
+    )
     losses = []
-    for step in range(options.steps):
-        micro_batches = collate(step_key(step, **size))["micro_batches"]
+    for key in sampler:
+        micro_batches = collate(key)["micro_batches"]
         targets = sum(int((batch["labels"] != -100).sum()) for batch in micro_batches)
         total = 0.0
         for batch in micro_batches:

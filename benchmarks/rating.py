@@ -92,7 +92,7 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     from torch import nn
     from transformers import AutoModel
 
-    from datamodules.sampling.step_loader import step_key
+    from datamodules.sampling.step_loader import StepSampler
     from lightning_apps.config.composition import CONF, plain
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
 
@@ -141,9 +141,11 @@ def plain_run(options: argparse.Namespace, overrides: list[str], seed: int) -> d
     longest, width = data.chunking.max_chunks, data.chunking.chunk_size
     seconds, losses = [], []
     torch.manual_seed(seed)
-    for step in range(options.steps + WARM_UP_STEPS):
+    steps = options.steps + WARM_UP_STEPS
+    sampler = StepSampler(num_samples=data.num_train_samples, global_batch_size=BATCH, num_steps=steps, seed=data.seed)
+    for step in range(steps):
         started = time.perf_counter()
-        _, indices = step_key(step, num_samples=data.num_train_samples, global_batch_size=BATCH, seed=data.seed)
+        _, indices = sampler.key(step)
         batch = data.training_batch(np.zeros_like(indices), indices)
         # every document is padded to the most chunks, every chunk to the most tokens
         ids = torch.full((len(indices), longest, width), data.tokenizer.pad_token_id)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -283,6 +284,7 @@ class ArxivDataModule(ExperimentData):
         }
 
 
+@dataclass(frozen=True)
 class EvaluationSet:
     """The fixed windows of one split.
 
@@ -292,10 +294,9 @@ class EvaluationSet:
         num_chosen: so many of the categories are trained on, the others are held out.
     """
 
-    def __init__(self, ranges: DocumentRanges, windows: SequentialWindows, num_chosen: int) -> None:
-        self.ranges = ranges
-        self.windows = windows
-        self.num_chosen = num_chosen
+    ranges: DocumentRanges
+    windows: SequentialWindows
+    num_chosen: int
 
 
 def choose_categories(

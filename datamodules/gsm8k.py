@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from datamodules.chat.files import Chat, chat_rows, file_digest, hub_rows, split_files, to_chat
+from datamodules.chat.files import Chat, chat_rows, hub_rows, split_files, to_chat
 from datamodules.chat.proofs import DataReport, prove_chats
 from datamodules.chat.rendering import Message, encode_prompt
 from datamodules.chat.store import ChatStore, write_chats
 from datamodules.contract import IGNORED, Batch, CollateStep, ExperimentData, Indices, Loading, Split
 from datamodules.sampling.packing import Document, PackingCollator, packed_batch, padded_batch
-from datamodules.storage.cache import prepared_folder
-from datamodules.text.hub import TokenizerSource, find_tokenizer, load_tokenizer
+from datamodules.storage.cache import file_sha256, prepared_folder
+from datamodules.text.hub import TokenizerSource, find_tokenizer
+from datamodules.text.hub_access import load_tokenizer
 
 DATASET = ("openai/gsm8k", "main")
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it whenever prepare_data writes something else for the same settings."""
 
 
@@ -102,11 +103,11 @@ class Gsm8kDataModule(ExperimentData):
         source = find_tokenizer(self.tokenizer_name, self.tokenizer_package)
         settings: dict[str, Any] = {
             "version": PREPARATION_VERSION,
-            "source": list(DATASET) if files is None else {name: file_digest(file) for name, file in files.items()},
+            "source": list(DATASET) if files is None else {name: file_sha256(file) for name, file in files.items()},
             "tokenizer": source.name,
             "gguf": source.gguf,
             "tokenizer_revision": source.revision,
-            "chat_template": None if self.chat_template is None else file_digest(self.chat_template),
+            "chat_template": None if self.chat_template is None else file_sha256(self.chat_template),
             "system_prompt": self.system_prompt,
             "calculator_annotations": self.calculator_annotations,
         }
@@ -123,7 +124,9 @@ class Gsm8kDataModule(ExperimentData):
             for name in ("train", "test")
             if name in rows
         }
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(
+            source.name, gguf=source.gguf, remedy="name a folder with tokenizer.json, or a .gguf file"
+        )
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template.read_text(encoding="utf-8")
         if tokenizer.pad_token is None:

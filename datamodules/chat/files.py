@@ -1,6 +1,5 @@
 """Chats from files and from Hugging Face: every row becomes messages, or a clear error with its file and line."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.chat.rendering import Message
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.hub_access import load_hub_dataset
 from datamodules.text.jsonl import line_place, read_jsonl, whole_characters
 
 ROLES = ("system", "user", "assistant")
@@ -48,12 +47,6 @@ def split_files(folder: Path) -> dict[str, Path]:
     return {name: path for name in ("train", "test") if (path := folder / f"{name}.jsonl").is_file()}
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def chat_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place, in words, and object of each line that is not blank.
 
@@ -74,19 +67,12 @@ def hub_rows(name: str, config: str) -> dict[str, Iterator[tuple[str, Any]]]:
     Raises:
         ValueError: it is neither cached nor can be fetched.
     """
-    import datasets
-
-    if not hub_is_reachable():
-        datasets.config.HF_HUB_OFFLINE = True  # cached copies at once, instead of half a minute of retries
-    datasets.disable_progress_bars()
-    try:
-        loaded: Any = datasets.load_dataset(name, config)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"the data set {name} ({config}) is not cached and cannot be fetched from Hugging Face ({reason}); go "
-            "online, or name a folder with train.jsonl and test.jsonl: data.path=<folder>"
-        ) from error
+    loaded = load_hub_dataset(
+        name,
+        name=config,
+        said=f"the data set {name} ({config})",
+        remedy="go online, or name a folder with train.jsonl and test.jsonl: data.path=<folder>",
+    )
 
     def rows(split: str) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(loaded[split], start=1):

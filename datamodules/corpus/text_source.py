@@ -4,7 +4,6 @@ Everything streams: a document is read, handed on and forgotten.
 """
 
 import contextlib
-import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from typing import IO, Any
 import numpy as np
 
 from datamodules.sampling.order import hash_key, permute
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.storage.cache import file_sha256
+from datamodules.text.hub_access import hub_is_reachable, load_hub_dataset
 from datamodules.text.jsonl import decoded_lines, jsonl_objects, line_place, whole_characters
 from datamodules.text.parquet import open_parquet, parquet_rows
 
@@ -133,8 +133,7 @@ def local_files(folder: Path, memo: Path) -> dict[str, dict[str, Any]]:
             stamp = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
             digest = known.get(stamp)
             if digest is None:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = file_sha256(path)
             found[path.name], stamps[stamp] = {"sha256": digest}, digest
     if stamps.keys() - known.keys():
         with contextlib.suppress(OSError):  # without it the next start reads the files once more
@@ -222,18 +221,11 @@ def hub_source(name: str, config: str | None, *, text_column: str, label_column:
     """
 
     def load(split: str) -> Any:
-        from datasets import load_dataset
-
-        try:
-            if not hub_is_reachable():
-                raise ConnectionError("it does not answer, or HF_HUB_OFFLINE is set")
-            return load_dataset(name, config, split=split, streaming=True)
-        except Exception as error:  # huggingface_hub, requests, httpx and fsspec each have their own
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise SourceError(
-                f"the data set {name} cannot be read from the Hugging Face hub ({reason}); check the network, or give "
-                "data.path=<folder with train.jsonl, validation.jsonl, test.jsonl>"
-            ) from error
+        said = f"the data set {name} of the Hugging Face hub"
+        remedy = "check the network, or give data.path=<folder with train.jsonl, validation.jsonl, test.jsonl>"
+        if not hub_is_reachable():  # nothing of what is streamed lies in a cache
+            raise SourceError(f"{said} cannot be read: it does not answer, or HF_HUB_OFFLINE is set; {remedy}")
+        return load_hub_dataset(name, said=said, remedy=remedy, name=config, split=split, streaming=True)
 
     def read(split: str, limit: int | None, seed: int) -> Iterator[Row]:
         rows = load(split)

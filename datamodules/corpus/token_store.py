@@ -11,7 +11,6 @@ bisection: opening a store, and sampling from it, read a few pages of the index 
 """
 
 import contextlib
-import hashlib
 import json
 import mmap
 import os
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.storage.cache import read_manifest
+from datamodules.storage.cache import file_sha256, read_manifest
 
 SPLITS = ("train", "validation", "test")
 TOKENS, INDEX, SPLITS_FILE = "tokens.bin", "index.bin", "splits.json"
@@ -114,13 +113,7 @@ def checksums(folder: Path) -> dict[str, dict[str, Any]]:
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".") and path.name != "manifest.json"
     )
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names}
 
 
 def is_store(folder: Path) -> bool:
@@ -241,7 +234,7 @@ def verify_store(store: TokenStore) -> None:
     check_token_ids(store.folder / TOKENS, store.tokens, store.facts["vocab_size"])
     files = store.facts["files"]
     for name, stated in files.items():
-        if sha256(store.folder / name) != stated["sha256"]:
+        if file_sha256(store.folder / name) != stated["sha256"]:
             raise StoreError(f"{store.folder / name} is damaged: its SHA-256 is not the manifest's; {_REMEDY}")
     remember_verified(store.folder, files)
 

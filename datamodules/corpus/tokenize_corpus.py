@@ -29,7 +29,7 @@ from datamodules.corpus.token_store import (
     token_dtype,
     write_index,
 )
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.hub_access import load_tokenizer
 from datamodules.text.plain_text import count_special_texts, tokenize_plain
 
 BATCH_CHARACTERS = 1_000_000
@@ -38,26 +38,6 @@ QUEUED_PER_WORKER = 3
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer by Hugging Face name or path.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
-    is_local = Path(name).is_dir()
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, local_files_only=is_local or not hub_is_reachable()
-        )
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"data.tokenizer={name}: no tokenizer could be loaded ({reason}); give a Hugging Face name, with a "
-            "network, or a folder that holds tokenizer.json"
-        ) from error
-    return tokenizer
 
 
 def write_store(
@@ -86,7 +66,9 @@ def write_store(
         SourceError: a document cannot be read, or there is none.
         StoreError: a token does not fit.
     """
-    tokenizer = load_tokenizer(tokenizer_name)
+    tokenizer = load_tokenizer(
+        tokenizer_name, remedy="give a Hugging Face name, with a network, or a folder that holds tokenizer.json"
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     vocab_size = len(tokenizer)
     dtype = token_dtype(vocab_size - 1)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from datamodules.labelled.grouped_split import grouped_rows
 from datamodules.labelled.labels import class_counts, describe_balance, encode_labels, find_label_names, stratified_rows
-from datamodules.labelled.texts import LabelledTexts, file_hash, find_split_files, read_file, read_hub_dataset
+from datamodules.labelled.texts import LabelledTexts, find_split_files, read_file, read_hub_dataset
+from datamodules.storage.cache import file_sha256
 from datamodules.text.near_duplicates import Repeat, find_repeats, minhash
 from datamodules.text.plain_text import describe_special_texts
 from datamodules.text.tokenized_texts import RaggedArray, open_ragged, save_ragged, text_bytes
@@ -69,7 +70,7 @@ class LabelledSource:
                 )
             return {**settings, "dataset": self.dataset, "revision": self.revision}
         files = find_split_files(Path(self.path))
-        return {**settings, "files": {split: [file.name, file_hash(file)] for split, file in files.items()}}
+        return {**settings, "files": {split: [file.name, file_sha256(file)[:32]] for split, file in files.items()}}
 
     def read(self) -> dict[str, LabelledTexts]:
         """The splits that the source has.

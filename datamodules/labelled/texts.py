@@ -2,14 +2,13 @@
 
 import csv
 import difflib
-import hashlib
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.text.hub_access import asking_in_vain_avoided, hub_is_reachable
+from datamodules.text.hub_access import load_hub_dataset
 from datamodules.text.jsonl import decoded_lines, line_place, read_jsonl
 from datamodules.text.parquet import open_parquet, parquet_rows, refuse_twice
 
@@ -108,12 +107,6 @@ def find_split_files(path: Path) -> dict[str, Path]:
             "train on all of it"
         )
     return found
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, the first 32 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def read_file(
@@ -243,16 +236,12 @@ def read_hub_dataset(
     """
     import datasets
 
-    # without an answer from the hub, what an earlier run has fetched; its client would ask for minutes
-    options = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
-    try:
-        with asking_in_vain_avoided():
-            loaded = datasets.load_dataset(name, revision=revision, download_config=options)
-    except Exception as error:  # the library raises its own and those of three HTTP layers
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"data.dataset={name} cannot be loaded ({reason}); without a network use local files, data.path=FOLDER"
-        ) from error
+    loaded = load_hub_dataset(
+        name,
+        said=f"data.dataset={name}",
+        remedy="without a network use local files, data.path=FOLDER",
+        revision=revision,
+    )
     if "train" not in loaded:
         raise ValueError(f"data.dataset={name} has no split train; it has {', '.join(map(str, loaded))}")
     found = {}

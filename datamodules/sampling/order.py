@@ -72,11 +72,7 @@ def permute(positions: NDArray[np.int64], *, length: int, key: int) -> NDArray[n
     return walked.astype(np.int64)
 
 
-def sample_indices(
-    start: int, stop: int, *, num_samples: int, seed: int, epoch: int, shuffle: bool = True
-) -> NDArray[np.int64]:
+def sample_indices(start: int, stop: int, *, num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Sample indices at positions [start, stop) of one epoch, shape (stop - start,)."""
     positions = np.arange(start, stop, dtype=np.int64)
-    if not shuffle:
-        return positions
     return permute(positions, length=num_samples, key=hash_key(seed, epoch))

@@ -96,6 +96,7 @@ def padded_batch(documents: Sequence[Document], *, pad_token_id: int) -> Batch:
 ReadDocuments = Callable[[NDArray[np.int64]], list[Document]]
 
 
+@dataclass(frozen=True, eq=False)
 class PackingCollator:
     """Builds step batches, as StepCollator does, whose micro-batches are packed rows with `sample_ids` of their own.
 
@@ -110,20 +111,11 @@ class PackingCollator:
         weigh: see step_batch.
     """
 
-    def __init__(
-        self,
-        read: ReadDocuments,
-        *,
-        max_length: int,
-        rows_per_micro_batch: int | None,
-        shared_prefix_length: int,
-        weigh: Weigh | None = None,
-    ) -> None:
-        self.weigh = weigh
-        self.read = read
-        self.max_length = max_length
-        self.rows_per_micro_batch = rows_per_micro_batch
-        self.shared_prefix_length = shared_prefix_length
+    read: ReadDocuments
+    max_length: int
+    rows_per_micro_batch: int | None
+    shared_prefix_length: int
+    weigh: Weigh | None = None
 
     def __call__(self, key: Any) -> StepBatch:  # a SampleKey; torch types collate functions for lists only
         """Key of one step -> its batch."""

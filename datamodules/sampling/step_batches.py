@@ -148,6 +148,7 @@ def micro_batch_ids(batch: StepBatch) -> list[list[int]]:
     return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
+@dataclass(frozen=True, eq=False)
 class StepCollator:
     """Builds a StepBatch from its key, cut into micro-batches of at most `device_batch_size` samples.
 
@@ -162,17 +163,10 @@ class StepCollator:
         weigh: see step_batch.
     """
 
-    def __init__(
-        self,
-        build_batch: BuildBatch,
-        device_batch_size: int,
-        lengths: Indices | None = None,
-        weigh: Weigh | None = None,
-    ) -> None:
-        self.build_batch = build_batch
-        self.device_batch_size = device_batch_size
-        self.lengths = lengths
-        self.weigh = weigh
+    build_batch: BuildBatch
+    device_batch_size: int
+    lengths: Indices | None = None
+    weigh: Weigh | None = None
 
     def __call__(self, key: Any) -> StepBatch:  # a SampleKey; torch types collate functions for lists only
         """Key of one step -> its batch."""
@@ -192,17 +186,6 @@ class StepCollator:
         return step_batch(micro_batches, indices, weigh=self.weigh)
 
 
-class EvaluationCollator:
-    """Builds one evaluation batch from its key, with `sample_ids` (n,) int64 beside the tensors.
-
-    Args:
-        build_batch: makes a batch of some samples.
-    """
-
-    def __init__(self, build_batch: Callable[[Indices], Batch]) -> None:
-        self.build_batch = build_batch
-
-    def __call__(self, key: Any) -> Batch:  # a SampleKey; torch types collate functions for lists only
-        """Key of one batch -> the batch."""
-        _, indices = key
-        return {**self.build_batch(indices), "sample_ids": torch.from_numpy(indices)}
+def evaluation_batch(build_batch: Callable[[Indices], Batch], indices: Indices) -> Batch:
+    """One evaluation batch of samples (n,), with `sample_ids` (n,) int64 beside the tensors."""
+    return {**build_batch(indices), "sample_ids": torch.from_numpy(indices)}

@@ -6,13 +6,15 @@ The whole run is one Lightning epoch of `num_steps` step batches; epochs of the 
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.sampling.order import sample_indices
-from datamodules.sampling.step_batches import Batch, Draw, EvaluationCollator, Indices, SampleKey, StepBatch
+from datamodules.sampling.step_batches import Batch, Draw, Indices, SampleKey, StepBatch, evaluation_batch
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
@@ -20,32 +22,7 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
     return math.ceil(num_samples / global_batch_size)
 
 
-def step_key(
-    step: int,
-    *,
-    num_samples: int,
-    global_batch_size: int,
-    seed: int,
-    epoch_steps: int | None = None,
-    repeats_first_epoch: bool = False,
-) -> SampleKey:
-    """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks.
-
-    Args:
-        step: how many were completed before it.
-        num_samples: in the data set.
-        global_batch_size: samples in a step, over all ranks.
-        seed: of the order.
-        epoch_steps: leave an epoch after so many steps; None goes through all samples.
-        repeats_first_epoch: whether every epoch is the first one again.
-    """
-    epoch, place = divmod(step, epoch_steps or steps_per_epoch(num_samples, global_batch_size))
-    epoch = 0 if repeats_first_epoch else epoch
-    start = place * global_batch_size
-    stop = min(start + global_batch_size, num_samples)
-    return epoch, sample_indices(start, stop, num_samples=num_samples, seed=seed, epoch=epoch)
-
-
+@dataclass(kw_only=True, eq=False)
 class StepSampler(Sampler[SampleKey]):
     """The key of each step batch of a run, holding this rank's share of its samples.
 
@@ -60,50 +37,35 @@ class StepSampler(Sampler[SampleKey]):
         rank: of this process.
         world_size: number of processes.
         draw: which samples an epoch holds; None for each once.
-        epoch_steps: see step_key.
-        repeats_first_epoch: see step_key.
+        epoch_steps: leave an epoch after so many steps; None goes through all samples.
+        repeats_first_epoch: whether every epoch is the first one again.
     """
 
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        global_batch_size: int,
-        num_steps: int,
-        seed: int,
-        start_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        draw: Draw | None = None,
-        epoch_steps: int | None = None,
-        repeats_first_epoch: bool = False,
-    ) -> None:
-        if num_samples < 1:
+    num_samples: int
+    global_batch_size: int
+    num_steps: int
+    seed: int
+    start_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+    draw: Draw | None = None
+    epoch_steps: int | None = None
+    repeats_first_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
             raise ValueError("there is no training sample: relax the data filters")
-        self.num_samples = num_samples
-        self.global_batch_size = global_batch_size
-        self.num_steps = num_steps
-        self.seed = seed
-        self.start_step = start_step
-        self.rank = rank
-        self.world_size = world_size
-        self.draw = draw
-        self.epoch_steps = epoch_steps
-        self.repeats_first_epoch = repeats_first_epoch
 
     def __len__(self) -> int:
         return self.num_steps
 
     def key(self, step: int) -> SampleKey:
         """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
-        epoch, places = step_key(
-            step,
-            num_samples=self.num_samples,
-            global_batch_size=self.global_batch_size,
-            seed=self.seed,
-            epoch_steps=self.epoch_steps,
-            repeats_first_epoch=self.repeats_first_epoch,
-        )
+        epoch, place = divmod(step, self.epoch_steps or steps_per_epoch(self.num_samples, self.global_batch_size))
+        epoch = 0 if self.repeats_first_epoch else epoch
+        start = place * self.global_batch_size
+        stop = min(start + self.global_batch_size, self.num_samples)
+        places = sample_indices(start, stop, num_samples=self.num_samples, seed=self.seed, epoch=epoch)
         return epoch, places if self.draw is None else self.draw(epoch, places)
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -186,28 +148,6 @@ class StepLoader(DataLoader):
         self.step_sampler.start_step = state["step"]
 
 
-class EvaluationSampler(Sampler[SampleKey]):
-    """Some samples, each once, this rank's share; none is repeated to even out the ranks.
-
-    Args:
-        indices: (n,) the samples in the order in which they are read; sorted by length, batches need little padding.
-        batch_size: samples in a batch.
-        rank: of this process.
-        world_size: number of processes.
-    """
-
-    def __init__(self, indices: Indices, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = indices[rank::world_size]
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
-
-    def __iter__(self) -> Iterator[SampleKey]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield 0, self.indices[start : start + self.batch_size]
-
-
 def evaluation_loader(
     build_batch: Callable[[Indices], Batch],
     indices: Indices,
@@ -217,12 +157,22 @@ def evaluation_loader(
     world_size: int = 1,
     **options: Any,
 ) -> DataLoader:
-    """A loader over these samples, each once, this rank's share, in their order; `options` go to DataLoader."""
+    """A loader over these samples, each once, in their order; none is repeated to even out the ranks.
+
+    Args:
+        build_batch: makes a batch of some samples.
+        indices: (n,) samples of all ranks; sorted by length, batches need little padding.
+        batch_size: samples in a batch.
+        rank: of this process.
+        world_size: number of processes.
+        **options: of DataLoader.
+    """
+    mine = indices[rank::world_size]
+    batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     return DataLoader(
-        KeyDataset(len(indices)),
+        batches,  # type: ignore[arg-type]  # a list is all that DataLoader asks for
         batch_size=None,
-        sampler=EvaluationSampler(indices, batch_size, rank, world_size),
-        collate_fn=EvaluationCollator(build_batch),
+        collate_fn=partial(evaluation_batch, build_batch),
         generator=torch.Generator().manual_seed(0),
         **options,
     )

@@ -45,6 +45,12 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def prepared_folder(
     root: Path, experiment: str, settings: Mapping[str, Any], write: Callable[[Path], Mapping[str, Any]]
 ) -> Path:

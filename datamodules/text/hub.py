@@ -4,8 +4,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from datamodules.text.hub_access import hub_commit
 from datamodules.text.tokenizer_identity import tokenizer_files, tokenizer_identity
 
@@ -73,20 +71,6 @@ def package_gguf(package: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     folders = [] if spec is None else spec.submodule_search_locations or []
     return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
-
-
-def load_tokenizer(source: TokenizerSource) -> PreTrainedTokenizerBase:
-    """The tokenizer with its chat template.
-
-    Raises:
-        ValueError: the files cannot be read.
-    """
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
-    try:
-        return AutoTokenizer.from_pretrained(source.name, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"data.tokenizer={source.name}: no tokenizer could be read there ({reason})") from error
 
 
 def _gguf_source(file: Path) -> TokenizerSource:

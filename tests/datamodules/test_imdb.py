@@ -170,11 +170,11 @@ def test_unknown_tokenizer_is_a_clear_error(make, tmp_path):
 
 def test_windows_hold_the_planned_samples_in_micro_batches_of_like_length(make):
     from datamodules.sampling.step_batches import StepCollator, micro_batch_ids
-    from datamodules.sampling.step_loader import step_key
+    from datamodules.sampling.step_loader import StepSampler
 
     data = make()
     lengths = data.lengths[data.rows["train"]]
-    epoch, indices = step_key(3, num_samples=110, global_batch_size=16, seed=5)
+    epoch, indices = StepSampler(num_samples=110, global_batch_size=16, num_steps=4, seed=5).key(3)
     step = StepCollator(data.training_batch, 6, lengths)((epoch, indices))
     assert step.sample_ids.tolist() == indices.tolist()  # the sample log's order
     ids = micro_batch_ids(step)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.sampling.step_loader import step_key
+from datamodules.sampling.step_loader import StepSampler
 from lightning_apps import replay as replay_command
 from lightning_apps.callbacks.sample_log import check_order
 from lightning_apps.diagnostics.sample_log import SampleLogError, SampleLogWriter, sample_log_row
@@ -129,9 +129,9 @@ def test_a_step_beyond_the_run_is_refused(run, monkeypatch, capsys):
 
 def planned(config, step):
     data = build_datamodule(config)
-    return step_key(step - 1, num_samples=data.num_train_samples, global_batch_size=8, seed=config["data"]["seed"])[
-        1
-    ].tolist()
+    seed = config["data"]["seed"]
+    sampler = StepSampler(num_samples=data.num_train_samples, global_batch_size=8, num_steps=step, seed=seed)
+    return sampler.key(step - 1)[1].tolist()
 
 
 class Crash(L.Callback):

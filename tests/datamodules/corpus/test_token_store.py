@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from datamodules.corpus.prepared_store import find_store
 from datamodules.corpus.text_source import SourceError, file_source, local_files, read_lines
-from datamodules.corpus.token_store import INDEX_ROW, SPLITS, StoreError, open_store, sha256, token_dtype, write_index
-from datamodules.corpus.tokenize_corpus import load_tokenizer, write_store
-from datamodules.storage.cache import prepared_folder
+from datamodules.corpus.token_store import INDEX_ROW, SPLITS, StoreError, open_store, token_dtype, write_index
+from datamodules.corpus.tokenize_corpus import write_store
+from datamodules.storage.cache import file_sha256, prepared_folder
 from tests.tiny.tiny_runs import PAPERS
 
 
@@ -46,13 +47,13 @@ def rehash(folder):
     manifest = json.loads(path.read_text())
     for name in manifest["facts"]["files"]:
         file = folder / name
-        manifest["facts"]["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        manifest["facts"]["files"][name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     path.write_text(json.dumps(manifest))
 
 
 def test_every_document_is_where_the_index_says(whole):
     opened = open_store(whole)
-    tokenizer = load_tokenizer(str(whole / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(whole / "tokenizer")
     assert opened.categories == ["bio", "math", "phys"]
     assert opened.tokens.dtype == np.uint16
     seen = 0
@@ -284,7 +285,7 @@ def test_a_missing_column_of_a_parquet_file_is_named(tmp_path):
 
 
 def test_an_unknown_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"data.tokenizer=.*nowhere: no tokenizer could be loaded"):
+    with pytest.raises(ValueError, match=r"data.tokenizer=.*nowhere cannot be loaded"):
         make(tmp_path, tokenizer_name=str(tmp_path / "nowhere"))
 
 

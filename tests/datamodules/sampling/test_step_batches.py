@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.sampling.step_batches import StepCollator, step_batch
-from datamodules.sampling.step_loader import EvaluationSampler, StepLoader, StepSampler, evaluation_loader, step_key
+from datamodules.sampling.step_loader import StepLoader, StepSampler, evaluation_loader
 
 
 def build_batch(epochs, indices):
@@ -39,7 +39,7 @@ def test_an_epoch_visits_every_sample_once_and_ends_in_a_smaller_step():
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 4), st.integers(0, 12))
 def test_ranks_share_each_step_without_overlap(num_samples, global_batch_size, world_size, step):
-    _, expected = step_key(step, num_samples=num_samples, global_batch_size=global_batch_size, seed=1)
+    _, expected = sampler(num_samples=num_samples, global_batch_size=global_batch_size, seed=1).key(step)
     shares = []
     for rank in range(world_size):
         of_rank = sampler(
@@ -93,10 +93,13 @@ def test_iterating_leaves_the_global_generator_alone():
 def test_evaluation_visits_every_sample_once_over_all_ranks(num_samples, batch_size, world_size):
     seen = []
     for rank in range(world_size):
-        of_rank = EvaluationSampler(np.arange(num_samples), batch_size, rank, world_size)
+        of_rank = evaluation_loader(
+            evaluation_batch, np.arange(num_samples), batch_size=batch_size, rank=rank, world_size=world_size
+        )
         batches = list(of_rank)
         assert len(batches) == len(of_rank)
-        seen += [index for _, indices in batches for index in indices.tolist()]
+        assert all(len(batch["sample_ids"]) <= batch_size for batch in batches)
+        seen += [index for batch in batches for index in batch["sample_ids"].tolist()]
     assert sorted(seen) == list(range(num_samples))
 
 

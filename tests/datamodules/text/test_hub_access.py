@@ -3,10 +3,10 @@
 import datasets
 import pytest
 from huggingface_hub import constants
+from transformers import AutoTokenizer
 
 from datamodules.labelled.texts import read_hub_dataset
 from datamodules.text import hub_access
-from datamodules.text.tokenized_texts import AutoTokenizer
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -14,7 +14,6 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 @pytest.fixture
 def unreachable(monkeypatch):
     monkeypatch.setattr(hub_access, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr("datamodules.labelled.texts.hub_is_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
 

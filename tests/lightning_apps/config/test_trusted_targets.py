@@ -86,7 +86,7 @@ def test_what_conf_names_is_allowed(composed, name):
         ("trainer.plugins", [1, {"deep": [SHELL]}]),
         ("data.tokenizer", SHELL),
         ("data._target_", ["subprocess.getoutput"]),
-        ("data._target_", "datamodules.imdb.Path"),  # what one of our modules imported
+        ("data._target_", "datamodules.gsm8k.Path"),  # what one of our modules imported
         ("data._target_", "lightning_apps.evaluate.os.system"),
         ("data._target_", "datamodules.imdb.ImdbDataModule.prepare_data"),
         ("model._target_", "lightning_apps.process.parent_death.die_with_parent"),

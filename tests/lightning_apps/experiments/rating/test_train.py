@@ -207,10 +207,11 @@ def test_the_loss_of_a_step_is_its_weighted_mean_however_it_is_cut(composed):
 
 
 def first_step(config, data):
-    from datamodules.sampling.step_loader import step_key
+    from datamodules.sampling.step_loader import StepSampler
 
-    size = config["data"]["global_batch_size"]
-    return step_key(0, num_samples=data.num_train_samples, global_batch_size=size, seed=config["data"]["seed"])[1]
+    size, seed = config["data"]["global_batch_size"], config["data"]["seed"]
+    sampler = StepSampler(num_samples=data.num_train_samples, global_batch_size=size, num_steps=1, seed=seed)
+    return sampler.key(0)[1]
 
 
 @pytest.mark.parametrize("pooling", ["additive", "multi_head", "mean", "max"])
