@@ -9,5 +9,5 @@ setup(
         "hydra_plugins",  # a namespace that other packages share: no __init__.py
     ],
     package_dir={"lightning_apps.conf": "conf"},
-    package_data={"lightning_apps.conf": ["**/*.yaml"]},
+    package_data={"lightning_apps.conf": ["**/*.yaml"], "lightning_apps.reports": ["templates/*"]},
 )

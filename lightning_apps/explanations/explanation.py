@@ -111,6 +111,11 @@ class Explanation:
         return self.probabilities[self.prediction]
 
     @property
+    def wrong(self) -> bool:
+        """Whether there is a label, and the prediction another class."""
+        return self.document.label not in (None, self.prediction)
+
+    @property
     def error(self) -> float | None:
         """One minus the probability of the label; None where there is no label."""
         return None if self.document.label is None else 1.0 - self.probabilities[self.document.label]

@@ -14,7 +14,19 @@ Array = NDArray[np.float64]
 Inside = NDArray[np.bool_]
 RANDOM = "random"
 CURVES = ("deletion", "insertion")
-EVIDENCE = ("pointing_word", "pointing_sentence", "pointing_chunk", "average_precision", "average_precision_sentence")
+METHOD_NAMES = {
+    "chunk_attention": "chunk attention",
+    "integrated_gradients": "integrated gradients",
+    "occlusion": "occlusion",
+    RANDOM: "random order",
+}
+EVIDENCE = {
+    "pointing_word": "top word is evidence",
+    "pointing_sentence": "top sentence is evidence",
+    "pointing_chunk": "top chunk is evidence",
+    "average_precision": "average precision, words",
+    "average_precision_sentence": "average precision, sentences",
+}
 
 
 def tied(scores: Array) -> Array:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from lightning_apps.explanations.faithfulness import EVIDENCE, METHOD_NAMES, RANDOM
 from lightning_apps.figures.curves import (
     BLUE,
     GREEN,
@@ -20,17 +22,10 @@ from lightning_apps.figures.curves import (
 
 WIDTH_PX, HEIGHT_PX = 1800, 660
 METHOD_STYLE = {
-    "chunk_attention": (BLUE, "-", "o", "chunk attention"),
-    "integrated_gradients": (VERMILLION, "-", "s", "integrated gradients"),
-    "occlusion": (GREEN, "-", "^", "occlusion"),
-    "random": (GREY, "--", "D", "random order"),
-}
-EVIDENCE_NAMES = {
-    "pointing_word": "top word\nis evidence",
-    "pointing_sentence": "top sentence\nis evidence",
-    "pointing_chunk": "top chunk\nis evidence",
-    "average_precision": "average\nprecision,\nwords",
-    "average_precision_sentence": "average\nprecision,\nsentences",
+    "chunk_attention": (BLUE, "-", "o"),
+    "integrated_gradients": (VERMILLION, "-", "s"),
+    "occlusion": (GREEN, "-", "^"),
+    RANDOM: (GREY, "--", "D"),
 }
 
 
@@ -67,13 +62,13 @@ def draw_curve(axes: Axes, results: Mapping[str, Any], curve: str, title: str) -
     found = results["curves"][curve]["curves"] if results["num_documents"] else {}
     fractions = np.array(results["fractions"]) * 100
     for method, values in found.items():
-        color, style, marker, label = METHOD_STYLE[method]
+        color, style, marker = METHOD_STYLE[method]
         mean, low, high = (np.array(values[end], dtype=np.float64) for end in ("mean", "low", "high"))
         axes.fill_between(fractions, low, high, color=color, alpha=0.13, linewidth=0)
-        face = "white" if method == "random" else color
+        face = "white" if method == RANDOM else color
         size = 8 if marker == "s" else 5  # two methods that agree are both seen
         axes.plot(fractions, mean, style, color=color, marker=marker, markersize=size, markerfacecolor=face,
-                  linewidth=1.7, label=label)  # fmt: skip
+                  linewidth=1.7, label=METHOD_NAMES[method])  # fmt: skip
     if not found:
         say_empty(axes, "not measured")
     axes.set_xlim(-2, 102)
@@ -92,20 +87,20 @@ def draw_evidence(axes: Axes, results: Mapping[str, Any]) -> None:
         say_empty(axes, "no document with known evidence")
         axes.set_axis_off()
         return
-    names = list(EVIDENCE_NAMES)
+    names = list(EVIDENCE)
     methods = list(evidence[names[0]])
     for rank, method in enumerate(methods):
-        color, _, marker, _ = METHOD_STYLE[method]
+        color, _, marker = METHOD_STYLE[method]
         places = np.arange(len(names)) + (rank - (len(methods) - 1) / 2) * 0.17
         for place, name in zip(places, names, strict=True):
             entry = evidence[name][method]
             axes.plot([place, place], [entry["low"], entry["high"]], color=color, linewidth=2.2, solid_capstyle="butt")
         values = [evidence[name][method]["value"] for name in names]
-        hollow = "white" if method == "random" else color
+        hollow = "white" if method == RANDOM else color
         axes.plot(places, values, linestyle="none", marker=marker, markersize=7, color=color, markerfacecolor=hollow)
     for edge in range(1, len(names)):
         axes.axvline(edge - 0.5, color="#DDDDDD", linewidth=0.7)
-    axes.set_xticks(range(len(names)), labels=[EVIDENCE_NAMES[name] for name in names])
+    axes.set_xticks(range(len(names)), labels=[fill(name, 12) for name in EVIDENCE.values()])
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel(f"mean over {number:,} documents, 95 % interval")

@@ -7,26 +7,19 @@ from typing import Any
 
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.explanations.explanation import Explanation, completeness_sentence, record
-from lightning_apps.explanations.faithfulness import CURVES, RANDOM, summarise_curves, summarise_evidence
-from lightning_apps.explanations.faithfulness_picture import draw_faithfulness
-from lightning_apps.explanations.page import METHOD_NAMES, PageLimits, document_section
-from lightning_apps.explanations.run import all_fractions
-from lightning_apps.explanations.style import SCRIPT, STYLE, method_style
-from lightning_apps.reports.html_page import bullets, facts, figure, page, paragraph, section, table
-from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
-from lightning_apps.run_files.directory import RunDirectory
-
-EVIDENCE_WORDS = {
-    "pointing_word": "top word is evidence",
-    "pointing_sentence": "top sentence is evidence",
-    "pointing_chunk": "top chunk is evidence",
-    "average_precision": "average precision, words",
-    "average_precision_sentence": "average precision, sentences",
-}
-ALT = (
-    "Probability of the target as words are removed by rank and as they are put in, by method, and how often each "
-    "method finds known evidence; the tables below hold the numbers."
+from lightning_apps.explanations.faithfulness import (
+    CURVES,
+    EVIDENCE,
+    METHOD_NAMES,
+    summarise_curves,
+    summarise_evidence,
 )
+from lightning_apps.explanations.faithfulness_picture import draw_faithfulness
+from lightning_apps.explanations.page import documents
+from lightning_apps.explanations.run import all_fractions
+from lightning_apps.reports.page import Table, render, write_page
+from lightning_apps.run_files.atomic_files import write_json_atomically
+from lightning_apps.run_files.directory import RunDirectory
 
 
 def write_explanations(
@@ -58,29 +51,15 @@ def write_explanations(
     name = f"{directory.path.parent.name}/{directory.path.name}"
     draw_faithfulness(paths[3], results, title=f"{name}, {source}: are the explanations true?")
     said = results_in_words(explanations, results)
-    parts = [
-        facts(overview(explanations, results, directory, source)),
-        section("How to read this", bullets(HOW_TO_READ)),
-        section("Are the explanations true?", figure(paths[3], ALT, "faithfulness.png"),
-                *result_tables(results), paragraph(f"{said[0][0].upper()}{said[0][1:]}.")),
-        section("Documents", document_section(explanations, PageLimits(**options["page"]))),
-    ]  # fmt: skip
-    style = STYLE + method_style(len(options["methods"]))
-    write_text_atomically(paths[0], page(f"Explanations of {name}, {source}", parts, style=style, script=SCRIPT))
+    shown = documents(explanations, **options["page"])
+    letters = [letter for letter, *_ in shown["methods"]]
+    write_page(
+        paths[0], "explanations.html", f"Explanations of {name}, {source}",
+        style=render("explanations.css", letters=letters), script=render("explanations.js"),
+        overview=overview(explanations, results, directory, source), picture=paths[3], tables=result_tables(results),
+        completeness=said[0], **shown,
+    )  # fmt: skip
     return said, paths
-
-
-HOW_TO_READ = (
-    "Chunk attention: the weight of each chunk in the pooling; its words inherit it (the mean where chunks overlap). "
-    "It says where the model looks, not what speaks for or against.",
-    "Integrated gradients: the share of each word in the change of the target's score from a document without words to "
-    "this one. Where chunks overlap, both readings of a word are added.",
-    "Occlusion: how far the target's score falls when a sentence is replaced by mask tokens, shared evenly among its "
-    "words.",
-    "The target's score is its logit minus the mean of all logits; for the target higher, logits weighted by class "
-    "number.",
-    "Words: what stands between white space. Only what the model read is scored.",
-)
 
 
 def summarise(
@@ -139,7 +118,7 @@ def overview(
 ) -> list[tuple[str, str]]:
     """The page in a few facts."""
     labelled = [entry for entry in explanations if entry.document.label is not None]
-    wrong = sum(entry.document.label != entry.prediction for entry in labelled)
+    wrong = sum(entry.wrong for entry in explanations)
     return [
         ("run", str(directory.path)),
         ("documents", f"{len(explanations):,} of {source}"),
@@ -148,12 +127,15 @@ def overview(
     ]
 
 
-def result_tables(results: Mapping[str, Any]) -> list[str]:
-    """Areas and evidence scores as tables of HTML."""
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Areas and evidence scores."""
     tables = []
     if results["num_documents"]:
         rows = [
-            [_name(method), *(cell for curve in CURVES for cell in _cells(results["curves"][curve]["area"][method]))]
+            [
+                METHOD_NAMES[method],
+                *(cell for curve in CURVES for cell in _cells(results["curves"][curve]["area"][method])),
+            ]
             for method in results["curves"]["deletion"]["area"]
         ]
         caption = (
@@ -161,17 +143,17 @@ def result_tables(results: Mapping[str, Any]) -> list[str]:
             "for deletion, higher for insertion"
         )
         head = ["method", "deletion", "minus random", "insertion", "minus random"]
-        tables.append(table(caption, head, rows, text=(0,)))
+        tables.append(Table(caption, head, rows, text=(0,)))
     evidence = results["evidence"]
     if evidence["num_documents"]:
         scores = evidence["scores"]
         rows = [
-            [_name(method), *(_spelt(scores[name][method], 2) for name in EVIDENCE_WORDS)]
+            [METHOD_NAMES[method], *(_spelt(scores[name][method], 2) for name in EVIDENCE)]
             for method in scores["average_precision"]
         ]
         head = ["method", "top word", "top sentence", "top chunk", "AP, words", "AP, sentences"]
         caption = f"{evidence_caption(evidence)}: how often the top one is evidence, and average precision (AP)"
-        tables.append(table(caption, head, rows, text=(0,)))
+        tables.append(Table(caption, head, rows, text=(0,)))
     return tables
 
 
@@ -186,7 +168,7 @@ def evidence_caption(evidence: Mapping[str, Any]) -> str:
 def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, Any]) -> list[str]:
     """What the command prints: completeness, curves against random order, evidence against chance."""
     lines = [completeness_sentence(explanations)]
-    width = max(map(len, [*METHOD_NAMES.values(), "random order"]))
+    width = max(map(len, METHOD_NAMES.values()))
     if results["num_documents"]:
         lines.append(f"area under the curves of {results['num_documents']:,} documents ({results['measured']}):")
         for method in results["curves"]["deletion"]["area"]:
@@ -195,19 +177,15 @@ def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, 
                 + _difference(results["curves"][curve]["area"][method])
                 for curve in CURVES
             ]
-            lines.append(f"  {_name(method):{width}}  {'   '.join(cells)}")
+            lines.append(f"  {METHOD_NAMES[method]:{width}}  {'   '.join(cells)}")
     if results["evidence"]["num_documents"]:
         lines.append(f"{evidence_caption(results['evidence'])}:")
         scores = results["evidence"]["scores"]
-        for name, words in EVIDENCE_WORDS.items():
+        for name, words in EVIDENCE.items():
             for method in scores[name]:
                 entry = scores[name][method]
-                lines.append(f"  {words:28}  {_name(method):{width}}  {_spelt(entry)}{_difference(entry)}")
+                lines.append(f"  {words:28}  {METHOD_NAMES[method]:{width}}  {_spelt(entry)}{_difference(entry)}")
     return lines
-
-
-def _name(method: str) -> str:
-    return "random order" if method == RANDOM else METHOD_NAMES[method]
 
 
 def _spelt(entry: Mapping[str, float], digits: int = 3) -> str:

@@ -6,8 +6,7 @@ from typing import Any
 from lightning_apps.config.open_run import read_run
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import human_time
-from lightning_apps.reports.html_page import details, facts, figure, page, section, table
-from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.reports.page import Table, write_page
 from lightning_apps.run_files.directory import check_writable, leads_out, read_summary
 
 
@@ -30,7 +29,7 @@ def write_run_report(place: str, *, out: str | None = None) -> list[Path]:
             f"run={place}: it has no summary.json yet; it is still running, or was killed before it wrote one"
         )
     try:
-        facts_of_run, tables = overview(summary), metrics_tables(summary)
+        facts, tables = overview(summary), metrics_tables(summary)
         title = f"Run {summary['experiment']}/{summary['name']}"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
@@ -40,17 +39,9 @@ def write_run_report(place: str, *, out: str | None = None) -> list[Path]:
     found = {*directory.path.glob("*.png"), *directory.path.glob("in_context/*.png")}
     # a link in somebody else's run may lead to any file of this machine
     pictures = sorted(path for path in found if path.is_file() and not leads_out(path, directory.path))
-    parts = [facts(facts_of_run)]
-    if pictures:
-        parts.append(
-            section("Pictures", *(figure(path, f"Picture {path.stem} of this run.", path.name) for path in pictures))
-        )
-    parts.append(section("Metrics", *tables))
-    parts.append(
-        section("Configuration", details("config.yaml", directory.config.read_text(encoding="utf-8", errors="replace")))
-    )
     path = folder / "report.html"
-    write_text_atomically(path, page(title, parts))
+    config = directory.config.read_text(encoding="utf-8", errors="replace")
+    write_page(path, "run.html", title, overview=facts, tables=tables, pictures=pictures, config=config)
     return [path]
 
 
@@ -69,7 +60,7 @@ def overview(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def metrics_tables(summary: dict[str, Any]) -> list[str]:
+def metrics_tables(summary: dict[str, Any]) -> list[Table]:
     """Final metrics, those of validation beside those of the best checkpoint; a metric's interval stands behind it."""
     best = summary["best"] or {"metrics": {}, "step": "none", "metric": "none"}
     final, chosen = summary["metrics"], best["metrics"]
@@ -85,9 +76,9 @@ def metrics_tables(summary: dict[str, Any]) -> list[str]:
     tables = []
     if compared:
         caption = f"At the end, and at the best checkpoint by {best['metric']}"
-        tables.append(table(caption, ["metric", "final", f"best, step {best['step']}"], compared, text=(0,)))
+        tables.append(Table(caption, ["metric", "final", f"best, step {best['step']}"], compared, text=(0,)))
     if alone:
-        tables.append(table("Measured once, at the end", ["metric", "final"], alone, text=(0,)))
+        tables.append(Table("Measured once, at the end", ["metric", "final"], alone, text=(0,)))
     return tables
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lightning_apps.process.console import human_time
-from lightning_apps.reports.html_page import bullets, facts, figure, page, paragraph, section, table
+from lightning_apps.reports.page import Table, write_page
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
 from lightning_apps.run_files.directory import check_writable
 from lightning_apps.statistics.t_interval import Estimate
@@ -25,7 +25,7 @@ from lightning_apps.sweeps.analysis import (
     scaling,
 )
 from lightning_apps.sweeps.findings import sentences
-from lightning_apps.sweeps.pictures import Picture, draw_pictures
+from lightning_apps.sweeps.pictures import draw_pictures
 from lightning_apps.sweeps.results import Array, SweepResults, read_sweep, show
 from lightning_apps.sweeps.shared_text import CATEGORIES
 
@@ -52,35 +52,14 @@ def write_sweep_report(folder: Path, *, out: str | None = None) -> tuple[list[Pa
     pictures = draw_pictures(results, fits, contexts, studied=studied)
     write_text_atomically(folder / "table.csv", runs_csv(results))
     write_json_atomically(folder / "results.json", as_json(results, fits if studied else [], contexts, said))
-    document = page(f"Sweep {results.state.name}", sections(results, fits if studied else [], said, pictures))
-    write_text_atomically(folder / "report.html", document)
+    write_page(
+        folder / "report.html", "sweep.html", f"Sweep {results.state.name}",
+        overview=overview(results), said=said, pictures=pictures, means=means_table(results),
+        fits=fits_table(results, fits if studied else []), runs=runs_table(results),
+        unfinished=[job for job in results.jobs if job.status != "completed"],
+    )  # fmt: skip
     files = [folder / name for name in ("report.html", "table.csv", "results.json")]
     return [*files, *(path for path, _, _ in pictures)], said
-
-
-def sections(
-    results: SweepResults, fits: Sequence[ScalingSeries], said: Sequence[str], pictures: Sequence[Picture]
-) -> list[str]:
-    """The parts of the page in their order."""
-    unfinished = [job for job in results.jobs if job.status != "completed"]
-    parts = [facts(overview(results)), section("What it says", bullets(said))]
-    if pictures:
-        parts.append(section("Pictures", *(figure(*picture) for picture in pictures)))
-    if results.completed:
-        parts.append(section("Means over seeds", means_table(results)))
-    if fits:
-        parts.append(section("Power laws of loss against tokens", fits_table(results, fits), paragraph(FIT_NOTE)))
-    if unfinished:
-        lines = [f"{job.name}: {job.status}{f' ({job.reason})' if job.reason else ''}" for job in unfinished]
-        parts.append(section("Runs that are not complete", bullets(lines)))
-    parts.append(section("All runs", runs_table(results)))
-    return parts
-
-
-FIT_NOTE = (
-    "Fitted by least squares of log L, within the tokens seen; no fit is extrapolated. Intervals cover 95 %. A fit "
-    "that is not to be believed is listed with the reason and not drawn."
-)
 
 
 def overview(results: SweepResults) -> list[tuple[str, str]]:
@@ -117,7 +96,7 @@ def plus_minus(estimate: Estimate | None, whole: int) -> str:
     return number(estimate.value) + half + (f" (n = {estimate.n})" if estimate.n != whole else "")
 
 
-def means_table(results: SweepResults) -> str:
+def means_table(results: SweepResults) -> Table:
     """A row for every combination of the keys other than the seed."""
     wanted = [f"{split_name}/{name}" for name in ("perplexity", "bits_per_byte") for split_name in ("val", "test")]
     metrics = headline_metrics(results)
@@ -134,10 +113,10 @@ def means_table(results: SweepResults) -> str:
     caption = (
         "Final metrics of completed runs: mean over seeds ± half of the 95 % t interval; no ± where there is one run."
     )
-    return table(caption, head, rows)
+    return Table(caption, head, rows)
 
 
-def fits_table(results: SweepResults, fits: Sequence[ScalingSeries]) -> str:
+def fits_table(results: SweepResults, fits: Sequence[ScalingSeries]) -> Table:
     """A row for every fit, and for every series that allows none."""
     rows = []
     for series in fits:
@@ -157,22 +136,13 @@ def fits_table(results: SweepResults, fits: Sequence[ScalingSeries]) -> str:
             )  # fmt: skip
         rows += [[name, refusal, source, *["–"] * 7, "not fitted"] for refusal in series.refusals]
     head = [
-        "runs",
-        "form",
-        "points are",
-        "points",
-        "tokens",
-        "alpha",
-        "95 % interval",
-        "interval from",
-        "E",
-        "R²",
+        "runs", "form", "points are", "points", "tokens", "alpha", "95 % interval", "interval from", "E", "R²",
         "verdict",
-    ]
-    return table("Power laws", head, rows, text=(0, 1, 2, 7), long=(10,))
+    ]  # fmt: skip
+    return Table("Power laws", head, rows, text=(0, 1, 2, 7), long=(10,))
 
 
-def runs_table(results: SweepResults) -> str:
+def runs_table(results: SweepResults) -> Table:
     """A row for every job of the state."""
     keys = list(results.state.grid)
     head = [*(results.labels[key] for key in keys), "status", "steps", "tokens", "seconds", *results.metrics]
@@ -186,7 +156,7 @@ def runs_table(results: SweepResults) -> str:
         for job in results.jobs
     ]
     caption = "Every job; metrics are those of the last evaluation. Runs that are not complete count nowhere else."
-    return table(caption, head, rows, text=(len(keys),))
+    return Table(caption, head, rows, text=(len(keys),))
 
 
 def runs_csv(results: SweepResults) -> str:

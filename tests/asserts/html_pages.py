@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """Tags, attributes and text of a document; every tag must be closed."""
 
-    VOID = frozenset({"meta", "img", "br", "link"})
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
 
     def __init__(self, document):
         super().__init__()

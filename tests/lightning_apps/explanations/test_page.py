@@ -16,16 +16,9 @@ from lightning_apps.explanations.documents import Document
 from lightning_apps.explanations.explanation import Explanation
 from lightning_apps.explanations.files import write_explanations
 from lightning_apps.explanations.integrated_gradients import Completeness
-from lightning_apps.explanations.page import (
-    PageLimits,
-    display_scores,
-    document_section,
-    highlighted_text,
-    levels,
-    shown,
-)
+from lightning_apps.explanations.page import display_scores, documents, excerpt, highlighted_text, levels, shorter
 from lightning_apps.explanations.text_units import WORD, read_words
-from lightning_apps.reports.html_page import page, paragraph
+from lightning_apps.reports.page import ENVIRONMENT, page, render
 from lightning_apps.run_files.directory import RunDirectory
 from tests.asserts.html_pages import Page
 from tests.asserts.patience import PATIENCE_S
@@ -94,7 +87,7 @@ def test_the_text_is_whole_and_escaped(tmp_path):
     document = write(tmp_path, entries()).read_text()
     assert document.count("<script") == document.count("</script>") == 1  # our own
     assert "<img src=x" not in document
-    parsed = Page(document.replace("<input ", "<br ").replace("<span class=muted>", '<span class="muted">'))
+    parsed = Page(document)
     text = " ".join(parsed.text)
     assert text.count(f"second{EVIL}") >= 1
     assert not any(name.startswith("on") for name, _ in parsed.attributes)
@@ -128,14 +121,23 @@ def test_what_was_not_read_is_a_gap_and_evidence_is_bracketed():
     assert "2 words that the model did not read are left out" in found
 
 
+def section(entries, *, words=1000, megabytes=1.0):
+    return render("documents.html", **documents(entries, words=words, megabytes=megabytes))
+
+
+def test_what_html_cannot_hold_is_replaced_before_it_is_escaped():
+    template = ENVIRONMENT.from_string("{{ text }}{{ parts }}")
+    found = template.render(text="a\x00b\ud800\u202e<", parts=render("words.html", pieces=[]))
+    assert found == 'a\ufffdb\ufffd\ufffd&lt;<p class="muted">There are no words.</p>'
+
+
 def test_limits_of_the_page():
     long = explanation("a", "word " * 300, [0.5, 0.3, 0.2])
     assert "… 290 more words that were read are not shown." in highlighted_text(long, 10)
     assert highlighted_text(long, 10).count("word") < 30
-    both = document_section([long, long], PageLimits(words=1000, megabytes=len(highlighted_text(long, 1000)) / 1e6))
+    both = section([long, long], megabytes=len(highlighted_text(long, 1000)) / 1e6)
     assert both.count("The text is not shown") == 1
-    assert shown("X" * 10_000_000) == "X" * 200 + "…"
-    assert shown("a\x00b\ud800\u202e<") == "a\ufffdb\ufffd\ufffd&lt;"
+    assert shorter("X" * 10_000_000) == excerpt("X" * 10_000_000)[:201] == "X" * 200 + "…"
 
 
 def test_levels():
@@ -156,13 +158,13 @@ def test_attention_shows_its_departure_from_even():
 def test_the_reading():
     text = "Bad one . Good one . Other one ."
     scores = [-2.0, -2.0, -2.0, 5.0, 5.0, 5.0, 0.0, 0.0, 0.0]
-    found = document_section([explanation("a", text, [0.1, 0.8, 0.1], scores=scores)], PageLimits(100, 1))
+    found = section([explanation("a", text, [0.1, 0.8, 0.1], scores=scores)])
     assert (
-        "The verdict Teen (0.80) rests on, by integrated gradients:</h4><ul><li>“Good one .” <span class=muted>(+5 a "
+        'The verdict Teen (0.80) rests on, by integrated gradients:</h4><ul><li>“Good one .” <span class="muted">(+5 a '
         "word)</span></li></ul><h4>Against it, by integrated gradients:</h4><ul><li>“Bad one .”" in found
     )
     assert "Looking for its verdict Teen (0.80) the model weighs most (an even share is 100%)" in found
-    none = document_section([explanation("a", text, [0.1, 0.8, 0.1], scores=[0.0] * 9)], PageLimits(100, 1))
+    none = section([explanation("a", text, [0.1, 0.8, 0.1], scores=[0.0] * 9)])
     assert "By occlusion no sentence speaks for or against the verdict." in none
 
 
@@ -236,7 +238,8 @@ def test_in_a_browser(tmp_path, server):
 @browser
 def test_the_policy_stops_what_is_not_escaped(tmp_path, server):
     path = tmp_path / "page.html"
-    path.write_text(page("title", [paragraph("x"), f"{EVIL}<img src=http://127.0.0.1:{server}/a>"], script="let a = 1"))
+    document = page("run.html", "title", script="let a = 1", overview=[], tables=[], pictures=[], config="CONFIG")
+    path.write_text(document.replace("CONFIG", f"{EVIL}<img src=http://127.0.0.1:{server}/a>"))
     dom, console = load(path, profile=tmp_path / "profile")
     assert "<title>title</title>" in dom
     assert Listener.asked == []

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import ChoiceLoader, DictLoader, UndefinedError
 from matplotlib.axes import Axes
 from PIL import Image
 
 from lightning_apps import report as report_command
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.file_lock import try_lock
-from lightning_apps.reports.html_page import bullets, details, facts, figure, page, section, table
+from lightning_apps.reports.page import ENVIRONMENT, Table, page
 from lightning_apps.reports.run_report import write_run_report
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.statistics.t_interval import mean_interval
@@ -302,21 +303,26 @@ def test_everything_is_escaped(tmp_path):
     assert " ".join(page.text).count(EVIL) >= 4
 
 
-def test_the_parts_of_a_page_escape_their_text(tmp_path):
+LATER = """{% extends "base.html" %}{% from "parts.html" import bullets, facts, figure, table %}
+{% block content %}{{ bullets([evil]) }}{{ facts([(evil, evil)]) }}{{ table(content) }}
+{{ figure(picture, '"' ~ evil, evil) }}{% endblock %}"""
+
+
+def test_a_page_of_ones_own_stands_on_the_layout_and_its_parts_escape_their_text(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"png")
-    document = page(
-        EVIL,
-        [
-            section(EVIL, bullets([EVIL]), facts([(EVIL, EVIL)]), details(EVIL, EVIL)),
-            table(EVIL, [EVIL], [[EVIL]], text=(0,)),
-            figure(tmp_path / "a.png", f'"{EVIL}', EVIL),
-        ],
-    )
+    monkeypatch.setattr(ENVIRONMENT, "loader", ChoiceLoader([DictLoader({"later.html": LATER}), ENVIRONMENT.loader]))
+    content = Table(EVIL, [EVIL, "b"], [[EVIL, "c"]], text=(0,), long=(1,))
+    document = page("later.html", EVIL, evil=EVIL, content=content, picture=tmp_path / "a.png")
     parsed = Page(document)
     assert "script" not in parsed.tags
     assert document.count("<script") == 0
+    assert " ".join(parsed.text).count(EVIL) == 9
     assert ("alt", f'"{EVIL}') in parsed.attributes
     assert ("src", "data:image/png;base64,cG5n") in parsed.attributes
+    assert [value for name, value in parsed.attributes if name == "class"] == ["scroll", "text", "long", "text", "long",
+                                                                               "scroll"]  # fmt: skip
+    with pytest.raises(UndefinedError):  # a page with a hole is none
+        page("later.html", EVIL, evil=EVIL, content=content)
 
 
 def test_the_report_of_a_run(tmp_path):
