@@ -35,7 +35,9 @@ class SweepSettings:
     name: str | None
     grid: dict[str, Any]
     overrides: list[str]
-    backend: Literal["local"]
+    backend: Literal["local", "slurm", "ray"]
+    slurm: dict[str, Any]
+    ray: dict[str, Any]
     parallel: int | None
     devices: list[int | str] | None
     retries: int

@@ -34,6 +34,7 @@ from lightning_apps.run_files.directory import RunDirectory, locate_run, read_co
 from lightning_apps.run_files.settings import different_settings
 from lightning_apps.sweeps.backends.backend import Backend
 from lightning_apps.sweeps.backends.local import LocalBackend, Place
+from lightning_apps.sweeps.backends.settings import RaySettings, SlurmSettings
 from lightning_apps.sweeps.engine import Engine, Queue
 from lightning_apps.sweeps.grid import (
     Axis,
@@ -242,7 +243,28 @@ def make_backend(settings: SweepSettings, configs: Mapping[str, Config], folder:
     Raises:
         ConfigError: it cannot run these.
     """
-    return LocalBackend(folder, make_places(settings, configs))
+    if settings.backend == "local":
+        return LocalBackend(folder, make_places(settings, configs))
+    if settings.devices is not None:
+        raise ConfigError(
+            f"sweep.devices={settings.devices}: sweep.backend={settings.backend} gives devices; leave null"
+        )
+    at = "lightning_apps.sweeps.backends.settings"
+    try:
+        if settings.backend == "slurm":
+            from lightning_apps.sweeps.backends.slurm import SlurmBackend
+
+            site: SlurmSettings = bind("sweep.slurm", {**settings.slurm, "_target_": f"{at}.SlurmSettings"})()
+            return SlurmBackend(folder, settings.name or folder.name, site, places=settings.parallel or len(configs))
+        from lightning_apps.sweeps.backends.ray import RayBackend
+
+        cluster: RaySettings = bind("sweep.ray", {**settings.ray, "_target_": f"{at}.RaySettings"})()
+        return RayBackend(folder, cluster, places=settings.parallel)
+    except ImportError as error:
+        raise ConfigError(
+            f"sweep.backend={settings.backend} needs a package that is not installed ({error.name}): "
+            f"pip install 'lightning-apps[{settings.backend}]'"
+        ) from error
 
 
 def make_places(settings: SweepSettings, configs: Mapping[str, Config]) -> list[Place]:
