@@ -7,7 +7,7 @@ import pytest
 from lightning_apps.errors import ConfigError
 from lightning_apps.sweeps.backends.backend import BackendError, Sign
 from lightning_apps.sweeps.backends.settings import RaySettings
-from tests.lightning_apps.sweeps.backends.test_slurm import task, wait
+from tests.fakes.cluster_jobs import task, wait
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
 RayBackend = pytest.importorskip("lightning_apps.sweeps.backends.ray").RayBackend

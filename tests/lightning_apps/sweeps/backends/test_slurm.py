@@ -11,24 +11,13 @@ from pathlib import Path
 import pytest
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.sweeps.backends.backend import Handle, Sign, Task
+from lightning_apps.sweeps.backends.backend import Handle, Sign
 from lightning_apps.sweeps.backends.settings import SlurmSettings
 from tests.asserts.patience import wait_until
+from tests.fakes.cluster_jobs import JOB, task, wait
 
 slurm = pytest.importorskip("lightning_apps.sweeps.backends.slurm", reason="needs [slurm]", exc_type=ImportError)
 SlurmBackend = slurm.SlurmBackend
-
-JOB = """
-import signal, sys, time
-def end(number, _):
-    print("signal", number, flush=True)
-    sys.exit(128 + number)
-for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, end)
-print("started", flush=True)
-time.sleep(float(sys.argv[1]))
-sys.exit(int(sys.argv[2]))
-"""
 
 SCRIPT = """#!/bin/bash
 
@@ -58,21 +47,6 @@ export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output FOLDER/slurm/%A_%a/%A_%a_%t_log.out --error FOLDER/slurm/%A_%a/%A_%a_%t_log.err PYTHON -u \
 -m submitit.core._submit FOLDER/slurm/%j
 """
-
-
-def task(folder: Path, name: str, seconds: float = 0.0, code: int = 0, **changes) -> Task:
-    command = [sys.executable, "-c", JOB, str(seconds), str(code)]
-    return Task(
-        name=name, command=command, log=folder / f"{name}.log", **{"accelerator": "cpu", "devices": 1, **changes}
-    )
-
-
-def wait(backend, handle: Handle, phase: str) -> Sign:
-    until = time.monotonic() + 120
-    while (sign := backend.poll(handle)).phase != phase:
-        assert time.monotonic() < until, sign
-        time.sleep(0.05)
-    return sign
 
 
 def test_submitits_own_executor_runs_jobs_and_passes_signals_on(tmp_path):
