@@ -6,7 +6,7 @@ ARGS ?=
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,6 +51,10 @@ check: $(VENV)/.dev  ## lint, format check and types (pre-commit runs the same)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.PHONY: config-docs
+config-docs: $(VENV)/.dev  ## write docs/config.md anew, from conf/, types and docstrings
+	$(BIN)/python -m lightning_apps.config.reference
 
 .PHONY: format
 format: $(VENV)/.dev  ## apply the formatter and the safe lint fixes

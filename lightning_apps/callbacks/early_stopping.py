@@ -14,6 +14,13 @@ class EarlyStopping(LightningEarlyStopping):
     evaluates its best weights, or exports them, would train on when it is resumed, and end with other weights.
 
     Its arguments and the key of its state are those of Lightning's.
+
+    Args:
+        patience: evaluations without an improvement that are tolerated in a row.
+        min_delta: smallest change of the metric that counts as an improvement.
+        check_finite: whether a metric that is NaN or infinite ends training.
+        stopping_threshold: a metric as good as this ends training at once; None for none.
+        divergence_threshold: a metric worse than this ends training at once; None for none.
     """
 
     stopped = False

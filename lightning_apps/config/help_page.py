@@ -1,7 +1,7 @@
 """What `--help` says: the command's own header, every key with the comment of its YAML file, Hydra's flags last."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,21 @@ def comments(path: Path, prefix: tuple[str, ...]) -> dict[tuple[str, ...], str]:
     text = path.read_text(encoding="utf-8")
     found: dict[tuple[str, ...], str] = {}
     content: Any = OmegaConf.create(text)
-    for base in content.get("defaults", []) if OmegaConf.is_dict(content) else []:
-        if isinstance(base, str) and prefix and base != "_self_":
-            found |= comments(path.parent / f"{base}.yaml", prefix)
+    for base in bases(path, content) if OmegaConf.is_dict(content) and prefix else []:
+        found |= comments(base, prefix)
     below = () if text.startswith("# @package _global_") else prefix
     for place, match in keyed_lines(text):
         if match["comment"]:
             found[(*below, *place)] = match["comment"]
     return found
+
+
+def bases(path: Path, content: Mapping[str, Any]) -> list[Path]:
+    """Files that an option's file builds on: of its own folder, or `/loading@_here_` of the one above."""
+    names = [base.partition("@")[0] for base in content.get("defaults", []) if isinstance(base, str)]
+    folders = (path.parent, path.parents[1])
+    places = [folders[name.startswith("/")] / f"{name.removeprefix('/')}.yaml" for name in names]
+    return [place for place in places if place.is_file()]
 
 
 def with_comments(cfg: DictConfig, notes: dict[tuple[str, ...], str]) -> str:

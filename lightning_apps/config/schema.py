@@ -28,7 +28,12 @@ Batches = Annotated[Any, Allowed(Natural | Share | None, f"{BATCHES}, or null fo
 
 @dataclass(kw_only=True)
 class PrecisionConfig:
-    """How numbers are stored and multiplied."""
+    """How numbers are stored and multiplied.
+
+    Attributes:
+        name: of the option.
+        lightning: what Lightning's Trainer calls it.
+    """
 
     name: str
     lightning: Annotated[
@@ -42,7 +47,15 @@ class PrecisionConfig:
 
 @dataclass(kw_only=True)
 class HardwareConfig:
-    """Where the run happens."""
+    """Where the run happens.
+
+    Attributes:
+        name: of the option.
+        accelerator: kind of device; auto takes the GPU where there is one.
+        devices: so many processes, each with a device of its own.
+        strategy: how several processes share the work; ddp averages gradients.
+        pin_memory: page-locked host memory, for faster copies to a GPU.
+    """
 
     name: str
     accelerator: Annotated[str, Allowed(Literal["auto", "gpu", "mps", "cpu"])]
@@ -67,7 +80,11 @@ class HardwareConfig:
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """How long, how often."""
+    """How long, how often.
+
+    Attributes:
+        max_epochs: passes over the training samples; counts where neither max_steps nor max_tokens is given.
+    """
 
     max_steps: Count | None
     max_epochs: Positive | None
@@ -97,7 +114,12 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class CheckpointsConfig:
-    """Which checkpoint is best, and how many are kept."""
+    """Which checkpoint is best, and how many are kept.
+
+    Attributes:
+        monitor: metric of an evaluation that chooses the best checkpoint.
+        mode: whether the smallest or the largest value of it is the best.
+    """
 
     monitor: str
     mode: Annotated[str, Allowed(Literal["min", "max"])]
@@ -119,7 +141,11 @@ class GuardsConfig:
 
 @dataclass(kw_only=True)
 class CallbacksConfig:
-    """What happens beside training."""
+    """What happens beside training.
+
+    Attributes:
+        extra: further callbacks by names of your own, each with its `_target_`; null or false switches one off.
+    """
 
     guards: GuardsConfig
     checkpoints: CheckpointsConfig
@@ -132,7 +158,12 @@ class CallbacksConfig:
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Where the run's files go."""
+    """Where the run's files go.
+
+    Attributes:
+        output_root: a run goes to the folder `<experiment>/<name>` in it.
+        cache_root: folder of prepared data, which runs share.
+    """
 
     output_root: str
     name: str | None
@@ -144,7 +175,14 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class RootConfig:
-    """The root keys."""
+    """The root keys.
+
+    Attributes:
+        experiment: name of the experiment, and of the folder of its runs.
+        seed: of everything that is drawn: weights, order, dropout.
+        verify: overrides that turn the experiment into a run of seconds, for verify.
+        verify_files: function that writes what such a run needs into a folder, and returns overrides.
+    """
 
     experiment: str
     seed: Annotated[int, Allowed(Annotated[int, Ge(0), Lt(2**32)], "must lie between 0 and 2**32 - 1")]
@@ -160,8 +198,8 @@ class RootConfig:
     logger: dict[str, Any] = field(default_factory=dict)
     run: RunConfig
     sweep: Any = None  # the settings of sweeps.grid.SweepSettings; null in a single run's own configuration
-    verify: list[str] = field(default_factory=list)  # overrides that turn the experiment into a run of seconds
-    verify_files: str | None = None  # function that writes what such a run needs into a folder, returning overrides
+    verify: list[str] = field(default_factory=list)
+    verify_files: str | None = None
 
 
 ConfigStore.instance().store(name="schema", node=RootConfig)
