@@ -85,9 +85,8 @@ def kind_in_words(annotation: Any) -> str:
         return "keys"
     if annotation in (Any, inspect.Parameter.empty):
         return "any"
-    return {NoneType: "null", str: "text", bool: "true or false"}.get(annotation) or getattr(
-        annotation, "__name__", "any"
-    )
+    names = {NoneType: "null", str: "text", bool: "true or false"}
+    return names[annotation] if annotation in names else str(getattr(annotation, "__name__", "any"))
 
 
 def vars_of(bound: Any) -> Any:
