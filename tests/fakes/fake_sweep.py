@@ -10,7 +10,8 @@ from lightning_apps.sweeps.state import JobRecord, SweepState, read_state
 
 COMMAND = [sys.executable, "-m", "tests.fakes.fake_job"]
 SETTINGS = {
-    "name": "s", "grid": {}, "overrides": [], "backend": "local", "slurm": {}, "ray": {}, "parallel": None, "devices": None, "retries": 0,
+    "name": "s", "grid": {}, "overrides": [], "backend": "local",
+    "slurm": {}, "ray": {}, "parallel": None, "devices": None, "retries": 0,
     "retry_failed": False, "on_failure": "continue", "job_time": None, "max_time": None,
 }  # fmt: skip
 
