@@ -2,8 +2,8 @@
 
 A data module of this project is an ExperimentData: it says how many samples a split has, makes a batch from their
 indices, and tells what the network must know of the data; loaders, sampling, resuming, splits and limits come with it.
-What else an experiment's data can do are the protocols below. A callback names the one that it needs (`needs`), and
-what lacks it is told before anything is made; a command asks once, with isinstance.
+What else an experiment's data can do are the protocols of protocols.py, to be had from here. A callback names the one
+that it needs (`needs`), and what lacks it is told before anything is made; a command asks once, with isinstance.
 """
 
 import hashlib
@@ -11,17 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from inspect import get_annotations
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,  # pydantic refuses typing's before Python 3.12
-    Protocol,
-    get_args,
-    runtime_checkable,
-)
+from typing import Annotated, Any, Literal, NotRequired  # pydantic refuses typing's before Python 3.12
 
 import lightning as L
 import numpy as np
@@ -32,15 +23,54 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict, Unpack
 
-from datamodules.chat.proofs import DataReport
+from datamodules.protocols import (
+    SPLITS,
+    AnswersPrompts,
+    Check,
+    CollateStep,
+    CutsTexts,
+    DataReport,
+    DescribesPreparation,
+    Example,
+    LabelledData,
+    NeedsData,
+    PacksSamples,
+    ProvesData,
+    ReadsTexts,
+    Split,
+    missing_members,
+)
 from datamodules.sampling.step_batches import IGNORED, Batch, Draw, Indices, StepBatch, StepCollator, Weigh, tokens_fed
 from datamodules.sampling.step_loader import StepLoader, StepSampler, evaluation_loader, steps_per_epoch
 from datamodules.storage.memory_maps import send_maps_by_path
 
-__all__ = ["IGNORED", "Batch", "ExperimentData", "Indices", "Limits", "Loading", "Split", "StepBatch", "Weigh"]
+__all__ = [
+    "IGNORED",
+    "SPLITS",
+    "AnswersPrompts",
+    "Batch",
+    "Check",
+    "CollateStep",
+    "CutsTexts",
+    "DataReport",
+    "DescribesPreparation",
+    "Example",
+    "ExperimentData",
+    "Indices",
+    "LabelledData",
+    "Limits",
+    "Loading",
+    "NeedsData",
+    "PacksSamples",
+    "ProvesData",
+    "ReadsTexts",
+    "Split",
+    "StepBatch",
+    "Weigh",
+    "digest_of",
+    "missing_members",
+]
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 SAMPLES_MEASURED = 256
 """So many training samples tell the mean number of tokens, where a data module does not say it."""
 
@@ -255,7 +285,7 @@ class ExperimentData(L.LightningDataModule, ABC):
         """Batches of one and of two units that memory grows with, and how many of them the largest sample has."""
         return self.largest_batch(1), self.largest_batch(2), 1
 
-    def step_collator(self, share: int) -> "CollateStep":
+    def step_collator(self, share: int) -> CollateStep:
         """Makes the step batches of a device that gets up to `share` samples of each."""
         return StepCollator(self.training_batch, self.device_batch_size or share, self.lengths, self.weigh)
 
@@ -320,126 +350,3 @@ def digest_of(values: Mapping[str, Any]) -> str:
         kept = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
         digest.update(repr((name, getattr(value, "shape", None), len(kept))).encode() + kept)
     return digest.hexdigest()[:16]
-
-
-class CollateStep(Protocol):
-    """Makes a StepBatch of the key of a step."""
-
-    def __call__(self, key: Any) -> StepBatch:
-        """Key (epoch, sample indices) -> the batch."""
-
-
-# ---------------------------------------------------------------------- abilities beyond that
-
-
-@runtime_checkable
-class LabelledData(Protocol):
-    """Samples of classes: what ClassificationEvaluation measures, and baselines are fitted to.
-
-    Attributes:
-        label_names: the classes in order.
-        multi_label: whether a sample bears any number of labels.
-        ordered: whether the classes have an order, so that a mistake can be small or large.
-    """
-
-    label_names: list[str]
-    multi_label: bool = False
-    ordered: bool = False
-
-    @abstractmethod
-    def labels(self, split: Split) -> NDArray[np.int64]:
-        """Class numbers of a split, (n,), or (n, classes) of 0 and 1."""
-        ...
-
-    @abstractmethod
-    def texts(self, split: Split) -> list[str]:
-        """Whole texts of a split."""
-        ...
-
-    def ids(self, split: Split) -> list[str] | None:
-        """Names of the samples of a split; None where the data have none."""
-        return None
-
-
-@runtime_checkable
-class AnswersPrompts(Protocol):
-    """Prompts that a language model continues: what verify compares between batched and single generation."""
-
-    @abstractmethod
-    def prompts(self, split: Split) -> Any:
-        """Tokens of each prompt of a split: (length,) int64 tensors, or one (n, length) tensor."""
-        ...
-
-
-@runtime_checkable
-class PacksSamples(Protocol):
-    """Samples that share one flat batch: what verify compares with each sample alone."""
-
-    @abstractmethod
-    def packed_and_single(self, count: int) -> tuple[Batch, list[Batch]]:
-        """Some samples in one batch, and each of them as a batch of its own."""
-        ...
-
-
-@runtime_checkable
-class ReadsTexts(Protocol):
-    """Texts of no split become a batch: what predict classifies."""
-
-    @abstractmethod
-    def text_batch(self, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """What the network takes for some texts; needs no prepared data."""
-        ...
-
-
-@runtime_checkable
-class CutsTexts(Protocol):
-    """Data that cut long texts: what predict counts."""
-
-    @property
-    def length_limit(self) -> str:
-        """What a text may be at most, in words: `512 tokens`."""
-        ...
-
-    def num_cut(self, texts: list[str], batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
-        """How many of some texts are longer than that; `batch` is what text_batch made of them."""
-        ...
-
-
-@runtime_checkable
-class ProvesData(Protocol):
-    """Data that can prove something of every sample: what doctor shows."""
-
-    @abstractmethod
-    def prove(self, num_examples: int) -> DataReport:
-        """Examples to look at, and what holds of all samples."""
-        ...
-
-
-@runtime_checkable
-class DescribesPreparation(Protocol):
-    """Data whose preparation is worth a report: what prepare prints."""
-
-    @abstractmethod
-    def preparation_lines(self) -> list[str]:
-        """What was prepared, and where it lies."""
-        ...
-
-
-@runtime_checkable
-class NeedsData(Protocol):
-    """A callback that works with some data only.
-
-    Attributes:
-        needs: one of the protocols above, or the class of an experiment's data.
-    """
-
-    needs: type
-
-
-def missing_members(data: object, protocol: type) -> list[str]:
-    """Names that a protocol (or a class of data) asks for and the data do not have; none where they are one."""
-    if isinstance(data, protocol):
-        return []
-    names = {name for kind in protocol.__mro__[:-1] for name in vars(kind) if not name.startswith("_")}
-    names |= set(get_annotations(protocol))
-    return sorted(name for name in names if not hasattr(data, name)) or [f"the base class {protocol.__name__}"]

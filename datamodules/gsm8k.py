@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules.chat.files import Chat, chat_rows, hub_rows, split_files, to_chat
-from datamodules.chat.proofs import DataReport, prove_chats
 from datamodules.chat.rendering import Message, encode_prompt
 from datamodules.chat.store import ChatStore, write_chats
-from datamodules.contract import IGNORED, Batch, CollateStep, ExperimentData, Indices, Loading, Split
+from datamodules.contract import IGNORED, Batch, CollateStep, DataReport, ExperimentData, Indices, Loading, Split
+from datamodules.gsm8k_proofs import prove_chats
 from datamodules.sampling.packing import Document, PackingCollator, packed_batch, padded_batch
 from datamodules.storage.cache import file_sha256, prepared_folder
 from datamodules.text.hub import TokenizerSource, find_tokenizer

@@ -1,1 +1,1 @@
-"""Chats: files, templates, tokens with answer spans, proofs."""
+"""Chats: files, templates, tokens with answer spans."""

@@ -44,15 +44,17 @@ class ChatStore:
         name: what they are called.
 
     Attributes:
+        tokens: int32 ids of each chat, memory-mapped.
+        spans: start and stop, one behind the other, of each chat's answers.
         lengths: (n,) int64 tokens of each chat.
         first_answers: (n,) int64 tokens of each chat before its first answer.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._tokens = open_ragged(folder / f"{name}.tokens")
-        self._answers = open_ragged(folder / f"{name}.answers")  # start and stop of each
-        self.lengths = self._tokens.lengths
-        self.first_answers: NDArray[np.int64] = self._answers.values[self._answers.ends - self._answers.lengths]
+        self.tokens = open_ragged(folder / f"{name}.tokens")
+        self.spans = open_ragged(folder / f"{name}.answers")
+        self.lengths = self.tokens.lengths
+        self.first_answers: NDArray[np.int64] = self.spans.values[self.spans.ends - self.spans.lengths]
         with (folder / f"{name}.jsonl").open("rb") as file:
             self._lines = list(file)  # parsed when they are asked for
 
@@ -61,11 +63,11 @@ class ChatStore:
 
     def ids(self, row: int) -> NDArray[np.int64]:
         """Tokens of a chat, (length,)."""
-        return self._tokens[row].astype(np.int64)
+        return self.tokens[row].astype(np.int64)
 
     def answers(self, row: int) -> list[tuple[int, int]]:
         """[start, stop) of its answers."""
-        return [(int(start), int(stop)) for start, stop in self._answers[row].reshape(-1, 2)]
+        return [(int(start), int(stop)) for start, stop in self.spans[row].reshape(-1, 2)]
 
     def chat(self, row: int) -> Chat:
         """Its messages and gold answer."""

@@ -13,13 +13,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from datamodules.corpus.token_store import SPLITS
 from datamodules.sampling.order import hash_key, permute
 from datamodules.storage.cache import file_sha256
 from datamodules.text.hub_access import hub_is_reachable, load_hub_dataset
 from datamodules.text.jsonl import decoded_lines, jsonl_objects, line_place, whole_characters
 from datamodules.text.parquet import open_parquet, parquet_rows
 
-SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".parquet")
 
 Row = tuple[int, str, str]

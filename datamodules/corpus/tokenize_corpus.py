@@ -218,6 +218,7 @@ def in_order(
     context = multiprocessing.get_context(
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )
+    context.set_forkserver_preload([__name__])  # torch and transformers are imported once, not in every worker
     with ProcessPoolExecutor(num_workers, context, initializer, (argument,)) as pool:
         waiting: deque[Future[Result]] = deque()
         try:

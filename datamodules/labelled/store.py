@@ -19,7 +19,6 @@ from datamodules.text.near_duplicates import Repeat, find_repeats, minhash
 from datamodules.text.plain_text import describe_special_texts
 from datamodules.text.tokenized_texts import RaggedArray, open_ragged, save_ragged, text_bytes
 
-Split = Literal["train", "validation", "test"]
 Leaks = Literal["drop", "warn", "error"]
 SYNTHETIC = "synthetic"
 """The data set that an experiment makes up: no files, no network."""

@@ -3,7 +3,7 @@
 import csv
 import difflib
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,29 +127,34 @@ def read_file(
             twice, no sample at all.
     """
     split = LabelledTexts(path.name, unit="row" if path.suffix == ".parquet" else "line")
-    columns = {"text_column": text_column, "label_column": label_column}
-    wanted = {text_column, label_column} | {column or name for name, column in (extra_columns or {}).items()}
-    for number, record in _records(path, wanted):
-        for key, column in columns.items():
-            if column not in record:
-                raise missing_column(f"{split.source}, {split.unit} {number:,}", key, column, list(record))
-        extra = extra_values(record, extra_columns or {}, f"{split.source}, {split.unit} {number:,}")
-        split.add(number, record[text_column], record[label_column], **columns, extra=extra)
+    records = _records(path, _wanted(text_column, label_column, extra_columns))
+    _fill(split, records, text_column, label_column, extra_columns)
     if not split.texts:
         raise ValueError(f"{path.name} holds no sample")
     return split
 
 
-def extra_values(record: Mapping[str, Any], columns: Mapping[str, str | None], where: str) -> dict[str, Any]:
-    """Further fields of a record; see read_file.
+def _wanted(text_column: str, label_column: str, extra_columns: Mapping[str, str | None] | None) -> set[str]:
+    """Names of all fields that are read."""
+    return {text_column, label_column} | {column or name for name, column in (extra_columns or {}).items()}
 
-    Raises:
-        ValueError: a field that was named is not there.
-    """
-    for name, column in columns.items():
-        if column is not None and column not in record:
-            raise missing_column(where, f"{name}_column", column, list(record))
-    return {name: record.get(name if column is None else column) for name, column in columns.items()}
+
+def _fill(
+    split: LabelledTexts,
+    records: Iterable[tuple[int, dict[str, Any]]],
+    text_column: str,
+    label_column: str,
+    extra_columns: Mapping[str, str | None] | None,
+) -> None:
+    """Add numbered records to a split; see read_file."""
+    columns = {"text_column": text_column, "label_column": label_column}
+    named = {f"{name}_column": column for name, column in (extra_columns or {}).items() if column is not None}
+    for number, record in records:
+        for key, column in {**columns, **named}.items():
+            if column not in record:
+                raise missing_column(f"{split.source}, {split.unit} {number:,}", key, column, list(record))
+        extra = {name: record.get(column or name) for name, column in (extra_columns or {}).items()}
+        split.add(number, record[text_column], record[label_column], **columns, extra=extra)
 
 
 def missing_column(where: str, key: str, column: str, known: Sequence[str]) -> ValueError:
@@ -250,21 +255,12 @@ def read_hub_dataset(
             continue
         rows = loaded[split_name]
         split = LabelledTexts(f"{name} {split_name}", unit="row")
-        for key, column in (("text_column", text_column), ("label_column", label_column)):
-            if column not in rows.column_names:
-                raise missing_column(f"{split.source}, {split.unit} 1", key, column, rows.column_names)
-        feature = rows.features[label_column]
+        feature = rows.features.get(label_column)
         split.class_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-        columns = extra_columns or {}
-        extra_values(dict.fromkeys(rows.column_names), columns, f"{split.source}, row 1")
-        further = {
-            role: rows[name] if (name := column or role) in rows.column_names else [None] * len(rows)
-            for role, column in columns.items()
-        }
-        pairs = zip(rows[text_column], rows[label_column], strict=True)
-        for number, (text, label) in enumerate(pairs, start=1):
-            beside = {role: values[number - 1] for role, values in further.items()}
-            split.add(number, text, label, text_column=text_column, label_column=label_column, extra=beside)
+        wanted = _wanted(text_column, label_column, extra_columns)
+        read = rows.select_columns([column for column in rows.column_names if column in wanted] or rows.column_names)
+        records = (dict.fromkeys(rows.column_names) | row for row in read)  # all names, so that a message lists them
+        _fill(split, enumerate(records, start=1), text_column, label_column, extra_columns)
         found[split_name] = split
     return found
 

@@ -78,19 +78,21 @@ def padded_batch(documents: Sequence[Document], *, pad_token_id: int) -> Batch:
     Returns:
         `input_ids`, `labels` (-100 at padding) and `attention_mask` (0 at padding), each (n, longest) int64.
     """
-    longest = max(len(document.ids) for document in documents)
-    shape = (len(documents), longest)
-    ids, labels = np.full(shape, pad_token_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    for row, document in enumerate(documents):
-        length = len(document.ids)
-        ids[row, :length], labels[row, :length], mask[row, :length] = document.ids, document.labels, 1
+    ids = [document.ids for document in documents]
     return {
-        "input_ids": torch.from_numpy(ids),
-        "labels": torch.from_numpy(labels),
-        "attention_mask": torch.from_numpy(mask),
+        "input_ids": padded_rows(ids, pad_token_id),
+        "labels": padded_rows([document.labels for document in documents], IGNORED),
+        "attention_mask": padded_rows([np.ones_like(row) for row in ids], 0),
         "shared_prefix_length": 0,
     }
+
+
+def padded_rows(rows: Sequence[NDArray[Any]], value: int) -> torch.Tensor:
+    """Rows of whole numbers, (n, longest) int64, with `value` on the right of those that are shorter."""
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 ReadDocuments = Callable[[NDArray[np.int64]], list[Document]]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from datamodules.sampling.packing import padded_rows
 from datamodules.text.hub_access import load_tokenizer
 from datamodules.text.jsonl import whole_characters
 from datamodules.text.plain_text import tokenize_plain
@@ -203,10 +204,5 @@ def tokenizer_threads() -> Iterator[None]:
 
 def padded(rows: Sequence[NDArray[Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask` (n, longest) int64, padded on the right to the longest of these rows."""
-    longest = max(len(row) for row in rows)
-    input_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), longest), dtype=np.int64)
-    for number, row in enumerate(rows):
-        input_ids[number, : len(row)] = row
-        attention_mask[number, : len(row)] = 1
-    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask)}
+    mask = padded_rows([np.ones(len(row), dtype=np.int64) for row in rows], 0)
+    return {"input_ids": padded_rows(rows, pad_token_id), "attention_mask": mask}

@@ -1,10 +1,10 @@
 import re
 import sys
 
-import numpy as np
 import pytest
 
-from datamodules.chat.proofs import Check, DataReport, Example
+from datamodules.contract import Check, DataReport, Example
+from datamodules.text.tokenized_texts import RaggedArray
 from lightning_apps import doctor
 from lightning_apps.runs.build import build_datamodule
 
@@ -82,30 +82,35 @@ def broken(composed, small_gsm8k, **changes):
 def test_each_claim_can_fail(composed, small_gsm8k):
     data = broken(composed, small_gsm8k)
     assert all(check.holds for check in claims(data).values())
-    tokens, ends = data.files["train"].tokens.copy(), data.files["train"].ends
+    train = data.files["train"]
+    whole = train.tokens
     row = int(data.rows["train"][3])
 
+    def change(place, token):
+        """Another token in one chat, and the other chats as they were."""
+        train.tokens = RaggedArray(whole.values.copy(), whole.ends)
+        train.tokens[row][place] = token
+
     # a stop token that is missing, as where a template ends its answers otherwise
-    data.files["train"].tokens = tokens.copy()
-    data.files["train"].tokens[ends[row] - 1] = 9
+    change(-1, 9)
     failed = [claim for claim, check in claims(data).items() if not check.holds]
     assert failed == ["every whole sample trains its stop token, and generation stops at it"]
 
     # a prompt that is not what the model will be asked with
-    data.files["train"].tokens = tokens.copy()
-    data.files["train"].tokens[data.files["train"].starts[row] + 1] = 9
+    change(1, 9)
     assert [claim for claim, check in claims(data).items() if not check.holds] == [
         "training prompts = inference prompts"
     ]
 
     # a second BOS
-    data.files["train"].tokens = tokens.copy()
+    train.tokens = whole
     data.tokenizer.bos_token = "<|im_start|>"
     assert claims(data)["a single BOS"].holds
-    data.files["train"].tokens[data.files["train"].starts[row] + 1] = data.tokenizer.bos_token_id
+    change(1, data.tokenizer.bos_token_id)
     assert not claims(data)["a single BOS"].holds
 
     # a sample without a target
-    data.files["train"].tokens = tokens
-    data.files["train"]._spans = np.where(np.arange(60)[:, None] == row, 0, data.files["train"]._spans)
+    train.tokens = whole
+    train.spans = RaggedArray(train.spans.values.copy(), train.spans.ends)
+    train.spans[row][:] = 0
     assert not claims(data)["every sample has tokens to learn"].holds

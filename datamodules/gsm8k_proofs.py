@@ -1,63 +1,23 @@
 """What can be proved of chat data before anything is trained on them."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.chat.rendering import encode_prompt, render_chat
+from datamodules.protocols import Check, DataReport, Example, Split
 from datamodules.sampling.packing import first_fit_decreasing
 from datamodules.sampling.step_batches import IGNORED
+
+if TYPE_CHECKING:  # that module calls this one
+    from datamodules.gsm8k import Gsm8kDataModule
 
 BAR = 40  # characters of the longest bar
 
 
-@dataclass(frozen=True)
-class Check:
-    """A claim about the data.
-
-    Attributes:
-        claim: in words, as it should be.
-        holds: whether it does.
-        counted: in words, what was counted.
-    """
-
-    claim: str
-    holds: bool
-    counted: str
-
-
-@dataclass(frozen=True)
-class Example:
-    """A sample as the model meets it.
-
-    Attributes:
-        title: where the sample is from, and its tokens.
-        stretches: text, and whether the model is trained to say it, in order.
-    """
-
-    title: str
-    stretches: list[tuple[str, bool]]
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What a data module can say of its data.
-
-    Attributes:
-        examples: samples of the training split.
-        checks: claims that were looked at on every sample.
-        pictures: drawn in characters, several lines each.
-    """
-
-    examples: list[Example]
-    checks: list[Check]
-    pictures: list[str]
-
-
-def prove_chats(data: Any, num_examples: int) -> DataReport:
-    """Look at every sample of every split of a Gsm8kDataModule."""
+def prove_chats(data: "Gsm8kDataModule", num_examples: int) -> DataReport:
+    """Look at every sample of every split."""
     lengths = np.minimum(data.files["train"].lengths[data.rows["train"]], data.max_length)
     return DataReport(
         examples=[_example(data, index) for index in range(min(num_examples, data.num_train_samples))],
@@ -66,7 +26,7 @@ def prove_chats(data: Any, num_examples: int) -> DataReport:
     )
 
 
-def _example(data: Any, index: int) -> Example:
+def _example(data: "Gsm8kDataModule", index: int) -> Example:
     document = data.document("train", index)
     borders = np.flatnonzero(np.diff(document.labels != IGNORED)) + 1
     pieces = zip(np.split(document.ids, borders), np.split(document.labels, borders), strict=True)
@@ -74,11 +34,11 @@ def _example(data: Any, index: int) -> Example:
     return Example(f"{data.chat('train', index).origin}, {len(document.ids)} tokens", stretches)
 
 
-def _samples(data: Any) -> list[tuple[str, int]]:
+def _samples(data: "Gsm8kDataModule") -> list[tuple[Split, int]]:
     return [(split, index) for split in data.rows for index in range(len(data.rows[split]))]
 
 
-def _targets(data: Any) -> Check:
+def _targets(data: "Gsm8kDataModule") -> Check:
     counts = np.array([(data.document(*sample).labels != IGNORED).sum() for sample in _samples(data)])
     tokens = sum(len(data.document(*sample).ids) for sample in _samples(data))
     return Check(
@@ -89,7 +49,7 @@ def _targets(data: Any) -> Check:
     )
 
 
-def _stops(data: Any) -> Check:
+def _stops(data: "Gsm8kDataModule") -> Check:
     stops, whole, missing = set(data.stop_token_ids), 0, []
     for split, index in _samples(data):
         document = data.document(split, index)
@@ -105,7 +65,7 @@ def _stops(data: Any) -> Check:
     )
 
 
-def _bos(data: Any) -> Check:
+def _bos(data: "Gsm8kDataModule") -> Check:
     bos, text = data.tokenizer.bos_token_id, data.tokenizer.bos_token
     if bos is None:
         return Check("a single BOS", True, "the tokenizer has none")
@@ -129,7 +89,7 @@ def _bos(data: Any) -> Check:
     )
 
 
-def _prompts(data: Any) -> Check:
+def _prompts(data: "Gsm8kDataModule") -> Check:
     wrong, between = [], set()
     for split, index in _samples(data):
         messages = data.chat(split, index).messages[:-1]
@@ -150,12 +110,12 @@ def _prompts(data: Any) -> Check:
     )
 
 
-def _overlong(data: Any) -> Check:
+def _overlong(data: "Gsm8kDataModule") -> Check:
     words = data.describe()["overlong"]
     return Check("no training sample is truncated", data.num_overlong == 0 or data.overlong == "drop", words)
 
 
-def _packing(data: Any, lengths: NDArray[np.int64]) -> Check:
+def _packing(data: "Gsm8kDataModule", lengths: NDArray[np.int64]) -> Check:
     size = data.global_batch_size
     batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
     padded = sum(int(batch.max()) * len(batch) for batch in batches)
