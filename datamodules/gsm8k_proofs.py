@@ -30,7 +30,7 @@ def _example(data: "Gsm8kDataModule", index: int) -> Example:
     document = data.document("train", index)
     borders = np.flatnonzero(np.diff(document.labels != IGNORED)) + 1
     pieces = zip(np.split(document.ids, borders), np.split(document.labels, borders), strict=True)
-    stretches = [(data.tokenizer.decode(ids), bool(labels[0] != IGNORED)) for ids, labels in pieces]
+    stretches = [(str(data.tokenizer.decode(ids)), bool(labels[0] != IGNORED)) for ids, labels in pieces]
     return Example(f"{data.chat('train', index).origin}, {len(document.ids)} tokens", stretches)
 
 
