@@ -195,18 +195,9 @@ def target_of(target: str, predicted: int, label_names: Sequence[str]) -> Target
 def attribute(
     chunks: Chunks, encoder: CachedEncoder, target: Target, weights: Tensor, words: ReadWords, settings: ExplainSettings
 ) -> tuple[dict[str, Attribution], Completeness | None]:
-    """Scores by each of the methods.
+    """Scores by each of the methods, and how well integrated gradients add up; None without that method.
 
-    Args:
-        chunks: the document as the model reads it.
-        encoder: the model that reads it.
-        target: what scores are towards.
-        weights: (chunks,) of the pooling.
-        words: those that the model read.
-        settings: the methods and what they need.
-
-    Returns:
-        Method -> its scores, and how well integrated gradients add up; None without that method.
+    `weights` (chunks,) are those of the pooling.
     """
     found: dict[str, Attribution] = {}
     completeness = None
@@ -217,31 +208,18 @@ def attribute(
             found[method] = occlusion(chunks, encoder, target, words.sentence)
         else:
             found[method], completeness, _ = integrated_gradients(
-                chunks,
-                encoder,
-                target,
-                steps=settings.steps,
-                tolerance=settings.tolerance,
+                chunks, encoder, target, steps=settings.steps, tolerance=settings.tolerance,
                 max_steps=settings.max_steps,
-            )
+            )  # fmt: skip
     return found, completeness
 
 
 def measure_evidence(
-    chunks: Chunks,
-    words: ReadWords,
-    attributions: dict[str, Attribution],
-    spans: Sequence[Span],
-    seed: int,
+    chunks: Chunks, words: ReadWords, attributions: dict[str, Attribution], spans: Sequence[Span], seed: int
 ) -> dict[str, dict[str, float]]:
-    """How well each method, and chance, find evidence that is given as spans of characters.
+    """How well each method, and chance, find evidence: spans of characters, of which the model read a word or more.
 
-    Args:
-        chunks: the document as the model reads it.
-        words: those that the model read.
-        attributions: method -> its scores.
-        spans: [start, end) characters of the evidence, of which the model read at least one word.
-        seed: of the random orders that chance is averaged over.
+    `seed` is that of the random orders that chance is averaged over.
     """
     held = [np.unique(row[row >= 0]) for row in chunks.word]
     by_word = inside_spans(words.spans, spans)

@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 Inside = NDArray[np.bool_]
 RANDOM = "random"
 CURVES = ("deletion", "insertion")
+CURVE_ENDS = {"mean": "value", "low": "low", "high": "high"}
 METHOD_NAMES = {
     "chunk_attention": "chunk attention",
     "integrated_gradients": "integrated gradients",
@@ -130,7 +131,7 @@ def expected_random_evidence(
     return found
 
 
-def mean_with_interval(values: Sequence[float]) -> dict[str, float]:
+def mean_with_interval(values: Sequence[float] | Array) -> dict[str, float]:
     """`value`, `low`, `high` of a mean over documents; no interval for fewer than two."""
     numbers = np.array(values, dtype=np.float64)
     if not len(numbers):
@@ -166,15 +167,16 @@ def summarise_curves(documents: Sequence[Mapping[str, Any]], fractions: Sequence
     methods = list(documents[0]) if documents else []
     summary: dict[str, Any] = {}
     for curve in CURVES:
-        areas = {method: [curve_area(fractions, entry[method][curve]) for entry in documents] for method in methods}
-        summary[curve] = {"area": compare_with_random(areas) if methods else {}, "curves": {}}
-        for method in methods:
-            points = [mean_with_interval(column) for column in zip(*(entry[method][curve] for entry in documents),
-                                                                   strict=True)]  # fmt: skip
-            summary[curve]["curves"][method] = {
-                end: [point[key] for point in points]
-                for end, key in (("mean", "value"), ("low", "low"), ("high", "high"))
-            }
+        values = {method: np.array([entry[method][curve] for entry in documents]) for method in methods}
+        areas = {method: [curve_area(fractions, row) for row in rows] for method, rows in values.items()}
+        points = {method: [mean_with_interval(column) for column in rows.T] for method, rows in values.items()}
+        summary[curve] = {
+            "area": compare_with_random(areas) if methods else {},
+            "curves": {
+                method: {name: [point[key] for point in found] for name, key in CURVE_ENDS.items()}
+                for method, found in points.items()
+            },
+        }
     return summary
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.rating import RatingDataModule
@@ -66,13 +67,12 @@ def pad_chunks(
     input_ids: Sequence[NDArray[np.int64]], spans: Sequence[NDArray[np.int64]], pad_token_id: int
 ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     """Ids, attention mask (chunks, length) and character spans (chunks, length, 2) of chunks of unequal length."""
-    length = max(map(len, input_ids))
-    ids = np.full((len(input_ids), length), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(input_ids), length), dtype=np.int64)
-    padded = np.full((len(input_ids), length, 2), -1, dtype=np.int64)
-    for row, (tokens, characters) in enumerate(zip(input_ids, spans, strict=True)):
-        ids[row, : len(tokens)], mask[row, : len(tokens)], padded[row, : len(tokens)] = tokens, 1, characters
-    return torch.from_numpy(ids), torch.from_numpy(mask), padded
+
+    def padded(rows: Sequence[NDArray[np.int64]], value: int) -> Tensor:
+        return pad_sequence([torch.from_numpy(row).long() for row in rows], batch_first=True, padding_value=value)
+
+    mask = padded([np.ones(len(row), dtype=np.int64) for row in input_ids], 0)
+    return padded(input_ids, pad_token_id), mask, padded(spans, -1).numpy()
 
 
 def absent_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -129,33 +129,23 @@ def _choice(options: Mapping[str, Any]) -> dict[str, Any]:
 def explain_documents(model: RatingModel, documents: Sequence[Document], options: dict[str, Any]) -> list[Explanation]:
     """Explain documents one by one, and say how far it is."""
     encoder = CachedEncoder(model.net, options["micro_chunks"], absent_token(model.tokenizer), model.device)
+    same = ("target", "methods", "steps", "tolerance", "max_steps", "max_sentences", "seed")
     settings = ExplainSettings(
-        target=options["target"],
-        methods=options["methods"],
-        steps=options["steps"],
-        tolerance=options["tolerance"],
-        max_steps=options["max_steps"],
-        max_sentences=options["max_sentences"],
-        unit=options["faithfulness"]["unit"],
-        fractions=all_fractions(options),
-        seed=options["seed"],
+        unit=options["faithfulness"]["unit"], fractions=all_fractions(options), **{key: options[key] for key in same}
     )
     with_curves = options["faithfulness"]["max_documents"]
     with_curves = len(documents) if with_curves is None else with_curves
     # every so many-th document, so that the classes stay in proportion in any order of the data
     measured = set(np.linspace(0, len(documents) - 1, min(with_curves, len(documents))).round().astype(int).tolist())
     started = time.perf_counter()
-    found = [
-        explain_document(
-            document,
-            chunk_text=model.chunk_text,
-            encoder=encoder,
-            label_names=model.label_names,
-            settings=settings,
-            measure_curves=place in measured,
-        )
-        for place, document in enumerate(with_progress(documents, name="explaining", unit="document"))
-    ]
+    found = []
+    for place, document in enumerate(with_progress(documents, name="explaining", unit="document")):
+        found.append(
+            explain_document(
+                document, chunk_text=model.chunk_text, encoder=encoder, label_names=model.label_names,
+                settings=settings, measure_curves=place in measured,
+            )
+        )  # fmt: skip
     elapsed_s = time.perf_counter() - started
     say(f"{encoder.num_encoded:,} chunks encoded, {human_time(elapsed_s)}, {elapsed_s / len(found):.3g} s a document")
     return found

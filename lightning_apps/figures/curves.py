@@ -76,15 +76,7 @@ def png_figure(path: Path, width_px: int, height_px: int) -> Iterator[Figure]:
 
 
 def add_axes_px(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place of a figure.
-
-    Args:
-        figure: to add them to.
-        left: pixels from the figure's left edge.
-        bottom: pixels from the figure's lower edge.
-        width: pixels.
-        height: pixels.
-    """
+    """Axes at a place of a figure, in pixels from its lower left corner."""
     total_width, total_height = figure.get_size_inches() * figure.dpi
     return figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
 
@@ -97,15 +89,11 @@ def series(rows: Sequence[dict[str, Any]], key: str) -> tuple[NDArray[np.int64],
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Centred moving mean (n,) over an odd `window`, cut off at both ends; NaN and infinity do not count."""
+    """Centred moving mean (n,) over an odd `window` up to n, cut off at both ends; NaN and infinity do not count."""
     finite = np.isfinite(values)
-    half = window // 2
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    number = np.concatenate([[0], np.cumsum(finite)])
-    first = np.maximum(np.arange(len(values)) - half, 0)
-    end = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    count = number[end] - number[first]
-    return np.where(count > 0, (total[end] - total[first]) / np.maximum(count, 1), np.nan)
+    ones = np.ones(window)
+    total, count = (np.convolve(part, ones, "same") for part in (np.where(finite, values, 0.0), finite))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,16 +166,7 @@ def draw_training(
 def draw_evaluations(
     axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], *, color: str, label: str, dashed: bool = False
 ) -> None:
-    """A curve with a marker per evaluation; nothing where no value can be shown.
-
-    Args:
-        axes: to draw on.
-        steps: (n,) optimizer steps.
-        values: (n,), NaN leaves a gap.
-        color: of line and markers.
-        label: what the legend calls it.
-        dashed: whether line and markers are those of a second curve.
-    """
+    """A curve over optimizer steps (n,) with a marker per evaluation; NaN leaves a gap, no finite value no curve."""
     if np.isfinite(values).any():
         marker = ("s" if dashed else "o") if len(steps) <= MAX_MARKED_EVALUATIONS else None
         style = "--" if dashed else "-"
@@ -197,32 +176,16 @@ def draw_evaluations(
 def draw_best(
     axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], best_step: int | None, label: str
 ) -> None:
-    """A dotted line at the best step, and a ring around its value.
-
-    Args:
-        axes: to draw on.
-        steps: (n,) optimizer steps of the evaluations.
-        values: (n,) what they came to.
-        best_step: which of the steps; None draws nothing.
-        label: formats the value for the legend, such as `best {:.3f}`.
-    """
+    """A dotted line at the best of the steps (n,), and a ring around its value; `label` may be `best {:.3f}`."""
     if best_step is None:
         return
     axes.axvline(best_step, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
     at_best = values[steps == best_step]
     if np.isfinite(at_best).any():
         axes.plot(
-            [best_step],
-            at_best[-1:],
-            linestyle="none",
-            marker="o",
-            markersize=10,
-            markerfacecolor="none",
-            markeredgecolor=BLACK,
-            markeredgewidth=1.4,
-            zorder=4,
-            label=label.format(at_best[-1]),
-        )
+            [best_step], at_best[-1:], "o", markersize=10, markerfacecolor="none", markeredgecolor=BLACK,
+            markeredgewidth=1.4, zorder=4, label=label.format(at_best[-1]),
+        )  # fmt: skip
 
 
 def draw_learning_rate(axes: Axes, rows: Sequence[dict[str, Any]], *, key: str = "train/learning_rate") -> None:
@@ -290,23 +253,11 @@ def draw_references(axes: Axes, references: Sequence[tuple[float, str, str]]) ->
     label_heights = spread(heights, 2.1 * line_height, line_height, 1 - line_height)
     for (value, name, color), height, label_height in zip(references, heights, label_heights, strict=True):
         axes.axhline(value, color=color, linestyle=(0, (5, 2.5)), linewidth=1.5, zorder=2)
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
         axes.annotate(
-            name,
-            (1, height),
-            (1.035, label_height),
-            xycoords="axes fraction",
-            fontsize=9.5,
-            va="center",
-            linespacing=1.05,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": color,
-                "linewidth": 1.5,
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
+            name, (1, height), (1.035, label_height), xycoords="axes fraction", fontsize=9.5, va="center",
+            linespacing=1.05, arrowprops=arrow,
+        )  # fmt: skip
 
 
 def legend_above(axes: Axes) -> None:
@@ -345,12 +296,6 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     """Positions moved as little as keeps them `gap` apart, in their order, between `low` and `high`.
 
     Neighbours that collide share a block around the mean of their wishes. More labels than fit are evenly spaced.
-
-    Args:
-        positions: where the labels would like to be, in any order.
-        gap: least distance between neighbours, in the unit of the positions.
-        low: least position.
-        high: largest position.
     """
     if not positions:
         return []

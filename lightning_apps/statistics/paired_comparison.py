@@ -20,15 +20,10 @@ class Comparison:
     Attributes:
         score: name of the column in predictions.jsonl.
         num_questions: n.
-        first: mean score of the first model.
-        first_low: lower end of its 95 % interval.
-        first_high: upper end of its 95 % interval.
-        second: mean score of the second model.
-        second_low: lower end of its 95 % interval.
-        second_high: upper end of its 95 % interval.
-        difference: mean of second - first over the questions.
-        difference_low: lower end of its paired 95 % bootstrap interval.
-        difference_high: upper end of its paired 95 % bootstrap interval.
+        first, first_low, first_high: mean score of the first model and its 95 % interval.
+        second, second_low, second_high: mean score of the second model and its 95 % interval.
+        difference, difference_low, difference_high: mean of second - first over the questions, and its paired 95 %
+            bootstrap interval.
         won: questions that only the second got right; where scores are no verdicts, with a higher score of the second.
         lost: questions that only the first got right; where scores are no verdicts, with a lower score of the second.
         p_value: exact McNemar test that both are right equally often; None where scores are no verdicts.

@@ -161,25 +161,15 @@ def scaling(results: SweepResults) -> list[ScalingSeries]:
         counts = {tokens for points in finals.values() for tokens, _ in points}
         source: Literal["budgets", "curve"] = "budgets" if len(counts) >= MIN_COUNTS[FORMS[0]] and budget else "curve"
         if source == "budgets":
-            points = {seed: _as_points(sorted(pairs)) for seed, pairs in finals.items()}
+            columns = {seed: np.array(sorted(pairs), dtype=np.float64).T for seed, pairs in finals.items()}
+            points = {seed: (tokens, losses) for seed, (tokens, losses) in columns.items()}
         else:
             points = {job.values.get(REPEAT): job.curve for job in family[-1].jobs if len(job.curve[0])}
         outcomes = [fit_power_law(list(points.values()), form) for form in FORMS]
-        series.append(
-            ScalingSeries(
-                fixed,
-                source,
-                points,
-                [outcome for outcome in outcomes if isinstance(outcome, PowerLaw)],
-                [outcome for outcome in outcomes if isinstance(outcome, str)],
-            )
-        )
+        laws = [outcome for outcome in outcomes if isinstance(outcome, PowerLaw)]
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        series.append(ScalingSeries(fixed, source, points, laws, refusals))
     return series
-
-
-def _as_points(pairs: Sequence[tuple[float, float]]) -> Points:
-    array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
 
 
 def in_context(results: SweepResults) -> list[ContextSeries]:
@@ -257,29 +247,20 @@ def varying_key(combinations: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def exponent_slope(fits: Sequence[ScalingSeries]) -> tuple[str, Estimate] | None:
-    """How the exponent of A * D^-alpha, fitted to each seed, changes with the one key in which the series differ."""
-    key = varying_key([series.fixed for series in fits])
+def seed_exponents(series: ScalingSeries) -> dict[Any, float]:
+    """Seed -> exponent of A * D^-alpha fitted to it alone."""
+    fits = {seed: fit_power_law([points], FORMS[0]) for seed, points in series.points.items()}
+    return {seed: law.exponent.value for seed, law in fits.items() if isinstance(law, PowerLaw)}
+
+
+def slope_over_key(found: Sequence[tuple[Mapping[str, Any], Mapping[Any, float]]]) -> tuple[str, Estimate] | None:
+    """How values (keys of the grid, seed -> value) change with the one key in which they differ."""
+    key = varying_key([fixed for fixed, _ in found])
     if key is None:
         return None
     lines: dict[Any, list[tuple[float, float]]] = {}
-    for series in fits:
-        for seed, points in series.points.items():
-            outcome = fit_power_law([points], FORMS[0])
-            if isinstance(outcome, PowerLaw):
-                lines.setdefault(seed, []).append((float(series.fixed[key]), outcome.exponent.value))
-    slope = slope_interval(lines)
-    return None if slope is None else (key, slope)
-
-
-def context_slope(contexts: Sequence[ContextSeries], values: Literal["gains", "gaps"]) -> tuple[str, Estimate] | None:
-    """How gains or gaps change with the one key in which the series differ."""
-    key = varying_key([series.fixed for series in contexts])
-    if key is None:
-        return None
-    lines: dict[Any, list[tuple[float, float]]] = {}
-    for series in contexts:
-        for seed, value in (series.gains if values == "gains" else series.gaps).items():
-            lines.setdefault(seed, []).append((float(series.fixed[key]), value))
+    for fixed, by_seed in found:
+        for seed, value in by_seed.items():
+            lines.setdefault(seed, []).append((float(fixed[key]), value))
     slope = slope_interval(lines)
     return None if slope is None else (key, slope)

@@ -5,7 +5,7 @@ is none. A direction is named where the interval excludes zero.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from lightning_apps.sweeps.analysis import (
     ContextSeries,
     Effect,
     ScalingSeries,
-    context_slope,
     effects,
-    exponent_slope,
     headline_metrics,
+    seed_exponents,
     seed_of,
+    slope_over_key,
     split,
 )
 from lightning_apps.sweeps.results import Group, SweepResults, show
@@ -125,7 +125,7 @@ def scaling_sentences(results: SweepResults, fits: Sequence[ScalingSeries]) -> l
     unfitted = [results.label(series.fixed) for series in fits if not series.laws]
     if unfitted:
         said.append(f"Loss against tokens has no fit for lack of points: {listed(unfitted)}.")
-    if (slope := exponent_slope(fits)) is not None:
+    if (slope := slope_over_key([(series.fixed, seed_exponents(series)) for series in fits])) is not None:
         key, estimate = slope
         said.append(
             f"The exponent of {FORMS[0]} {direction_words(estimate)} with {results.labels[key]}: {estimate.value:+.3g} "
@@ -168,24 +168,24 @@ def law_words(law: PowerLaw) -> str:
 
 def context_sentences(results: SweepResults, contexts: Sequence[ContextSeries]) -> list[str]:
     """The gain from the beginning to the end of the window, the gap to held-out categories, and their directions."""
-    texts: dict[Literal["gains", "gaps"], str] = {
-        "gains": "In context the loss falls from the first to the last tenth of the window by (nats)",
-        "gaps": "At the end of the window held-out categories lie above the chosen ones by (nats)",
-    }
+    falls = "In context the loss falls from the first to the last tenth of the window by (nats)"
+    above = "At the end of the window held-out categories lie above the chosen ones by (nats)"
     said = []
     budget = results.budget_key
-    for values, text in texts.items():
-        by_series = [(series, series.gains if values == "gains" else series.gaps) for series in contexts]
+    for text, found in (
+        (falls, [(series.fixed, series.gains) for series in contexts]),
+        (above, [(series.fixed, series.gaps) for series in contexts]),
+    ):
         entries = [
-            f"{results.label(series.fixed, without=[budget] if budget else [])}: "
+            f"{results.label(fixed, without=[budget] if budget else [])}: "
             f"{estimate_words(mean_interval(list(by_seed.values())))}"
-            for series, by_seed in by_series
+            for fixed, by_seed in found
             if by_seed
         ]
         if not entries:
             continue
         direction = ""
-        if (slope := context_slope(contexts, values)) is not None:
+        if (slope := slope_over_key(found)) is not None:
             key, estimate = slope
             direction = (
                 f". This {direction_words(estimate)} with {results.labels[key]}: {estimate.value:+.3g} "
