@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 failed, 2 the configuration or data is wrong, 128 + signal when stopped.
 """
 
+import difflib
 import functools
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,24 @@ def _unknown_key(key: str, config_path: Path, config_name: str, words: Sequence[
         return f"{key} does not exist; add it with +{key}=<value>"
     where = ".".join(prefix)
     beside = f"; {where or 'the root'} has: {', '.join(known)}" if known else "; it has no keys of its own"
-    return f"{key} does not exist{did_you_mean(last, known)}{beside}"
+    return f"{key} does not exist{_nearest(key, cfg) or did_you_mean(last, known)}{beside}"
+
+
+def _nearest(key: str, cfg: DictConfig) -> str:
+    """` (did you mean trainer.max_steps?)` for `max_steps` and `max_step`; empty where a near key stands beside."""
+    parent, _, name = key.rpartition(".")
+    places: dict[str, list[str]] = {}
+    for place in _keys(OmegaConf.to_container(cfg)):
+        places.setdefault(place.rpartition(".")[2], []).append(place)
+    near = [name] if name in places else [] if parent in cfg else difflib.get_close_matches(name, places, 1, 0.8)
+    return f" (did you mean {' or '.join(places[near[0]][:3])}?)" if near else ""
+
+
+def _keys(node: Any, above: str = "") -> Iterator[str]:
+    """Every key of a nested mapping in full."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield f"{above}{name}"
+        yield from _keys(value, f"{above}{name}.")
 
 
 def _chooses_group(argument: str, config_path: Path, words: Sequence[str]) -> bool:

@@ -58,6 +58,8 @@ def check_fields(
     fields = get_type_hints(schema, include_extras=True)
     for name, value in values.items():
         place = f"{key}.{name}" if key else name
+        if name not in fields and not key:  # a group of the user's own, +flavour=sour
+            continue
         if name not in fields:  # added with +, which Hydra allows even here
             usual = f"{place} does not exist{did_you_mean(name, list(fields))}; {key} has: {', '.join(fields)}"
             raise ConfigError(unknown(place) or usual)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import subprocess
@@ -14,24 +15,38 @@ from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import LIGHTNING_KEYS
 from lightning_apps.config.composition import CONF, options, plain
 from lightning_apps.errors import ConfigError
+from tests.asserts.refusals import refusal
 
 EXPERIMENTS, PRECISIONS, HARDWARE = options("experiment"), options("precision"), options("hardware")
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("hardware", HARDWARE)
-def test_every_combination_composes_binds_and_type_checks(experiment, precision, hardware, composed):
+PAIRS = [
+    (experiment, PRECISIONS[(row + column) % len(PRECISIONS)], hardware)
+    for row, experiment in enumerate(EXPERIMENTS)
+    for column, hardware in enumerate(HARDWARE)
+]
+"""A square in which every pair of options of two groups stands, and a quarter of all combinations."""
+IMPOSSIBLE = {("fp16_mixed", "cpu"), ("fp16_mixed", "cpu_ddp"), ("bf16_true", "mps")}
+
+
+@pytest.mark.parametrize(("experiment", "precision", "hardware"), PAIRS)
+def test_every_pair_of_options_composes_binds_and_type_checks(experiment, precision, hardware, composed):
     config = composed(f"experiment={experiment}", f"precision={precision}", f"hardware={hardware}")
     assert config["experiment"] == experiment
     assert config["precision"]["name"] == precision  # the experiment does not win over the command line
     assert config["hardware"]["name"] == hardware
-    if (precision, hardware) in {("fp16_mixed", "cpu"), ("fp16_mixed", "cpu_ddp"), ("bf16_true", "mps")}:
+    if (precision, hardware) in IMPOSSIBLE:
         with pytest.raises(ConfigError, match=f"precision={precision}"):
             check_config(config)
     else:
         check_config(config)
     assert isinstance(bind("model", config["model"]), partial)
+
+
+def test_no_pair_is_left_out():
+    groups = [EXPERIMENTS, PRECISIONS, HARDWARE]
+    for one, other in itertools.combinations(range(3), 2):
+        assert {(row[one], row[other]) for row in PAIRS} == set(itertools.product(groups[one], groups[other]))
 
 
 @pytest.mark.parametrize("group", ["model", "optimizer", "scheduler", "logger", "data", "trainer", "callbacks"])
@@ -49,9 +64,36 @@ def test_experiments_are_small_deltas():
         assert not any(line.startswith("  precision:") for line in lines)
 
 
+AFTER_CHECKS = [
+    (["optimizer.groups=[{pattern:encoder}]"], ["groups[0].pattern='encoder' finds no parameter", "nearest names"]),
+    (["optimizer.freeze=['layers.(']"], ["optimizer.freeze[0]='layers.('", "no regular expression"]),
+    (["optimizer.freeze=['.']"], ["optimizer.freeze=['.'] leaves nothing to train"]),
+    (["optimizer.unfreeze=[{pattern:embed,at_step:99999}]"], ["unfreeze[0].at_step=99999", "optimizer steps"]),
+    (
+        ["optimizer.unfreeze=[{pattern:.,at_step:5}]"],
+        ["optimizer.unfreeze leaves nothing to train in the first step"],
+    ),
+    (
+        ["optimizer.freeze=[embed]", "optimizer.unfreeze=[{pattern:embed,at_step:5}]"],
+        ["optimizer.unfreeze[0].pattern='embed'", "optimizer.freeze keeps frozen"],
+    ),
+    (["scheduler.warmup_steps=99999"], ["scheduler.warmup_steps=99999", "shorter than the run"]),
+    (["run.resume=auto", "run.overwrite=true"], ["run.resume", "run.overwrite", "exclude each other"]),
+    (["run.resume=nowhere"], ["checkpoint=nowhere", "there are: none"]),
+    (["data.countries=[XX]"], ["data.countries: there is no 'XX'"]),
+]
+"""Mistakes that only the data, the network or the run's folder show."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["fast_dev_run=true"], ["fast_dev_run does not exist (did you mean trainer.fast_dev_run?)"]),
+        (["max_step=3"], ["max_step does not exist (did you mean trainer.max_steps?)"]),
+        (["trainer.lr=1"], ["trainer.lr does not exist (did you mean optimizer.lr?); trainer has: "]),
+        (["trainr.max_steps=3"], ["trainr.max_steps does not exist (did you mean trainer.max_steps?)"]),
+        (["name=x"], ["(did you mean precision.name or hardware.name or run.name?)"]),
+        (["callbacks.guards.non_finite=False"], ["allowed are stop, skip, off; in a YAML file off must be quoted"]),
         (["model.hiden_size=64"], ["model.hiden_size does not exist", "did you mean hidden_size?"]),
         (["trainer.max_step=64"], ["trainer.max_step does not exist", "did you mean max_steps?", "max_epochs"]),
         (["modle=64"], ["modle does not exist", "the root has: experiment, seed"]),
@@ -75,20 +117,8 @@ def test_experiments_are_small_deltas():
         (["optimizer.groups=[{pattern:norm,wieght_decay:0}]"], ["optimizer.groups[0].wieght_decay", "weight_decay?"]),
         (["optimizer.groups=[{pattern:norm,lr:abc}]"], ["optimizer.groups=", "(at groups[0].lr)", "list[GroupRule]"]),
         (["optimizer.groups=[{lr:1e-3}]"], ["field required (at groups[0].pattern)"]),
-        (["optimizer.groups=[{pattern:encoder}]"], ["groups[0].pattern='encoder' finds no parameter", "nearest names"]),
         (["optimizer.freeze=embed"], ["optimizer.freeze='embed'", "valid list"]),
-        (["optimizer.freeze=['layers.(']"], ["optimizer.freeze[0]='layers.('", "no regular expression"]),
-        (["optimizer.freeze=['.']"], ["optimizer.freeze=['.'] leaves nothing to train"]),
-        (["optimizer.unfreeze=[{pattern:embed,at_step:99999}]"], ["unfreeze[0].at_step=99999", "optimizer steps"]),
         (["optimizer.unfreeze=[{pattern:embed}]"], ["field required (at unfreeze[0].at_step)"]),
-        (
-            ["optimizer.unfreeze=[{pattern:.,at_step:5}]"],
-            ["optimizer.unfreeze leaves nothing to train in the first step"],
-        ),
-        (
-            ["optimizer.freeze=[embed]", "optimizer.unfreeze=[{pattern:embed,at_step:5}]"],
-            ["optimizer.unfreeze[0].pattern='embed'", "optimizer.freeze keeps frozen"],
-        ),
         (["optimizer.unfreeze=[{pattern:embed,at_step:5}]", "hardware.devices=2"], ["optimizer.unfreeze", "devices=1"]),
         (["optimizer=schedule_free"], ["callbacks.weight_average=null"]),
         (["optimizer=schedule_free", "scheduler=cosine"], ["scheduler=cosine", "scheduler=constant"]),
@@ -116,14 +146,30 @@ def test_experiments_are_small_deltas():
         (["hardware.strategy=ddp_spawn"], ["hardware.strategy='ddp_spawn'", "allowed are auto, ddp"]),
         (["hardware.strategy=deepspeed"], ["hardware.strategy='deepspeed'", "allowed are auto, ddp"]),
         (["hardware.strategy=nonsense"], ["hardware.strategy='nonsense'", "allowed are auto, ddp"]),
-        (["scheduler.warmup_steps=99999"], ["scheduler.warmup_steps=99999", "shorter than the run"]),
-        (["data.countries=[XX]"], ["data.countries: there is no 'XX'"]),
-        (["run.resume=auto", "run.overwrite=true"], ["run.resume", "run.overwrite", "exclude each other"]),
-        (["run.resume=nowhere"], ["checkpoint=nowhere", "there are: none"]),
         (["a=[b"], ["override_grammar"]),
     ],
 )
-def test_mistakes_get_one_clear_line_and_write_nothing(arguments, expected, tmp_path, monkeypatch, capsys):
+def test_mistakes_get_one_clear_line(arguments, expected):
+    line = refusal(arguments)
+    assert line is not None
+    assert "\n" not in line
+    assert "pa55" not in line
+    for part in expected:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["modle=64"], ["modle does not exist", "the root has: experiment, seed"]),
+        (["a=[b"], ["override_grammar"]),
+        (["optimizer.betas=[0.9]"], ["optimizer.betas=[0.9]", "give two"]),
+        (["run.upload=s3://me:pa55@bucket/x"], ["run.upload: ", "AWS_ACCESS_KEY_ID"]),
+        (["experiment=location", "experiment=imdb"], ["experiment=imdb experiment=location: give one experiment"]),
+        *AFTER_CHECKS,
+    ],
+)
+def test_mistakes_end_the_command_and_nothing_is_written(arguments, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -162,8 +208,16 @@ BEFORE_TORCH = {
     "run.name=???": "run.name is missing: give it on the command line, run.name=<value>",
     f"run.name={'a' * 300}": "run.name=aaaaaaaaaaaaaaaaaaaa...: 300 characters; at most 200 make the name of a folder",
     "callbacks.extra.picture=5": "callbacks.extra.picture=5: give its settings, or null or false to switch it off",
-    "experiment=location experiment=imdb": "experiment=imdb experiment=location: give one experiment; to run several, "
-    "--multirun experiment=a,b",
+    "run.name=a/b": "run.name='a/b': use letters, digits and . _ = , + - (no slashes), starting with one",
+    "trainer.max_steps=0": "trainer.max_steps=0: must be at least 1, or null",
+    "callbacks.checkpoints.monitor=train/loss": "callbacks.checkpoints.monitor='train/loss': selection looks at val/ "
+    "metrics only",
+    "callbacks.checkpoints.mode=most": "callbacks.checkpoints.mode='most': allowed are min, max",
+    "callbacks.guards.non_finite=maybe": "callbacks.guards.non_finite='maybe': allowed are stop, skip, off",
+    "hardware=cpu precision=fp16_mixed": "precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or "
+    "bf16_mixed",
+    "hardware.worker_start_method=thread": "hardware.worker_start_method='thread': allowed are fork, spawn, "
+    "forkserver, or null for Python's choice",
     "trainer.fast_dev_run=0": "trainer.fast_dev_run=0: allowed are false, true, or a number of steps, at least 1",
     "trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: give a number of batches, or a share of them between "  # noqa: E501
     "0.0 and 1.0, or null for all",
@@ -183,17 +237,9 @@ BEFORE_TORCH = {
 
 def test_mistakes_of_values_are_answered_before_torch_is_imported(tmp_path):
     code = (
-        "import contextlib, io, json, sys\n"
-        "from lightning_apps import train\n"
-        "answers = {}\n"
-        "for line in json.load(sys.stdin):\n"
-        "    sys.argv = ['train', *line.split()]\n"
-        "    with contextlib.redirect_stderr(io.StringIO()) as error:\n"
-        "        try:\n"
-        "            train.main()\n"
-        "        except SystemExit as stopped:\n"
-        "            code = stopped.code\n"
-        "    answers[line] = [code, error.getvalue(), 'torch' in sys.modules]\n"
+        "import json, sys\n"
+        "from tests.asserts.refusals import refusal\n"
+        "answers = {line: [refusal(line.split()), 'torch' in sys.modules] for line in json.load(sys.stdin)}\n"
         "print(json.dumps(answers))\n"
     )
     done = subprocess.run(
@@ -205,8 +251,7 @@ def test_mistakes_of_values_are_answered_before_torch_is_imported(tmp_path):
         env={**os.environ, "PYTHONPATH": str(CONF.parent)},
     )
     assert done.returncode == 0, done.stderr
-    expected = {line: [2, f"error: {message}\n", False] for line, message in BEFORE_TORCH.items()}
-    assert json.loads(done.stdout) == expected
+    assert json.loads(done.stdout) == {line: [message, False] for line, message in BEFORE_TORCH.items()}
     assert list(tmp_path.iterdir()) == []
 
 
