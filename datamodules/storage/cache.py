@@ -125,7 +125,7 @@ def _write_and_rename(folder: Path, settings: Mapping[str, Any], write: Callable
 def _umask() -> int:
     """What this process takes from the rights of new files; read from Linux's own table, else set and put back."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").split("\n")
         return int(next(line.split()[1] for line in lines if line.startswith("Umask:")), 8)
     mask = os.umask(0o022)
     os.umask(mask)

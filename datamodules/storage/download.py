@@ -36,9 +36,12 @@ def fetch_marker(url: str, *, options: TransferOptions | None = None) -> bytes:
 
 
 def _fetch_marker(store: ObjectStore, url: str, base: str) -> bytes:
-    if base + MARKER in store.listing(base + MARKER, limit=1):
+    try:
         return store.read(base + MARKER)
-    if store.listing(base, limit=1):
+    except StorageError as error:
+        if error.code != "NoSuchKey":
+            raise
+    if any(key.startswith(base) for key in store.listing(base)):
         raise StorageError(
             f"{url} is incomplete: it has no {MARKER}, so its upload is under way or was interrupted; upload it again "
             "from where it was made"
@@ -166,8 +169,7 @@ class _Download:
             raise StorageError(
                 f"{self.url} needs {missing / 1e9:,.1f} GB, {self.part.parent} has {free / 1e9:,.1f} GB free: make room"
             )
-        bar = Bar(progress, missing, "downloading")
-        try:
+        with Bar(progress, missing, "downloading") as bar:
             damaged = list(self._fetch(list(self.files), present, bar))
             # once more: a resumed piece of an interrupted download may be at fault, or the network
             for name in self._fetch(damaged, dict.fromkeys(damaged, 0), bar):
@@ -175,8 +177,6 @@ class _Download:
                     f"{self.url}/{name} is damaged: its SHA-256 is not the one that {MARKER} lists; upload it again "
                     "from where it was made"
                 )
-        finally:
-            bar.close()
 
     def _present_bytes(self, name: str) -> int:
         """Bytes of a file that an interrupted download has left."""
@@ -245,7 +245,5 @@ class _Download:
             return self.store.read(key, piece.start, piece.end, etag=self.there[key].etag)
         except StorageError as error:
             if error.code in ("PreconditionFailed", "NoSuchKey", "InvalidRange"):
-                raise StorageError(
-                    f"{self.url}/{piece.name} changed while it was downloaded; download again"
-                ) from error
+                raise StorageError(f"{self.url}/{piece.name} changed while it was downloaded; download again") from None
             raise

@@ -35,8 +35,10 @@ def explained(error: Exception, *, bucket: str, endpoint: str) -> StorageError:
     """What went wrong, in one line without secrets: server messages and URLs, which may hold some, are left out."""
     from botocore import exceptions as boto
 
-    cause = error if isinstance(error, boto.ClientError) else error.__cause__
-    if isinstance(cause, boto.ClientError):
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, boto.ClientError):
+        cause = cause.__cause__
+    if cause is not None:
         code = str(cause.response.get("Error", {}).get("Code", ""))
         status = int(cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         return _explained_answer(code, status, bucket=bucket, endpoint=endpoint)

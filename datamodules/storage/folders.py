@@ -40,7 +40,7 @@ BUFFER_BYTES = 8 << 20
 
 
 def remote_state(url: str, *, options: TransferOptions | None = None) -> Literal["complete", "incomplete", "absent"]:
-    """Whether a whole folder is below `url`, a part of one, or nothing; two small requests.
+    """Whether a whole folder is below `url`, a part of one, or nothing.
 
     Raises:
         StorageError: the server refuses or is out of reach.
@@ -48,9 +48,10 @@ def remote_state(url: str, *, options: TransferOptions | None = None) -> Literal
     bucket, prefix = split_url(url)
     base = f"{prefix}/" if prefix else ""
     with ObjectStore(bucket, options) as store:
-        if base + MARKER in store.listing(base + MARKER, limit=1):
-            return "complete"
-        return "incomplete" if store.listing(base, limit=1) else "absent"
+        keys = [key for key in store.listing(base) if key.startswith(base)]
+    if base + MARKER in keys:
+        return "complete"
+    return "incomplete" if keys else "absent"
 
 
 def list_files(path: str, *, options: TransferOptions | None = None) -> list[str]:
@@ -64,7 +65,7 @@ def list_files(path: str, *, options: TransferOptions | None = None) -> list[str
     bucket, prefix = split_url(path)
     base = f"{prefix}/" if prefix else ""
     with ObjectStore(bucket, options) as store:
-        names = [key.removeprefix(base) for key in store.listing(base)]
+        names = [key.removeprefix(base) for key in store.listing(base) if key.startswith(base)]
     return sorted(name for name in names if name and "/" not in name)
 
 
@@ -82,13 +83,13 @@ def open_file(path: str, *, options: TransferOptions | None = None) -> BinaryIO:
     bucket, key = split_url(path)
     store = ObjectStore(bucket, options)
     try:
-        found = store.listing(key, limit=1).get(key)
+        found = store.listing(key).get(key)
         if found is None:
             raise StorageError(f"{path}: there is no such object", "NoSuchKey")
+        return io.BufferedReader(_RemoteFile(store, key, found), BUFFER_BYTES)
     except BaseException:
-        store.close()
+        store.stop()
         raise
-    return io.BufferedReader(_RemoteFile(store, key, found), BUFFER_BYTES)
 
 
 class _RemoteFile(io.RawIOBase):
@@ -111,19 +112,14 @@ class _RemoteFile(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def readinto(self, buffer: Any, /) -> int:
-        end = min(self._position + len(buffer), self._found.size)
-        if end <= self._position:
+        start, end = self._position, min(self._position + len(buffer), self._found.size)
+        if end <= start:
             return 0
-        content = self._store.read(self._key, self._position, end, etag=self._found.etag)
-        buffer[: len(content)] = content
+        buffer[: end - start] = self._store.read(self._key, start, end, etag=self._found.etag)
         self._position = end
-        return len(content)
+        return end - start
 
     def close(self) -> None:
-        if not self.closed:
-            self._store.close()
+        self._store.stop()
         super().close()

@@ -1,30 +1,29 @@
-"""One bucket of an S3-compatible object store: URLs, requests with retries, and errors that say what to do.
-
-Folders are built on this in storage.py. s3fs makes the client; its conveniences are passed by, because its directory
-listings are cached, its retries multiply with botocore's, and its uploads carry no checksum that the server compares.
-"""
+"""One bucket of an S3-compatible object store: URLs, requests with retries, and errors that say what to do."""
 
 import asyncio
 import base64
 import concurrent.futures
+import functools
 import hashlib
-import io
 import itertools
 import os
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from datamodules.storage.errors import StorageError, StorageUnavailableError, explained
 
 PATIENCE_VARIABLE = "LIGHTNING_APPS_STORAGE_PATIENCE_S"
 """Environment variable: seconds after which a server that does not answer is given up."""
-READ_BYTES = 1 << 18
+T = TypeVar("T")
+SLOWEST = 1 << 14
+"""Bytes a second at which a request may send its body, and no slower."""
 
 
 def is_remote(path: str) -> bool:
@@ -94,6 +93,7 @@ class TransferOptions:
         first_delay_s: seconds before the second attempt; doubled each time up to 8 s, and varied by half.
         part_bytes: larger files travel in parts of this size, at least 5 MiB (AWS's lower limit).
         threads: requests under way at once; each holds a part in memory.
+        joining_s: a server whose answer was lost may take so long to make an object of its parts.
     """
 
     patience_s: float = 40.0
@@ -101,6 +101,7 @@ class TransferOptions:
     first_delay_s: float = 0.5
     part_bytes: int = 16 << 20
     threads: int = 4
+    joining_s: float = 10.0
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -128,10 +129,32 @@ class StoredObject(NamedTuple):
     etag: str
 
 
-class ObjectStore:
-    """Requests to one bucket, each retried; may be used by several threads, but not in a forked child.
+@functools.cache
+def _data_loader() -> Any:
+    """What reads botocore's description of S3 from JSON, a third of a second, once for all clients."""
+    import botocore.loaders
 
-    Credentials, region and endpoint are those of the standard AWS environment and configuration files.
+    return botocore.loaders.create_loader()
+
+
+def _breaking_socket(silence_s: float, address: tuple[Any, ...]) -> socket.socket:
+    """A socket whose connection breaks where the other side takes no more of what is sent.
+
+    aiohttp's timeouts do not see that. Where the system has no such option, the time limit of the request does.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))
+    return made
+
+
+class ObjectStore:
+    """Requests of s3fs to one bucket, each retried; may be used by several threads, but not in a forked child.
+
+    Credentials, region and endpoint are those of the standard AWS environment and configuration files. s3fs's cache of
+    listings and its own retries are off: these multiply (25 requests to a server that is gone), know no deadline, say
+    nothing, and give up at the first HTTP 500.
 
     Args:
         bucket: name of the bucket.
@@ -142,21 +165,30 @@ class ObjectStore:
     def __init__(
         self, bucket: str, options: TransferOptions | None = None, report: Callable[[str], None] | None = None
     ) -> None:
+        import aiobotocore.session
         import s3fs  # half a second, which only those who use it should wait for
+        from botocore.handlers import add_expect_header
 
         self.bucket = bucket
         self.options = options or TransferOptions.from_environment()
         self._report = report
         self._last_report = float("-inf")
         self._stopped = threading.Event()
-        self._silence_s = self.options.patience_s / 2
+        self._under_way: set[concurrent.futures.Future[dict[str, Any]]] = set()
+        patience_s = self.options.patience_s
+        session = aiobotocore.session.get_session()
+        session.register_component("data_loader", _data_loader())
+        # aiohttp waits for 100-continue without a timeout, and not every server sends it
+        session.unregister("before-call.s3", add_expect_header)
         self._fs: Any = s3fs.S3FileSystem(
+            session=session,
             skip_instance_cache=True,
             use_listings_cache=False,
             config_kwargs={
-                "connect_timeout": self.options.patience_s / 8,
-                "read_timeout": self.options.patience_s * 3 / 8,
+                "connect_timeout": patience_s / 8,
+                "read_timeout": patience_s * 3 / 8,
                 "max_pool_connections": self.options.threads + 1,
+                "connector_args": {"socket_factory": functools.partial(_breaking_socket, patience_s / 2)},
                 "retries": {"total_max_attempts": 1},
                 # other servers than AWS's stumble over checksum trailers; Content-MD5 is sent instead, which all know
                 "request_checksum_calculation": "when_required",
@@ -164,43 +196,34 @@ class ObjectStore:
             },
         )
         self._fs.retries = 1
-        self._client: Any = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
         self.stop()
-        self._fs = self._client = None  # s3fs closes its client when it is collected
 
     def stop(self) -> None:
-        """Give up what is under way in other threads; the store is of no use afterwards."""
+        """Break off what is under way in other threads; no request follows."""
         self._stopped.set()
+        for future in list(self._under_way):
+            future.cancel()
 
     def url(self, key: str) -> str:
         """The URL of an object."""
         return f"s3://{self.bucket}/{key}"
 
-    def listing(self, prefix: str, *, limit: int | None = None) -> dict[str, StoredObject]:
-        """Objects whose key starts with `prefix`, as they are now; at most about `limit`.
+    def listing(self, prefix: str) -> dict[str, StoredObject]:
+        """The object `prefix`, or else those below it as a folder, as they are now, by key.
 
         Raises:
             StorageError: the bucket is missing or may not be listed.
         """
-        found: dict[str, StoredObject] = {}
-        more: dict[str, str] = {}
-        while True:
-            count = {"MaxKeys": limit} if limit is not None else {}
-            page = self._request("list_objects_v2", Prefix=prefix, **count, **more)
-            for entry in page.get("Contents", []):
-                found[entry["Key"]] = StoredObject(entry["Size"], entry.get("ETag", "").strip('"'))
-            if not page.get("IsTruncated") or (limit is not None and len(found) >= limit):
-                return found
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+        found = self._patiently(self._fs.find, self.url(prefix), detail=True)
+        return {
+            path.removeprefix(f"{self.bucket}/"): StoredObject(entry["size"], entry["ETag"].strip('"'))
+            for path, entry in found.items()
+        }
 
     def read(self, key: str, start: int = 0, end: int | None = None, *, etag: str = "") -> bytes:
         """Bytes start to end of an object.
@@ -217,7 +240,7 @@ class ObjectStore:
         extra = {"IfMatch": f'"{etag}"'} if etag else {}
         if end is not None:
             extra["Range"] = f"bytes={start}-{end - 1}"
-        content: bytes = self._request("get_object", Key=key, **extra)["Body"]
+        content: bytes = self._send("get_object", key, **extra)["Body"]
         if end is not None and len(content) != end - start:
             raise StorageError(
                 f"{self.url(key)}: {len(content)} bytes came for bytes {start} to {end}; is it truncated?"
@@ -226,8 +249,7 @@ class ObjectStore:
 
     def head(self, key: str) -> Mapping[str, Any]:
         """What the server says of one object: ETag, Metadata, ServerSideEncryption, ..."""
-        answer: Mapping[str, Any] = self._request("head_object", Key=key)
-        return answer
+        return self._send("head_object", key)
 
     def put(self, key: str, content: bytes, *, sha256: str = "") -> Mapping[str, Any]:
         """Store a small object whole or not at all; returns the server's answer, with an ETag.
@@ -235,16 +257,15 @@ class ObjectStore:
         The server compares the content with its MD5, and keeps the SHA-256 as metadata.
         """
         extra = {"Metadata": {"sha256": sha256}} if sha256 else {}
-        answer: Mapping[str, Any] = self._request("put_object", Key=key, Body=content, **extra)
-        return answer
+        return self._send("put_object", key, content, **extra)
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
-        self._request("delete_object", Key=key)
+        self._patiently(self._fs.rm_file, self.url(key))
 
     def unfinished_uploads(self, key: str) -> list[str]:
         """Ids of uploads of this object that were begun in parts and not finished, oldest first."""
-        answer = self._request("list_multipart_uploads", Prefix=key)
+        answer = self._patiently(self._fs.call_s3, "list_multipart_uploads", Bucket=self.bucket, Prefix=key)
         begun = [entry for entry in answer.get("Uploads", []) if entry["Key"] == key]
         return [entry["UploadId"] for entry in sorted(begun, key=lambda entry: entry["Initiated"])]
 
@@ -253,7 +274,7 @@ class ObjectStore:
         parts: dict[int, StoredObject] = {}
         more: dict[str, int] = {}
         while True:
-            page = self._request("list_parts", Key=key, UploadId=upload_id, **more)
+            page = self._send("list_parts", key, UploadId=upload_id, **more)
             for part in page.get("Parts", []):
                 parts[part["PartNumber"]] = StoredObject(part["Size"], part["ETag"].strip('"'))
             if not page.get("IsTruncated"):
@@ -262,11 +283,11 @@ class ObjectStore:
 
     def abort_parts(self, key: str, upload_id: str) -> None:
         """Delete the parts of an unfinished upload."""
-        self._request("abort_multipart_upload", Key=key, UploadId=upload_id)
+        self._send("abort_multipart_upload", key, UploadId=upload_id)
 
     def begin_parts(self, key: str, *, sha256: str) -> str:
         """Begin an object that arrives in parts; returns the id of the upload."""
-        return str(self._request("create_multipart_upload", Key=key, Metadata={"sha256": sha256})["UploadId"])
+        return str(self._send("create_multipart_upload", key, Metadata={"sha256": sha256})["UploadId"])
 
     def put_part(self, key: str, upload_id: str, number: int, content: bytes) -> Mapping[str, Any]:
         """Send part `number` (1 is the first), compared by the server with its MD5; returns the answer, with an ETag.
@@ -274,10 +295,7 @@ class ObjectStore:
         Raises:
             StorageError: with code NoSuchUpload where the server has forgotten the upload.
         """
-        answer: Mapping[str, Any] = self._request(
-            "upload_part", Key=key, UploadId=upload_id, PartNumber=number, Body=content
-        )
-        return answer
+        return self._send("upload_part", key, content, UploadId=upload_id, PartNumber=number)
 
     def finish_parts(self, key: str, upload_id: str, etags: list[str]) -> str:
         """Make the object of its parts, of which `etags` are in order; returns the object's ETag.
@@ -286,105 +304,66 @@ class ObjectStore:
             StorageError: with code NoSuchUpload where the server has forgotten the upload.
         """
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, start=1)]
-        answer = self._request(
-            "complete_multipart_upload", Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+        answer = self._send("complete_multipart_upload", key, UploadId=upload_id, MultipartUpload={"Parts": parts})
         return str(answer.get("ETag", "")).strip('"')
 
-    def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """A server's answer, asked again for as long as it is unavailable and patience lasts."""
-        begin = time.monotonic()
-        for attempt in itertools.count(1):
-            try:
-                return self._attempt(method, arguments)
-            except StorageUnavailableError as error:
-                late = time.monotonic() - begin > self.options.patience_s
-                if late or attempt >= self.options.attempts or self._stopped.is_set():
-                    raise
-                self._say_retry(f"{error}; trying again")
-                delay_s = min(self.options.first_delay_s * 2 ** (attempt - 1), 8.0) * random.uniform(0.5, 1.5)  # noqa: S311
-                if self._stopped.wait(delay_s):
-                    raise
-        raise AssertionError("unreachable")
-
-    def _say_retry(self, text: str) -> None:
-        now = time.monotonic()
-        if self._report is not None and now - self._last_report > 10:
-            self._last_report = now
-            self._report(text)
-
-    def _attempt(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        if self._stopped.is_set():
-            raise StorageUnavailableError("the transfer was given up")
-        arguments = {"Bucket": self.bucket, **arguments}
-        pulse = _Pulse()
-        if "Body" in arguments:
-            content = arguments["Body"]
+    def _send(self, method: str, key: str, content: bytes | None = None, **arguments: Any) -> Mapping[str, Any]:
+        """The answer to a request of S3's own, by its name in botocore, with a body that the server compares."""
+        limit_s = None
+        if content is not None:
             digest = hashlib.md5(content, usedforsecurity=False).digest()
-            arguments |= {"Body": _Body(content, pulse), "ContentMD5": base64.b64encode(digest).decode()}
-        future = asyncio.run_coroutine_threadsafe(self._send(method, arguments, pulse), self._fs.loop)
+            arguments |= {"Body": content, "ContentMD5": base64.b64encode(digest).decode()}
+            limit_s = 60 + len(content) / SLOWEST
+        return self._patiently(self._attempt, method, {"Bucket": self.bucket, "Key": key, **arguments}, limit_s)
+
+    def _attempt(self, method: str, arguments: Mapping[str, Any], limit_s: float | None) -> Mapping[str, Any]:
+        async def answered() -> dict[str, Any]:
+            client = await self._fs.set_session()
+            answer: dict[str, Any] = await getattr(client, method)(**arguments)
+            if method == "get_object":
+                async with answer["Body"] as stream:
+                    answer["Body"] = await stream.read()
+            return answer
+
+        future = asyncio.run_coroutine_threadsafe(answered(), self._fs.loop)
+        self._under_way.add(future)
         try:
-            # aiohttp's timeouts do not see a body that is stuck in a dead connection: nobody answers, nobody refuses
-            while not concurrent.futures.wait([future], timeout=0.2).done:
-                if self._stopped.is_set():
-                    raise StorageUnavailableError("the transfer was given up")
-                if time.monotonic() - pulse.at > self._silence_s:
-                    raise StorageUnavailableError(
-                        f"{self._endpoint()} was silent for {self._silence_s:.3g} s; check network and AWS_ENDPOINT_URL"
-                    )
-            return future.result()
-        except StorageError:
-            raise
-        except Exception as error:
-            raise explained(error, bucket=self.bucket, endpoint=self._endpoint()) from None
+            return future.result(limit_s)
         finally:
             future.cancel()
+            self._under_way.discard(future)
 
-    async def _send(self, method: str, arguments: Mapping[str, Any], pulse: "_Pulse") -> dict[str, Any]:
-        client = await self._fs.set_session()
-        if client is not self._client:
-            from botocore.handlers import add_expect_header
+    def _patiently(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """What `call` returns, made again for as long as the server is unavailable and patience lasts.
 
-            # aiohttp waits for 100-continue without a timeout, and not every server sends it
-            client.meta.events.unregister("before-call.s3", add_expect_header)
-            self._client = client
-        answer = await self._fs._call_s3(method, **arguments)
-        if method == "get_object":
-            chunks = []
-            async with answer["Body"] as stream:
-                while chunk := await stream.read(READ_BYTES):
-                    pulse.beat()
-                    chunks.append(chunk)
-            answer["Body"] = b"".join(chunks)
-        return answer
+        Raises:
+            StorageError: what went wrong, in words.
+        """
+        begin = time.monotonic()
+        for attempt in itertools.count(1):
+            if self._stopped.is_set():
+                raise StorageUnavailableError("the transfer was given up")
+            try:
+                return call(*args, **kwargs)
+            except concurrent.futures.CancelledError:
+                continue  # by stop
+            except Exception as failure:
+                error = explained(failure, bucket=self.bucket, endpoint=self._endpoint())
+            late = time.monotonic() - begin > self.options.patience_s
+            if late or attempt >= self.options.attempts or not isinstance(error, StorageUnavailableError):
+                raise error
+            if self._report is not None and time.monotonic() - self._last_report > 10:
+                self._last_report = time.monotonic()
+                self._report(f"{error}; trying again")
+            delay_s = min(self.options.first_delay_s * 2 ** (attempt - 1), 8.0) * random.uniform(0.5, 1.5)  # noqa: S311
+            self._stopped.wait(delay_s)
+        raise AssertionError("unreachable")
 
     def _endpoint(self) -> str:
         """Scheme, host and port of the server; a user name or password in the URL is not shown."""
-        url = urlsplit(self._client.meta.endpoint_url if self._client else os.environ.get("AWS_ENDPOINT_URL", ""))
         try:
+            url = urlsplit(self._fs.s3.meta.endpoint_url)
             port = f":{url.port}" if url.port else ""
-        except ValueError:
-            port = ""
-        return f"{url.scheme}://{url.hostname}{port}" if url.hostname else "the server"
-
-
-class _Pulse:
-    """When a transfer last moved."""
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
-
-    def beat(self) -> None:
-        self.at = time.monotonic()
-
-
-class _Body(io.BytesIO):
-    """The content of a request; the connection takes it in small pieces, and each is a sign of life."""
-
-    def __init__(self, content: bytes, pulse: _Pulse) -> None:
-        super().__init__(content)
-        self._pulse = pulse
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._pulse.beat()
-        return super().read(size)
+        except Exception:  # no client can be made
+            return "the server"
+        return f"{url.scheme}://{url.hostname}{port}"

@@ -4,17 +4,17 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from datamodules.storage.errors import StorageError, StorageUnavailableError
 from datamodules.storage.file_digest import FileDigest, file_digest, md5_of
 from datamodules.storage.marker import MARKER, UNDER_WAY, MarkedFile, marker_text, names_text, read_names
-from datamodules.storage.object_store import ObjectStore, StoredObject, TransferOptions, bad_name, split_url
+from datamodules.storage.object_store import ObjectStore, TransferOptions, bad_name, split_url
 
 LOST_PARTS = ("NoSuchUpload", "InvalidPart", "InvalidPartOrder")
 """What servers answer who have forgotten an upload in parts, or some of them."""
@@ -83,10 +83,8 @@ def upload_folder(
     base = f"{prefix}/" if prefix else ""
     with ObjectStore(bucket, options, report) as store, ThreadPoolExecutor(options.threads) as pool:
         try:
-            there = store.listing(base)  # ahead of hashing: a wrong key or URL is told at once
-            digests = _digests(store, pool, paths, progress)
-            upload = _Upload(store, pool, base, paths, digests, on_file)
-            upload.run(there, complete=complete, progress=progress)
+            upload = _Upload(store, pool, base, paths, on_file, progress)
+            upload.run(complete=complete)
             return upload.done
         except BaseException:
             store.stop()
@@ -120,17 +118,6 @@ def folder_files(folder: Path, leave_out: Callable[[str], bool] | None = None) -
     return dict(sorted(found.items()))
 
 
-def _digests(
-    store: ObjectStore, pool: ThreadPoolExecutor, paths: Mapping[str, Path], progress: Progress | None
-) -> dict[str, FileDigest]:
-    bar = Bar(progress, sum(path.stat().st_size for path in paths.values()), "checking")
-    try:
-        tasks = [partial(file_digest, path, store.options.part_bytes, bar.update) for path in paths.values()]
-        return dict(zip(paths, _together(store, pool, tasks), strict=True))
-    finally:
-        bar.close()
-
-
 class _Upload:
     """One upload under way: what the server has, and what is still to send."""
 
@@ -140,55 +127,71 @@ class _Upload:
         pool: ThreadPoolExecutor,
         base: str,
         paths: Mapping[str, Path],
-        digests: Mapping[str, FileDigest],
         on_file: Callable[[str], None] | None,
+        progress: Progress | None,
     ) -> None:
         self.store = store
         self.pool = pool
         self.base = base
         self.paths = paths
-        self.digests = digests
         self.on_file = on_file
+        self.progress = progress
         self.done = UploadReport()
         self.etags: dict[str, str] = {}
+        self.there = store.listing(base)  # ahead of hashing: a wrong key or URL is told at once
+        with Bar(progress, sum(path.stat().st_size for path in paths.values()), "checking") as bar:
+            tasks = [partial(file_digest, path, store.options.part_bytes, bar.update) for path in paths.values()]
+            self.digests = dict(zip(paths, self._together(tasks), strict=True))
         self._lock = threading.Lock()
 
-    def run(self, there: Mapping[str, StoredObject], *, complete: bool, progress: Progress | None) -> None:
-        """Send what differs from the listing `there`."""
-        store, base, digests = self.store, self.base, self.digests
+    def run(self, *, complete: bool) -> None:
+        """Send what differs from what is there."""
+        store, base, digests, there = self.store, self.base, self.digests, self.there
         marker, under_way = base + MARKER, base + UNDER_WAY
-        contents = {name: MarkedFile(digest.size, digest.sha256) for name, digest in digests.items()}
+        text = marker_text({name: MarkedFile(digest.size, digest.sha256) for name, digest in digests.items()}).encode()
         marked = store.read(marker) if marker in there else None
         named = read_names(store.read(under_way)) if under_way in there else set()
         owned = named | (read_names(marked) if marked is not None else set())
         stale = sorted(name for name in owned - digests.keys() if base + name in there) if complete else []
         for name in digests:
-            if etag := self._same_etag(there.get(base + name), name):
+            if etag := self._same_etag(name):
                 self._record(name, etag, None)
         to_send = [name for name in digests if name not in self.etags]
-        if not to_send and not stale and (not complete or marked == marker_text(contents).encode()):
+        if not to_send and not stale and (not complete or marked == text):
             return
 
         if not named >= owned | digests.keys():
             store.put(under_way, names_text(owned | digests.keys()).encode())
         if marked is not None:
             store.delete(marker)
-        bar = Bar(progress, sum(digests[name].size for name in to_send), "uploading")
-        try:
+        with Bar(self.progress, sum(digests[name].size for name in to_send), "uploading") as bar:
             small = [name for name in to_send if len(digests[name].part_md5s) == 1]
-            _together(self.store, self.pool, [partial(self._send_small, name, bar) for name in small])
+            self._together([partial(self._send_small, name, bar) for name in small])
             for name in to_send:
                 if len(digests[name].part_md5s) > 1:
                     self._send_parts(name, bar)
-        finally:
-            bar.close()
         for name in stale:
             store.delete(base + name)
             self.done.deleted.append(name)
         self._check_arrival()
         if complete:
-            store.put(marker, marker_text(contents).encode())
+            store.put(marker, text)
             store.delete(under_way)
+
+    def _together(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
+        """Results of all tasks in order; where one fails, the others are given up."""
+        futures = [self.pool.submit(task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException as error:
+            for future in futures:
+                future.cancel()
+            if not (isinstance(error, StorageError) and error.code in LOST_PARTS):  # which is begun anew
+                self.store.stop()
+            wait(futures)
+            raise
+        return [future.result() for future in futures]
 
     def _record(self, name: str, etag: str, sent_bytes: int | None) -> None:
         with self._lock:
@@ -198,40 +201,48 @@ class _Upload:
             if self.on_file is not None:
                 self.on_file(name)
 
-    def _same_etag(self, found: StoredObject | None, name: str) -> str:
+    def _same_etag(self, name: str) -> str:
         """The ETag of the object if it is proven to hold the file already, else empty."""
-        digest = self.digests[name]
+        digest, found = self.digests[name], self.there.get(self.base + name)
         if found is None or found.size != digest.size or not found.etag:
             return ""
         if digest.is_etag(found.etag):
             return found.etag
         head = self.store.head(self.base + name)
-        if not _is_made_of_md5(found.etag, head) and head.get("Metadata", {}).get("sha256") == digest.sha256:
-            return found.etag
-        return ""
+        is_same = not _is_made_of_md5(found.etag, head) and head.get("Metadata", {}).get("sha256") == digest.sha256
+        return found.etag if is_same else ""
 
     def _send_small(self, name: str, bar: "Bar") -> None:
-        digest, key = self.digests[name], self.base + name
-        answer = self.store.put(key, self._part(name, 0), sha256=digest.sha256)
-        self._check_etag(name, answer, digest.md5)
+        digest = self.digests[name]
+        answer = self.store.put(self.base + name, self._part(name, 0), sha256=digest.sha256)
+        self._record(name, self._arrived(name, answer, digest.md5), digest.size)
         bar.update(digest.size)
-        self._record(name, _etag(answer), digest.size)
 
     def _send_parts(self, name: str, bar: "Bar") -> None:
         digest, key = self.digests[name], self.base + name
+        indices = range(len(digest.part_md5s))
         for _ in range(TRIES):
             upload_id, present = self._unfinished(key, digest)
             upload_id = upload_id or self.store.begin_parts(key, sha256=digest.sha256)
-            send = _PartSender(self, name, upload_id, present, bar)
-            tasks = [partial(send, index) for index in range(len(digest.part_md5s))]
+
+            def send(index: int, upload_id: str = upload_id, present: Collection[int] = present) -> str:
+                part = digest.part(index)
+                etag = part.etag
+                if index + 1 not in present:
+                    answer = self.store.put_part(key, upload_id, index + 1, self._part(name, index))
+                    etag = self._arrived(name, answer, etag)
+                bar.update(part.size)
+                return etag
+
             try:
-                etag = self.store.finish_parts(key, upload_id, _together(self.store, self.pool, tasks))
+                etags = self._together([partial(send, index) for index in indices])
+                etag = self.store.finish_parts(key, upload_id, etags)
             except StorageError as error:
                 if error.code not in LOST_PARTS:
                     raise
                 etag = self._finished_late(key, upload_id, digest)
             if etag:
-                self._record(name, etag, send.sent_bytes)
+                self._record(name, etag, sum(digest.part(index).size for index in indices if index + 1 not in present))
                 return
         raise StorageUnavailableError(f"{self.store.url(key)}: the server loses parts of it; try again later")
 
@@ -241,9 +252,9 @@ class _Upload:
         A server that was slow to join them may have done so: the answer was no longer waited for, and the second
         request found no parts. Servers under load lose some, too.
         """
-        deadline = time.monotonic() + self.store.options.patience_s / 4
+        deadline = time.monotonic() + self.store.options.joining_s
         while True:
-            found = self.store.listing(key, limit=1).get(key)
+            found = self.store.listing(key).get(key)
             if found is not None and found.size == digest.size and digest.is_etag(found.etag):
                 return found.etag
             if time.monotonic() > deadline:
@@ -284,10 +295,12 @@ class _Upload:
             raise StorageError(f"{path} changed while it was uploaded; upload again when nobody writes to it")
         return content
 
-    def _check_etag(self, name: str, answer: Mapping[str, Any], md5: str) -> None:
-        """Servers that do not look at Content-MD5 tell by the ETag what arrived."""
-        if _is_made_of_md5(_etag(answer), answer) and _etag(answer) != md5:
+    def _arrived(self, name: str, answer: Mapping[str, Any], md5: str) -> str:
+        """The ETag in an answer; servers that do not look at Content-MD5 tell by it what arrived."""
+        etag = str(answer.get("ETag", "")).strip('"')
+        if _is_made_of_md5(etag, answer) and etag != md5:
             raise StorageError(f"{self.store.url(self.base + name)} arrived damaged; upload again")
+        return etag
 
     def _check_arrival(self) -> None:
         there = self.store.listing(self.base)
@@ -304,57 +317,10 @@ class _Upload:
                 )
 
 
-class _PartSender:
-    """Sends the parts of one file that the server does not have."""
-
-    def __init__(self, upload: _Upload, name: str, upload_id: str, present: set[int], bar: "Bar") -> None:
-        self.upload = upload
-        self.name = name
-        self.upload_id = upload_id
-        self.present = present
-        self.bar = bar
-        self.sent_bytes = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, index: int) -> str:
-        """Send part `index` (0 is the first); returns its ETag."""
-        upload, digest = self.upload, self.upload.digests[self.name]
-        size, etag = digest.part(index)
-        if index + 1 not in self.present:
-            key = upload.base + self.name
-            answer = upload.store.put_part(key, self.upload_id, index + 1, upload._part(self.name, index))
-            upload._check_etag(self.name, answer, etag)
-            etag = _etag(answer)
-            with self._lock:
-                self.sent_bytes += size
-        self.bar.update(size)
-        return etag
-
-
-def _etag(answer: Mapping[str, Any]) -> str:
-    return str(answer.get("ETag", "")).strip('"')
-
-
 def _is_made_of_md5(etag: str, answer: Mapping[str, Any]) -> bool:
     """Whether an ETag is an MD5, or one of MD5s; with SSE-KMS and SSE-C it only looks like that."""
     encrypted = "kms" in str(answer.get("ServerSideEncryption", "")) or "SSECustomerAlgorithm" in answer
     return not encrypted and re.fullmatch(r"[0-9a-f]{32}(-\d+)?", etag) is not None
-
-
-def _together(store: ObjectStore, pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], T]]) -> list[T]:
-    """Results of all tasks in order; where one fails, the others are given up."""
-    futures = [pool.submit(task) for task in tasks]
-    try:
-        for future in as_completed(futures):
-            future.result()
-    except BaseException as error:
-        for future in futures:
-            future.cancel()
-        if not (isinstance(error, StorageError) and error.code in LOST_PARTS):  # which is begun anew
-            store.stop()
-        wait(futures)
-        raise
-    return [future.result() for future in futures]
 
 
 class Bar:
@@ -372,13 +338,15 @@ class Bar:
             self._bar = progress(total=total, desc=description, unit="B", unit_scale=True)
         self._lock = threading.Lock()
 
+    def __enter__(self) -> Self:
+        return self
+
     def update(self, num_bytes: int) -> None:
         """So many bytes more are done."""
         if self._bar is not None:
             with self._lock:
                 self._bar.update(num_bytes)
 
-    def close(self) -> None:
-        """Leave the bar as it is."""
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()

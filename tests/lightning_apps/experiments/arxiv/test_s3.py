@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.storage.object_store import PATIENCE_VARIABLE
 from lightning_apps import evaluate, prepare, train
 from tests.fakes.s3_server import BUCKET
 from tests.tiny.tiny_runs import ARXIV, PAPERS
@@ -127,6 +128,7 @@ def test_wrong_credentials_are_one_line(s3, call, monkeypatch):
 
 def test_a_dead_server_is_one_line_and_the_store_stays(s3, call, tmp_path, monkeypatch):
     s3.stop()
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
     code, _, err = call(prepare, *ARXIV, f"data.store={STORE}")
     assert code in (1, 2)
     assert s3.endpoint in err or "out of reach" in err
