@@ -237,7 +237,7 @@ class ObjectStore:
         Raises:
             StorageError: there is no such object (code NoSuchKey), or another one by now (code PreconditionFailed).
         """
-        extra = {"IfMatch": f'"{etag}"'} if etag else {}
+        extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         if end is not None:
             extra["Range"] = f"bytes={start}-{end - 1}"
         content: bytes = self._send("get_object", key, **extra)["Body"]
@@ -272,7 +272,7 @@ class ObjectStore:
     def parts(self, key: str, upload_id: str) -> dict[int, StoredObject]:
         """The parts that an unfinished upload has, by number (1 is the first)."""
         parts: dict[int, StoredObject] = {}
-        more: dict[str, int] = {}
+        more: dict[str, Any] = {}
         while True:
             page = self._send("list_parts", key, UploadId=upload_id, **more)
             for part in page.get("Parts", []):
