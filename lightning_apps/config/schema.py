@@ -163,6 +163,7 @@ class RunConfig:
     Attributes:
         output_root: a run goes to the folder `<experiment>/<name>` in it.
         cache_root: folder of prepared data, which runs share.
+        group: what loggers show together, such as the name of the sweep.
     """
 
     output_root: str
@@ -170,6 +171,7 @@ class RunConfig:
     resume: str | None
     overwrite: bool
     cache_root: str
+    group: str | None
     upload: str | None
 
 
