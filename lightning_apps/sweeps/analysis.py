@@ -63,20 +63,23 @@ class ScalingSeries:
         return next((law for law in reversed(self.laws) if not law.problems), None)
 
 
+Curve = tuple[Array, Array | None, Array | None]
+"""Mean, lower and upper end; the ends are None where there is no band."""
+
+
 @dataclass(frozen=True)
 class ContextCurves:
     """Mean loss by position with its band.
 
     Attributes:
         position: (T,) of the window, or (B,) means of groups of positions.
-        chosen: mean, lower and upper end over the categories trained on; the ends are None where there is no band.
-        held_out: mean, lower and upper end over the other categories, with None ends where there is no band; None where
-            no run held categories out.
+        chosen: over the categories trained on.
+        held_out: over the other categories; None where no run held categories out.
     """
 
     position: Array
-    chosen: tuple[Array, Array | None, Array | None]
-    held_out: tuple[Array, Array | None, Array | None] | None
+    chosen: Curve
+    held_out: Curve | None
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def _curves(contexts: Sequence[InContext], groups: Sequence[slice]) -> ContextCu
     )
 
 
-def _average(curves: Sequence[Array]) -> tuple[Array, Array | None, Array | None]:
+def _average(curves: Sequence[Array]) -> Curve:
     """Mean over runs with its band over seeds; a single run keeps its own band."""
     if len(curves) == 1:
         mean, low, high = curves[0]

@@ -1,8 +1,8 @@
 """Pictures of a sweep: a final metric against a key of the grid, loss against tokens, loss by position."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -40,49 +40,30 @@ LEFT, BOTTOM, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP, LEGEND_WIDTH, COLUMNS = 95, 7
 """Pixels, and panels side by side; a third one leaves the fourth place to the legend."""
 
 
-@dataclass(frozen=True)
-class MetricLine:
-    """A metric over the values of a grid key, for one combination of the other keys.
-
-    Attributes:
-        label: what the legend calls the combination.
-        means: place on the horizontal axis -> mean over seeds.
-        points: (place, value) of every run.
-    """
+class MetricLine(NamedTuple):
+    """A metric over the values of a grid key, for one combination of the other keys, which is its label."""
 
     label: str
     means: Mapping[float, Estimate]
+    """Place on the horizontal axis -> mean over seeds."""
     points: Sequence[tuple[float, float]]
+    """(place, value) of every run."""
 
 
-@dataclass(frozen=True)
-class TokenLine:
-    """Loss against tokens of the runs of one combination.
-
-    Attributes:
-        label: what the legend calls the combination.
-        curves: tokens and losses of each run's evaluations.
-        finals: tokens and final loss of each run.
-        law: fit to draw; None draws none.
-    """
+class TokenLine(NamedTuple):
+    """Loss against tokens of the runs of one combination, which is its label."""
 
     label: str
     curves: Sequence[tuple[Array, Array]]
+    """Tokens and losses of each run's evaluations."""
     finals: Sequence[tuple[float, float]]
+    """Tokens and final loss of each run."""
     law: PowerLaw | None
+    """The fit to draw, if any."""
 
 
-@dataclass(frozen=True)
-class PositionLine:
-    """Loss by position in the window.
-
-    Attributes:
-        label: what the legend calls the line.
-        position: (T,) tokens seen before the predicted one, or means of groups of such positions.
-        mean: (T,) loss in nats.
-        low: (T,) lower end of the band; None where there is none.
-        high: (T,) upper end of the band; None where there is none.
-    """
+class PositionLine(NamedTuple):
+    """Loss (T,) in nats by position in the window (tokens seen before, or means of groups), and its band, if any."""
 
     label: str
     position: Array
@@ -154,13 +135,10 @@ def _draw_metric_line(
         linestyle="-" if joined else "none",
         zorder=3, markeredgecolor="white", markeredgewidth=0.8,
     )  # fmt: skip
-    for x in xs:
-        estimate = line.means[x]
-        if estimate.low is not None and estimate.high is not None:
-            axes.errorbar(
-                [moved(x)], [estimate.value], yerr=[[estimate.value - estimate.low], [estimate.high - estimate.value]],
-                color=colour, capsize=4, linewidth=1.4, zorder=2,
-            )  # fmt: skip
+    for x, mean in line.means.items():
+        if mean.low is not None and mean.high is not None:
+            reach = [[mean.value - mean.low], [mean.high - mean.value]]
+            axes.errorbar([moved(x)], [mean.value], reach, color=colour, capsize=4, linewidth=1.4, zorder=2)
     # runs stand beside their mean, so that neither hides the other; a single one is its mean
     several = [(x, value) for x, value in line.points if line.means[x].n > 1]
     axes.plot(
@@ -177,19 +155,18 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
         axes.set_xlabel("training tokens")
         axes.set_ylabel("nats per token")
         shown = lines[:MAX_SERIES]
-        values = [loss for line in shown for _, losses in line.curves for loss in losses]
-        values += [loss for line in shown for _, loss in line.finals]
-        tokens = [count for line in shown for counts, _ in line.curves for count in counts]
-        tokens += [count for line in shown for count, _ in line.finals]
-        label_log_axis(axes, np.array(values))
+        points = [np.stack(curve, axis=1) for line in shown for curve in line.curves]
+        points += [np.array(line.finals).reshape(-1, 2) for line in shown]
+        tokens, losses = np.concatenate(points or [np.empty((0, 2))]).T
+        label_log_axis(axes, losses)
         axes.grid(visible=True)
-        if not tokens:
+        if not len(tokens):
             say_empty(axes, "no evaluation yet")
             return
-        _label_counts(axes, min(tokens), max(tokens))
+        _label_counts(axes, float(tokens.min()), float(tokens.max()))
         for rank, (line, colour) in enumerate(zip(shown, colours(len(shown), ordered=ordered), strict=True)):
-            for counts, losses in line.curves:
-                axes.plot(counts, losses, color=colour, linewidth=0.8, alpha=0.5, zorder=2)
+            for curve in line.curves:
+                axes.plot(*curve, color=colour, linewidth=0.8, alpha=0.5, zorder=2)
             label = line.label
             if line.law is not None:
                 grid = np.geomspace(*line.law.tokens, 100)
@@ -199,9 +176,8 @@ def draw_loss_against_tokens(path: Path, lines: Sequence[TokenLine], *, ordered:
                     label += f" ({line.law.exponent.low:.3g} to {line.law.exponent.high:.3g})"
                 label += ", bends" if line.law.cautions else ""
             axes.plot(
-                [count for count, _ in line.finals], [loss for _, loss in line.finals], linestyle="none",
-                marker=MARKERS[rank % len(MARKERS)], markersize=6, color=colour, markeredgecolor="white",
-                markeredgewidth=0.7, zorder=4, label=label,
+                *np.array(line.finals).reshape(-1, 2).T, linestyle="none", marker=MARKERS[rank % len(MARKERS)],
+                markersize=6, color=colour, markeredgecolor="white", markeredgewidth=0.7, zorder=4, label=label,
             )  # fmt: skip
         note = "marks: ends of runs\nthin: evaluations of the longest runs"
         if any(line.law is not None for line in shown):
@@ -281,9 +257,7 @@ def _nearest(x: float, ticks: Mapping[float, str]) -> str:
 def _size(panels: int) -> tuple[int, int]:
     columns, rows = min(panels, COLUMNS), -(-panels // COLUMNS)
     beside = 30 if panels % COLUMNS and panels > 1 else LEGEND_WIDTH
-    return LEFT + columns * PANEL_WIDTH + (columns - 1) * GAP + beside, TOP + rows * PANEL_HEIGHT + (rows - 1) * (
-        BOTTOM + TOP
-    ) + BOTTOM
+    return LEFT + columns * (PANEL_WIDTH + GAP) - GAP + beside, rows * (TOP + PANEL_HEIGHT + BOTTOM)
 
 
 def _corner(index: int, panels: int) -> tuple[int, int]:
