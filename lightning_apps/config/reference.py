@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from typing_extensions import get_type_hints, is_typeddict
+from typing_extensions import get_original_bases, get_type_hints, is_typeddict
 
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, RUNTIME_ARGUMENTS, parameters_of, target
 from lightning_apps.config.command_settings import SETTINGS
@@ -101,6 +101,9 @@ def sentences(kind: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for options in [] if has_fields(kind) else fields_of_options(kind):
         found |= sentences(options)
+    if is_typeddict(kind):  # whose bases are no classes above it
+        for base in get_original_bases(kind):
+            found |= sentences(base) if is_typeddict(base) else {}
     for base in reversed(inspect.getmro(kind) if inspect.isclass(kind) else (kind,)):
         if base.__module__.partition(".")[0] not in OURS:  # other libraries' sentences are theirs
             continue
@@ -149,7 +152,10 @@ def rows(
             yield from rows(value, target(".".join(here), value), notes, here)
             continue
         part = typed_part(fields.get(name))
-        if isinstance(value, Mapping) and (part is not None or any(map(_has_target, value.values()))):
+        is_explained_below = any(note[: len(here)] == here for note in notes if len(note) > len(here))
+        if isinstance(value, Mapping) and (
+            part is not None or is_explained_below or any(map(_has_target, value.values()))
+        ):
             yield from rows(value, part, notes, here)
             continue
         meaning = said.get(name, "").rstrip(".") or notes.get(here, "")
