@@ -10,7 +10,10 @@ from lightning_apps.runs import experiment_run
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.tiny.tiny_runs import directory_of
 
-TIMED = ("train/tokens_per_s",)
+TIMED = (
+    "train/mfu",
+    "train/tokens_per_s",
+)
 
 
 class Killed(BaseException):

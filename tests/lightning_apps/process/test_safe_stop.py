@@ -39,6 +39,21 @@ class SignalAt(KillAt):
             os.kill(os.getpid(), self.signum)
 
 
+@pytest.fixture(scope="module")
+def whole_once():
+    return []
+
+
+@pytest.fixture
+def whole(whole_once, composed):
+    """How the run ends that nobody stops; it is made once."""
+    if not whole_once:
+        config = composed(*RUN, name="whole")
+        run_experiment(config)
+        whole_once.append(final_state(config))
+    return whole_once[0]
+
+
 def signalled(monkeypatch, config, hook, step):
     build = experiment_run.build_callbacks
     with monkeypatch.context() as patch:
@@ -58,7 +73,7 @@ def signalled(monkeypatch, config, hook, step):
         ("on_validation_start", 4, 4),  # in an evaluation
     ],
 )
-def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, composed, monkeypatch, capsys):
+def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, composed, whole, monkeypatch, capsys):
     config = composed(*RUN, name="signalled")
     assert signalled(monkeypatch, config, hook, step) == 128 + signal.SIGTERM
     directory = directory_of(config)
@@ -67,9 +82,7 @@ def test_a_signal_ends_the_step_saves_and_loses_nothing(hook, step, saved_at, co
     assert torch.load(directory.checkpoint("last"), weights_only=True)["global_step"] == saved_at
     assert "run.resume=auto" in capsys.readouterr().out
     assert run_experiment(resumed(config))["status"] == "completed"
-    whole = composed(*RUN, name="whole")
-    run_experiment(whole)
-    (state, rows, _), (expected_state, expected_rows, _) = final_state(config), final_state(whole)
+    (state, rows, _), (expected_state, expected_rows, _) = final_state(config), whole
     assert repr(rows) == repr(expected_rows)
     assert_same(state, expected_state)
 
@@ -204,7 +217,7 @@ def test_damage_is_seen(tmp_path):
     torch.load(path, weights_only=True)  # torch itself does not notice
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(composed, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(composed, whole, monkeypatch, capsys):
     config = composed(*RUN, name="damaged")
     killed(monkeypatch, config, "on_train_batch_end", 7)
     directory = directory_of(config)
@@ -215,9 +228,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(composed, monkey
     with pytest.raises(ConfigError, match=r"is damaged \(checksum"):
         run_experiment({**config, "run": {**config["run"], "resume": "last"}})
     run_experiment(resumed(config))
-    whole = composed(*RUN, name="whole")
-    run_experiment(whole)
-    assert_same(final_state(config)[0], final_state(whole)[0])
+    assert_same(final_state(config)[0], whole[0])
 
 
 def open_full(path):

@@ -56,7 +56,9 @@ def warnings_of(directory):
 
 
 def timeless(rows):
-    return [{key: value for key, value in row.items() if key != "train/tokens_per_s"} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("train/mfu", "train/tokens_per_s")} for row in rows
+    ]
 
 
 def test_a_classifier_trains_on_whatever_fails_beside_it(composed, monkeypatch):
