@@ -1,5 +1,7 @@
 """The page of explanations: what it says, that it is safe, and that it works in a real browser."""
 
+import base64
+import hashlib
 import http.server
 import re
 import shutil
@@ -96,6 +98,10 @@ def test_the_text_is_whole_and_escaped(tmp_path):
     policy = next(value for name, value in parsed.attributes if name == "content" and "default-src" in value)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    for tag in ("style", "script"):  # what is named is what is there
+        content = document.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
 def test_spans_hold_the_exact_characters():
