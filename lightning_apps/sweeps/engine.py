@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import human_time, say
 from lightning_apps.process.safe_stop import PRUNED, SIGNALS, heeded_signals
 from lightning_apps.run_files.directory import RunDirectory, whole_summary
@@ -48,6 +49,9 @@ class Source(Protocol):
     def ended(self, record: JobRecord) -> None:
         """A job is over: its record says how."""
 
+    def is_well(self) -> bool:
+        """Whether all that was wanted is there."""
+
 
 class Queue:
     """The jobs of a grid, in order.
@@ -71,6 +75,10 @@ class Queue:
 
     def ended(self, record: JobRecord) -> None:
         """Nothing follows from it."""
+
+    def is_well(self) -> bool:
+        """Whether every job is done or out of its time budget."""
+        return all(record.status == "done" or record.reason.startswith("trainer.max_time") for record in self.jobs)
 
 
 @dataclass
@@ -140,6 +148,7 @@ class Engine:
         self._seconds: dict[str, float] = {}  # of jobs that this start ran from beginning to end
         self._started = time.monotonic()
         self._closed = ""  # why no further job is started
+        self.error: ConfigError | None = None
 
     def look_at_runs(self, jobs: Sequence[JobRecord]) -> None:
         """Find what an earlier engine left, set the status of each job from what its run says, and write the state."""
@@ -172,8 +181,10 @@ class Engine:
         """Run what the source gives.
 
         Returns:
-            0 where all jobs are done, pruned or out of their time budget, 1 where one is not, 128 + signal when
-            stopped.
+            0 where the source has got what it wanted, 1 where it has not, 128 + signal when stopped.
+
+        Raises:
+            ConfigError: the source found what no job can mend; those that ran have ended, saved.
         """
         self.source = source
         try:
@@ -184,10 +195,22 @@ class Engine:
             self.backend.close()
         if self.signals:
             return 128 + self.signals[0]
-        return 0 if all(map(self._is_well, self.source.jobs)) else 1
+        if self.error is not None:
+            raise self.error
+        return 0 if self.source.is_well() else 1
 
     def _tick(self) -> bool:
         """Look at everything once; whether there is anything left to do."""
+        try:
+            return self._look_at_everything()
+        except ConfigError as error:
+            if self.error is None:
+                self.error, self._closed = error, self._closed or "stopped"
+                for entry in self.running:
+                    self.backend.cancel(entry.handle, signal.SIGTERM)
+            return bool(self.running)
+
+    def _look_at_everything(self) -> bool:
         self._answer_signals()
         if self.max_time_s is not None and time.monotonic() - self._started >= self.max_time_s:
             self._closed = self._closed or f"sweep.max_time: {human_time(self.max_time_s)} are over"
@@ -209,7 +232,7 @@ class Engine:
         now = time.monotonic()
         if not entry.has_place:
             entry.has_place, entry.started = True, now
-        if self.source.look(entry.record):
+        if self.error is None and self.source.look(entry.record):
             with contextlib.suppress(OSError):  # it then trains to its end
                 RunDirectory(Path(entry.record.run_directory)).stop_request.touch()
         if self.job_time_s is None or now - entry.started < self.job_time_s:
@@ -245,9 +268,6 @@ class Engine:
         if self.signals:
             return f"stopped by {signal.Signals(self.signals[0]).name}"
         return self._closed or "sweep ended"
-
-    def _is_well(self, record: JobRecord) -> bool:
-        return record.status in ("done", "pruned") or record.reason.startswith("trainer.max_time")
 
     def _start(self, record: JobRecord) -> None:
         log = self.folder / "logs" / f"{record.name}.log"
@@ -296,9 +316,11 @@ class Engine:
             self._again.append(record)
         elif failed and self.settings.on_failure == "stop":
             self._closed = self._closed or "stopped after a failure"
-        self.state.write(self.folder)
-        if not retry:
-            self.source.ended(record)
+        try:
+            if not retry:
+                self.source.ended(record)
+        finally:
+            self.state.write(self.folder)
         if record.status == "done":
             if record.attempts == 1:
                 self._seconds[record.name] = seconds

@@ -8,8 +8,9 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -45,6 +46,12 @@ class SweepSettings:
     on_failure: Literal["continue", "stop"]
     job_time: str | None
     max_time: str | None
+    search: Literal["optuna"] | None
+    sampler: Literal["tpe", "random", "cmaes", "grid"]
+    trials: int | None
+    objective: str | dict[str, str] | None
+    pruner: Literal["median", "hyperband"] | None
+    seed: Annotated[int, Ge(0)]
 
 
 def check_settings(settings: SweepSettings) -> None:
@@ -212,6 +219,14 @@ def expand(axes: Mapping[str, Axis]) -> list[Job]:
     if same := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two jobs would be called {same[0]}; change one of their values")
     return jobs
+
+
+def corners(axes: Mapping[str, Axis]) -> list[Job]:
+    """Jobs at the ends of a search's space, one key after the other: what is wrong with a space shows there."""
+    ends = {key: list(axis.values) if axis.bounds is None else list(axis.bounds) for key, axis in axes.items()}
+    first = {key: values[0] for key, values in ends.items()}
+    jobs = [make_job(axes, {**first, key: value}) for key, values in ends.items() for value in values]
+    return list({job.name: job for job in jobs}.values())
 
 
 def short_keys(keys: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:

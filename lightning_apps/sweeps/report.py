@@ -27,6 +27,7 @@ from lightning_apps.sweeps.analysis import (
 from lightning_apps.sweeps.findings import sentences
 from lightning_apps.sweeps.pictures import draw_pictures
 from lightning_apps.sweeps.results import Array, SweepResults, read_sweep, show
+from lightning_apps.sweeps.search_pictures import draw_search
 from lightning_apps.sweeps.shared_text import CATEGORIES
 
 
@@ -50,6 +51,8 @@ def write_sweep_report(folder: Path, *, out: str | None = None) -> tuple[list[Pa
     contexts = in_context(results)
     said = sentences(results, fits if studied else [], contexts)
     pictures = draw_pictures(results, fits, contexts, studied=studied)
+    if results.state.search is not None:
+        pictures = [*draw_search(results.state.search, results.state.grid, folder), *pictures]
     write_text_atomically(folder / "table.csv", runs_csv(results))
     write_json_atomically(folder / "results.json", as_json(results, fits if studied else [], contexts, said))
     write_page(

@@ -62,6 +62,8 @@ class SweepState:
         grid: full key -> values, as the last start gave them.
         settings: resolved configuration that the jobs share, without the grid's keys.
         jobs: what is known of the jobs of all starts; those that left the grid stay.
+        search: of a search: `objective` (metric -> min or max), `trials` (number -> job, state, values, evaluations,
+            params) and `importance` (metric -> key -> share); None for a grid.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SweepState:
     grid: dict[str, list[Any]]
     settings: dict[str, Any]
     jobs: list[JobRecord] = field(default_factory=list)
+    search: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Write sweep.json, whole or not at all."""
@@ -119,6 +122,8 @@ def continue_state(before: SweepState | None, now: SweepState, folder: Path) -> 
     other_name = "; choose another sweep.name"
     if before.experiment != now.experiment:
         raise ConfigError(f"{folder} is a sweep of experiment={before.experiment}, not {now.experiment}{other_name}")
+    if (before.search is None) != (now.search is None):
+        raise ConfigError(f"{folder} is a {'search' if before.search is not None else 'grid'}{other_name}")
     if before.grid.keys() != now.grid.keys():
         raise ConfigError(
             f"{folder} has the grid keys {', '.join(sorted(before.grid))}, now they are {', '.join(sorted(now.grid))}; "
@@ -136,4 +141,5 @@ def continue_state(before: SweepState | None, now: SweepState, folder: Path) -> 
         jobs.append(
             JobRecord(**{**asdict(earlier), "overrides": record.overrides, "run_directory": record.run_directory})
         )
-    return SweepState(**{**vars(now), "jobs": [*jobs, *known.values()]})
+    search = now.search if before.search is None else {**before.search, **(now.search or {})}
+    return SweepState(**{**vars(now), "jobs": [*jobs, *known.values()], "search": search})

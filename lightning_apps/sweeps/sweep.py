@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.file_lock import lock_soon, owner_text, sign_lock, this_process
 from lightning_apps.process.safe_stop import max_time_seconds
+from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
 from lightning_apps.sweeps.backends.backend import Backend
@@ -38,16 +40,21 @@ from lightning_apps.sweeps.backends.settings import RaySettings, SlurmSettings
 from lightning_apps.sweeps.engine import Engine, Queue
 from lightning_apps.sweeps.grid import (
     Axis,
+    Job,
     SweepSettings,
     check_overrides,
     check_settings,
+    corners,
     default_name,
     describe_axes,
     expand,
     grid_axes,
+    make_job,
     override_key,
     read_axis,
 )
+from lightning_apps.sweeps.optuna_search import OptunaSearch, read_objective
+from lightning_apps.sweeps.spaces import check_search
 from lightning_apps.sweeps.state import JobRecord, SweepState, continue_state, read_state
 
 Config = dict[str, Any]
@@ -65,42 +72,38 @@ def run_sweep(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     settings = read_settings(OmegaConf.to_container(cfg.sweep, resolve=True) if cfg.sweep is not None else None)
     axes, given = read_axes(list(hydra.overrides.task), settings)
-    jobs = expand(axes)
+    if settings.search is not None:
+        check_search(settings, axes)
+    jobs = expand(axes) if settings.search is None else corners(axes)
     experiment = [] if "experiment" in axes else [f"experiment={hydra.runtime.choices['experiment']}"]
-    fixed = [word for word in [*settings.overrides, *given] if override_key(word) != "experiment"]
-    shared = [*experiment, *fixed]
+    shared = [*experiment, *(word for word in [*settings.overrides, *given] if override_key(word) != "experiment")]
     name = settings.name or default_name(shared, axes)
     search_path = search_path_override(sys.argv[1:])
     folder = Path(cfg.run.output_root) / "sweeps" / name
 
     base = compose_jobs({"without what is swept": [*search_path, *shared]}, whole=False)["without what is swept"]
-    commands = {job.name: [*shared, *job.overrides, *own_overrides(name, job.name, base)] for job in jobs}
-    configs = compose_jobs({job.name: [*search_path, *commands[job.name]] for job in jobs})
+    make_record = partial(record_of, sweep=name, shared=shared, base=base)
+    records = {job.name: make_record(job) for job in jobs}
+    configs = compose_jobs({job: [*search_path, *record.overrides] for job, record in records.items()})
+    objective = {}
+    if settings.search is not None:
+        objective = read_objective(settings, next(iter(configs.values()))["callbacks"]["checkpoints"])
     backend = make_backend(settings, configs, folder)
     state = SweepState(
         name=name,
         experiment=", ".join(dict.fromkeys(config["experiment"] for config in configs.values())),
         command=shlex.join(["python", "-m", "lightning_apps.train", *sys.argv[1:]]),
-        grid={key: list(axis.values) for key, axis in axes.items()},
+        grid={key: list(axis.values) if settings.search is None else [axis.text] for key, axis in axes.items()},
         settings=without(base, [*axes, "run", "sweep"]),
-        jobs=[
-            JobRecord(
-                name=job.name,
-                values=dict(job.values),
-                overrides=commands[job.name],
-                run_directory=str(locate_run(configs[job.name]["run"], configs[job.name]["experiment"]).path),
-            )
-            for job in jobs
-        ],
+        jobs=list(records.values()) if settings.search is None else [],
+        search=None if settings.search is None else {"objective": objective},
     )
-    state = continue_state(read_state(folder), state, folder)
-    unfinished = {}
-    for job_name, config in configs.items():
-        directory = RunDirectory(Path(state.job(job_name).run_directory))
-        refuse_foreign_run(directory, config)
-        if (summary := whole_summary(directory)) is None or summary["status"] != "completed":
-            unfinished[job_name] = config
-    check_apart(unfinished)
+    before = read_state(folder)
+    checked = continue_state(before, state, folder)
+    if settings.search is None:
+        check_apart(unfinished_jobs(checked, configs))
+    elif before is None or search_is_open(before, settings):
+        check_apart(configs)
     with only_runner(folder):
         state = continue_state(read_state(folder), state, folder)  # again: now nobody else writes it
         open_console(folder / "sweep.log")
@@ -114,13 +117,75 @@ def run_sweep(cfg: DictConfig) -> None:
             job_time_s=max_time_seconds(settings.job_time, "sweep.job_time"),
             max_time_s=max_time_seconds(settings.max_time, "sweep.max_time"),
         )
-        records = [state.job(job.name) for job in jobs]
-        engine.look_at_runs(records)
-        say(banner(state, records, axes, backend, folder))
-        code = engine.run(Queue(records))
-        say(engine.closing_lines())
+        search = None
+        if settings.search is not None:
+            search = OptunaSearch(
+                folder=folder, settings=settings, axes=axes, objective=objective, state=state,
+                make_record=lambda values: make_record(make_job(axes, values)),
+            )  # fmt: skip
+        wanted = state.jobs if search else [state.job(job.name) for job in jobs]
+        engine.look_at_runs(wanted)
+        say(banner(state, wanted, axes, backend, settings))
+        say(f"{'directory':>12}  {folder}")
+        try:
+            code = engine.run(search or Queue(wanted))
+        finally:
+            say(engine.closing_lines())
+        if search is not None:
+            finish_search(search, state, folder, ["python", "-m", "lightning_apps.train", *search_path])
     if code:
         sys.exit(code)
+
+
+def record_of(job: Job, *, sweep: str, shared: Sequence[str], base: Mapping[str, Any]) -> JobRecord:
+    """A job as the state knows it before it has started."""
+    run = {**base["run"], "name": f"{sweep}-{job.name}"}
+    own = [f"run.name={override_value(run['name'])}", "run.resume=auto"]
+    if "group" in run:  # where loggers put what belongs together
+        own.append(f"run.group={override_value(sweep)}")
+    return JobRecord(
+        name=job.name,
+        values=dict(job.values),
+        overrides=[*shared, *job.overrides, *own],
+        run_directory=str(locate_run(run, job.values.get("experiment", base["experiment"])).path),
+    )
+
+
+def unfinished_jobs(state: SweepState, configs: Mapping[str, Config]) -> dict[str, Config]:
+    """The configurations of the jobs that are to run.
+
+    Raises:
+        ConfigError: one of the runs was made with other settings.
+    """
+    unfinished = {}
+    for name, config in configs.items():
+        directory = RunDirectory(Path(state.job(name).run_directory))
+        refuse_foreign_run(directory, config)
+        if (summary := whole_summary(directory)) is None or summary["status"] != "completed":
+            unfinished[name] = config
+    return unfinished
+
+
+def search_is_open(state: SweepState, settings: SweepSettings) -> bool:
+    """Whether a search has trials to come, as far as its state knows."""
+    trials = (state.search or {}).get("trials", {}).values()
+    ended = sum(trial["state"] in ("complete", "pruned", "fail") for trial in trials)
+    return settings.retry_failed or ended < len(trials) or ended < (settings.trials or ended + 1)
+
+
+def finish_search(search: OptunaSearch, state: SweepState, folder: Path, command: Sequence[str]) -> None:
+    """Say what the search found, and write its report where it has found something new."""
+    for line in search.closing_lines(command):
+        say(line)
+    if not search.num_told:
+        return
+    with side_product("the report"):
+        search.note_importance()
+        state.write(folder)
+        from lightning_apps.sweeps.report import write_sweep_report
+
+        files, _ = write_sweep_report(folder)
+        say(f"wrote {files[0]}")
 
 
 def read_settings(node: object) -> SweepSettings:
@@ -160,12 +225,6 @@ def read_axes(words: Sequence[str], settings: SweepSettings) -> tuple[dict[str, 
     check_overrides(settings.overrides, axes, "sweep.overrides: ")
     check_overrides(given, axes, "")
     return axes, given
-
-
-def own_overrides(sweep: str, job: str, base: Mapping[str, Any]) -> list[str]:
-    """What the sweep sets for a job beside its values."""
-    group = [f"run.group={override_value(sweep)}"] if "group" in base["run"] else []
-    return [f"run.name={override_value(f'{sweep}-{job}')}", "run.resume=auto", *group]
 
 
 def compose_jobs(overrides: Mapping[str, Sequence[str]], *, whole: bool = True) -> dict[str, Config]:
@@ -345,7 +404,7 @@ def refuse_foreign_run(directory: RunDirectory, config: Config) -> None:
 
 
 def banner(
-    state: SweepState, records: Sequence[JobRecord], axes: Mapping[str, Axis], backend: Backend, folder: Path
+    state: SweepState, records: Sequence[JobRecord], axes: Mapping[str, Axis], backend: Backend, settings: SweepSettings
 ) -> str:
     """What will happen."""
     begun = sum(
@@ -354,15 +413,19 @@ def banner(
     )
     counts = {
         "done": sum(record.status == "done" for record in records),
+        "pruned": sum(record.status == "pruned" for record in records),
         "to resume": begun,
         "failed before": sum(record.status == "failed" for record in records),
     }
     known = "".join(f", {count} {word}" for word, count in counts.items() if count)
-    return "\n".join(
-        [
-            f"{'sweep':>12}  {state.name}: {len(records)} jobs of experiment {state.experiment} "
-            f"({describe_axes(axes)}){known}",
-            f"{'at once':>12}  {backend}",
-            f"{'directory':>12}  {folder}",
-        ]
-    )
+    what = f"{len(records)} jobs"
+    if state.search is not None:
+        number = "trials until the time is over" if settings.trials is None else f"{settings.trials} trials"
+        what = f"{number} by {settings.sampler}"
+    lines = {
+        "sweep": f"{state.name}: {what} of experiment {state.experiment} ({describe_axes(axes)}){known}",
+        "at once": str(backend),
+    }
+    if state.search is not None:
+        lines["objective"] = ", ".join(f"{metric} ({mode})" for metric, mode in state.search["objective"].items())
+    return "\n".join(f"{name:>12}  {text}" for name, text in lines.items())

@@ -13,6 +13,7 @@ SETTINGS = {
     "name": "s", "grid": {}, "overrides": [], "backend": "local",
     "slurm": {}, "ray": {}, "parallel": None, "devices": None, "retries": 0,
     "retry_failed": False, "on_failure": "continue", "job_time": None, "max_time": None,
+    "search": None, "sampler": "tpe", "trials": 20, "objective": None, "pruner": None, "seed": 0,
 }  # fmt: skip
 
 

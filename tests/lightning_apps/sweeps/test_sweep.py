@@ -148,6 +148,20 @@ def test_arxiv_scaling_composes_and_checks():
         (["--multirun", "seed=1,2,1"], ["seed=1,2,1 lists 1 twice"]),
         (["--multirun", "seed=1,2", *GRID], ["seed=1,2 and sweep.grid.seed=[0,1] sweep one key"]),
         (["--multirun", "optimizer.lr=interval(0,1)"], ["an interval has no values to list", "sweep.search=optuna"]),
+        (["--multirun", "sweep.search=optuna"], ["sweep.search: nothing is searched"]),
+        (
+            ["--multirun", "sweep.search=optuna", "optimizer.lr=interval(-1,0)"],
+            ["job lr=-1.0: optimizer.lr"],
+        ),
+        (
+            ["--multirun", "sweep.search=hyperopt", "seed=0,1"],
+            ["allowed are optuna, or null"],
+        ),
+        (["--multirun", "sweep.search=optuna", "sweep.seed=-1", "seed=0,1"], ["sweep.seed=-1"]),
+        (
+            ["--multirun", "sweep.search=optuna", "sweep.objective=test/loss", "seed=0,1"],
+            ["looks at val/ metrics only"],
+        ),
         (["--multirun", "run.name=a,b"], ["run.name=a,b: run cannot be swept"]),
         (["--multirun", "sweep.retries=1,2"], ["sweep.retries=1,2: sweep cannot be swept"]),
         (["--multirun", "model=glob(nothing*)"], ["model=glob(nothing*): give at least one value"]),
@@ -156,7 +170,7 @@ def test_arxiv_scaling_composes_and_checks():
         (["sweep=grid", "sweep.grid={seed:[0]}"], ["sweep.grid", "add each with +sweep.grid.<name>=<value>"]),
         ([*GRID, "sweep.paralel=2"], ["sweep.paralel", "did you mean parallel?"]),
         ([*GRID, "sweep.parallel=two"], ["sweep.parallel='two'", "int"]),
-        ([*GRID, "sweep.on_failure=retry"], ["sweep.on_failure='retry'", "'continue' or 'stop'"]),
+        ([*GRID, "sweep.on_failure=retry"], ["sweep.on_failure='retry'", "allowed are continue, stop"]),
         ([*GRID, "sweep.name=a/b"], ["sweep.name='a/b'"]),
         ([*GRID, "seed=7"], ["seed=7: the sweep sets seed"]),
         ([*GRID, "run.name=x"], ["run.name=x", "choose another sweep.name"]),
@@ -336,6 +350,53 @@ def run(*args):
 
 def statuses(tmp_path):
     return {job.name: job.status for job in read_state(tmp_path / "sweeps" / "s").jobs}
+
+
+@pytest.mark.slow
+def test_a_search_by_two_places_is_complete_after_two_kills(tmp_path, cache_root):
+    space = ["sweep.search=optuna", "sweep.trials=6", "sweep.parallel=2", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
+    line = command(tmp_path, cache_root, *space)
+    line.insert(3, "--multirun")
+    for number in (1, 3):  # as soon as so many trials have ended
+        engine = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: number <= len(list((tmp_path / "location").glob("s-lr=*/summary.json"))))  # noqa: B023
+        engine.kill()
+        engine.wait()
+    done = subprocess.run(line, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = read_state(tmp_path / "sweeps" / "s")
+    assert [job.status for job in state.jobs] == ["done"] * 6
+    assert [trial["state"] for trial in state.search["trials"].values()] == ["complete"] * 6
+    assert len({trial["job"] for trial in state.search["trials"].values()}) == 6
+    for job in state.jobs:  # each step once, whatever happened in between
+        assert [step for step, _ in losses(Path(job.run_directory))] == list(range(1, 7))
+    assert "best  val/haversine_km_median_penalized " in done.stdout
+    assert (tmp_path / "sweeps" / "s" / "report.html").is_file()
+    again = subprocess.run(line, capture_output=True, text=True, timeout=1200)
+    assert again.returncode == 0
+    assert "started" not in again.stdout
+
+
+@pytest.mark.slow
+def test_a_search_gives_a_job_up_and_the_job_is_saved(tmp_path, cache_root):
+    """Five good rates make the median; the sixth job is far behind."""
+    budget = ["trainer.max_steps=400", "trainer.evaluate_every=20", "callbacks.weight_average=null"]
+    search = ["sweep.search=optuna", "sweep.pruner=median", "sweep.objective=val/loss"]
+    for number, space in ((5, "interval(0.01,0.02)"), (6, "interval(1e-6,2e-6)")):
+        line = command(tmp_path, cache_root, *budget, *search, f"sweep.trials={number}", f"optimizer.lr={space}")
+        line.insert(3, "--multirun")
+        done = subprocess.run(line, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, done.stdout + done.stderr
+    state = read_state(tmp_path / "sweeps" / "s")
+    assert [job.status for job in state.jobs] == ["done"] * 5 + ["pruned"]
+    directory = Path(state.jobs[-1].run_directory)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("stopped", "pruned")
+    assert summary["optimizer_steps"] < 400
+    assert (directory / "checkpoints" / "last.ckpt").is_file()
+    assert losses(directory)[-1][0] == summary["optimizer_steps"]
+    assert state.search["trials"]["5"]["state"] == "pruned"
+    assert "5 of 6 jobs done, 1 pruned" in done.stdout
 
 
 @pytest.mark.slow
