@@ -16,6 +16,8 @@ Windows has only the first two.
 """
 PRUNED = "pruned"
 """Reason of a run that its search stopped: others are better at this point."""
+LOOK_S = 1.0
+"""Between two looks for the file that asks a run to stop."""
 _NOBODY, _TIME_IS_UP, _REQUEST, _SIGNAL = 0, 1, 2, 3  # what a process says of itself; from 3 on its signal
 
 
@@ -51,7 +53,7 @@ class SafeStop:
 
     Args:
         max_time_s: seconds from now after which the run is to stop; None for no limit.
-        request: file whose appearance asks the run to stop, as pruned; looked for once a second. None for none.
+        request: file whose appearance asks the run to stop, as pruned; looked for every LOOK_S. None for none.
     """
 
     def __init__(self, max_time_s: float | None, request: Path | None = None) -> None:
@@ -99,7 +101,7 @@ class SafeStop:
         if self.signum is not None:
             return _SIGNAL + self.signum
         now = time.monotonic()
-        if self._request is not None and now - self._looked >= 1:
+        if self._request is not None and now - self._looked >= LOOK_S:
             self._looked, self._requested = now, self._request.exists()
         if self._requested:
             return _REQUEST

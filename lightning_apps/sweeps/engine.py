@@ -5,7 +5,7 @@ import datetime
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ from types import FrameType
 from typing import Protocol
 
 from lightning_apps.errors import ConfigError
-from lightning_apps.process.console import human_time, say
+from lightning_apps.process.console import human_time, log_file_only, say
 from lightning_apps.process.safe_stop import PRUNED, SIGNALS, heeded_signals
 from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.sweeps.backends.backend import Backend, BackendError, Handle, Sign, Task
 from lightning_apps.sweeps.grid import SweepSettings, job_size, time_left
 from lightning_apps.sweeps.state import JobRecord, Status, SweepState
+from lightning_apps.sweeps.table import live_table, no_view
 
 POLL_S = 0.2
 GRACE_S = 60.0
@@ -117,6 +118,7 @@ class Engine:
         hardware: the jobs' `hardware` settings: accelerator, devices, num_nodes.
         job_time_s: seconds that one start of a job may take; None for no limit.
         max_time_s: seconds after which no further job is started; None for no limit.
+        metric: that the table shows.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Engine:
         hardware: tuple[str, int, int] = ("cpu", 1, 1),
         job_time_s: float | None = None,
         max_time_s: float | None = None,
+        metric: str = "val/loss",
     ) -> None:
         self.folder = folder
         self.state = state
@@ -139,6 +142,7 @@ class Engine:
         self.hardware = hardware
         self.job_time_s = job_time_s
         self.max_time_s = max_time_s
+        self.metric = metric
         self.source: Source = Queue([])
         self.running: list[RunningJob] = []
         self.signals: list[int] = []
@@ -149,6 +153,7 @@ class Engine:
         self._started = time.monotonic()
         self._closed = ""  # why no further job is started
         self.error: ConfigError | None = None
+        self._tell: Callable[[str], None] = say  # what a table shows is told to the log only
 
     def look_at_runs(self, jobs: Sequence[JobRecord]) -> None:
         """Find what an earlier engine left, set the status of each job from what its run says, and write the state."""
@@ -188,8 +193,10 @@ class Engine:
         """
         self.source = source
         try:
-            with self._signals_noted():
+            with self._signals_noted(), live_table(self.folder, self.metric) as show:
+                self._tell = say if show is no_view else log_file_only
                 while self._tick():
+                    show(self.source.jobs)
                     time.sleep(POLL_S)
         finally:
             self.backend.close()
@@ -297,7 +304,7 @@ class Engine:
         again = f", attempt {attempt}" if attempt > 1 else ""
         resumes = ", resumes" if RunDirectory(Path(record.run_directory)).holds_a_run() else ""
         where = f" ({handle.where})" if handle.where else ""
-        say(f"{self._place(record)} started  {record.name}{where}{again}{resumes}{self._outlook()}")
+        self._tell(f"{self._place(record)} started  {record.name}{where}{again}{resumes}{self._outlook()}")
 
     def _end(self, entry: RunningJob, sign: Sign) -> None:
         """Note how a job ended, and whether it is to be tried again."""
@@ -324,11 +331,11 @@ class Engine:
         if record.status == "done":
             if record.attempts == 1:
                 self._seconds[record.name] = seconds
-            say(f"{place} done     {record.name}{_loss(record)}, {seconds:,.0f} s{self._outlook()}")
+            self._tell(f"{place} done     {record.name}{_loss(record)}, {seconds:,.0f} s{self._outlook()}")
         elif failed:
             say(f"{place} FAILED   {record.name} (exit code {sign.code}): {record.reason}; log: {log}")
         elif record.status == "pruned":
-            say(f"{place} pruned   {record.name}{_loss(record)}, {seconds:,.0f} s{self._outlook()}")
+            self._tell(f"{place} pruned   {record.name}{_loss(record)}, {seconds:,.0f} s{self._outlook()}")
         else:
             say(f"{place} stopped  {record.name}: {record.reason}")
 

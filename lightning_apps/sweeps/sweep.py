@@ -85,9 +85,7 @@ def run_sweep(cfg: DictConfig) -> None:
     make_record = partial(record_of, sweep=name, shared=shared, base=base)
     records = {job.name: make_record(job) for job in jobs}
     configs = compose_jobs({job: [*search_path, *record.overrides] for job, record in records.items()})
-    objective = {}
-    if settings.search is not None:
-        objective = read_objective(settings, next(iter(configs.values()))["callbacks"]["checkpoints"])
+    objective = read_objective(settings, next(iter(configs.values()))["callbacks"]["checkpoints"])
     backend = make_backend(settings, configs, folder)
     state = SweepState(
         name=name,
@@ -116,6 +114,7 @@ def run_sweep(cfg: DictConfig) -> None:
             hardware=most_hardware(configs),
             job_time_s=max_time_seconds(settings.job_time, "sweep.job_time"),
             max_time_s=max_time_seconds(settings.max_time, "sweep.max_time"),
+            metric=next(iter(objective)),
         )
         search = None
         if settings.search is not None:

@@ -12,6 +12,7 @@ import torch
 
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, newest_whole_checkpoint
 from lightning_apps.errors import CheckpointWriteError, ConfigError
+from lightning_apps.process import safe_stop
 from lightning_apps.process.safe_stop import SIGNALS, SafeStop, StopRun, heeded_signals, max_time_seconds
 from lightning_apps.run_files import atomic_files
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -124,6 +125,9 @@ def test_all_processes_stop_for_the_reason_that_one_of_them_knows():
         with pytest.raises(StopRun, match=r"^SIGTERM$") as stopped:
             process.raise_stop(code)
         assert stopped.value.signum == signal.SIGTERM
+    asked = SafeStop(None, Path(__file__))  # a file that is there
+    with pytest.raises(StopRun, match=r"^pruned$"):
+        late.raise_stop(max(late.code, asked.code))
     with pytest.raises(StopRun, match=r"^trainer\.max_time: 0 s are over$") as stopped:
         late.raise_stop(max(other.code, late.code))
     assert stopped.value.signum is None
@@ -183,6 +187,28 @@ def test_the_time_budget_stops_cleanly_and_the_run_goes_on_later(composed, capsy
     assert summary["reason"].startswith("trainer.max_time")
     config["trainer"]["max_time"] = "00:10:00"
     assert run_experiment(resumed(config))["optimizer_steps"] == 12
+
+
+class RequestAt(KillAt):
+    def _die(self, trainer, *args, **kwargs):
+        if trainer.global_step == self.step:
+            (Path(trainer.checkpoint_callback.folder).parent / ".stop").touch()
+
+
+def test_a_search_asks_by_a_file_and_the_run_ends_saved(composed, whole, monkeypatch):
+    monkeypatch.setattr(safe_stop, "LOOK_S", 0.0)
+    build = experiment_run.build_callbacks
+    config = composed(*RUN, name="pruned")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            experiment_run, "build_callbacks", lambda *args: [RequestAt("on_validation_start", 4), *build(*args)]
+        )
+        summary = run_experiment(config)
+    assert (summary["status"], summary["reason"], summary["optimizer_steps"]) == ("stopped", "pruned", 4)
+    # the next start takes the request away, and ends as the run that nobody stopped
+    config = resumed(config)
+    run_experiment(config)
+    assert_same(final_state(config), whole)
 
 
 @pytest.mark.parametrize(
