@@ -22,7 +22,9 @@ from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.weights import damage
+from lightning_apps.training.optimizer_step import takes_steps
 from lightning_apps.training.plan import RunPlan
+from lightning_apps.training.sharding import weights_as_shards
 
 TOLERATED_FAILED_WRITES = 3
 """So many checkpoints in a row may fail before the run stops: a full disk is often emptied in time."""
@@ -271,7 +273,8 @@ class RunCheckpoints(Checkpoint):
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCSV):
                     logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
-            trainer.save_checkpoint(written)
+            with weights_as_shards(takes_steps(trainer.lightning_module).net):  # an evaluation holds whole weights
+                trainer.save_checkpoint(written)
             if trainer.is_global_zero:
                 # last.ckpt at last: it knows which step best.ckpt is of
                 name_atomically(written, [self.folder / name for name in reversed(names)])

@@ -9,6 +9,8 @@ import torch
 from datamodules.contract import ExperimentData
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import say
+from lightning_apps.training.optimizer_step import from_all_ranks, takes_steps, without_gradient_sync
+from lightning_apps.training.sharding import whole_weights
 
 
 class FindDeviceBatchSize(L.Callback):
@@ -34,24 +36,38 @@ class FindDeviceBatchSize(L.Callback):
         data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
         share = -(-data.global_batch_size // trainer.world_size)
         if self.found is None:
-            self.found = largest_that_fits(lambda size: self._attempt(trainer, pl_module, size), share)
+            agree = all_ranks if trainer.world_size > 1 else bool
+            with whole_weights(takes_steps(pl_module).net):  # a rank that runs out of memory leaves no other one waiting
+                self.found = largest_that_fits(lambda size: self._attempt(trainer, pl_module, size), share, agree)
             say(f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device")
-        data.device_batch_size = self.found
+        data.device_batch_size = min(self.found, share)  # the run may go on with more devices
 
     def _attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
         data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
         # samples of unequal lengths: what must fit is the worst of them
         batch = trainer.strategy.batch_to_device(data.largest_batch(size))
         try:
-            with trainer.precision_plugin.train_step_context():
+            with trainer.precision_plugin.train_step_context(), without_gradient_sync(trainer.strategy):
                 loss, _ = pl_module.loss_sum(batch)
                 loss.backward()
         finally:
             pl_module.zero_grad(set_to_none=True)
 
 
-def largest_that_fits(attempt: Callable[[int], None], largest: int) -> int:
+def all_ranks(fits: bool) -> bool:
+    """Whether it fits on every rank."""
+    return bool(from_all_ranks([float(fits)]).min())
+
+
+def largest_that_fits(
+    attempt: Callable[[int], None], largest: int, agree: Callable[[bool], bool] = bool
+) -> int:
     """The first of largest, largest / 2, largest / 4, ... (rounded up) that `attempt` survives.
+
+    Args:
+        attempt: tries a size.
+        largest: size to begin with.
+        agree: from what happened here to whether the size fits; several ranks take the one that fits on each.
 
     Raises:
         ConfigError: not even one sample fits.
@@ -59,12 +75,15 @@ def largest_that_fits(attempt: Callable[[int], None], largest: int) -> int:
     """
     size = largest
     while True:
+        fits = True
         try:
             attempt(size)
-            return size
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
+            fits = False
+        if agree(fits):
+            return size
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:

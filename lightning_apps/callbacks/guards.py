@@ -20,6 +20,7 @@ from lightning_apps.errors import ConfigError, GuardError
 from lightning_apps.process.console import say
 from lightning_apps.training.optimizer_step import TakesSteps, seed_step, takes_steps
 from lightning_apps.training.plan import RunPlan
+from lightning_apps.training.sharding import whole_weights
 
 GRAD_NORMS_KEPT = 50
 LOSSES_KEPT = 100
@@ -192,7 +193,8 @@ class Guards(L.Callback):
         """Names the first bad module by running the step's batch again, else the bad gradient."""
         assert self._batch is not None
         seed_step(self.config["seed"], trainer.global_step, trainer.global_rank)  # the same dropout again
-        finding, _ = trace_step(pl_module, self._module.loss_sum, self._batch)
+        with whole_weights(self._module.net):  # the search ends where it finds something, on each rank elsewhere
+            finding, _ = trace_step(pl_module, self._module.loss_sum, self._batch)
         if finding is not None:
             return f"{finding}" + (f"; {broken_weight}" if broken_weight else "")
         if found := broken_weight or bad_gradient(pl_module):

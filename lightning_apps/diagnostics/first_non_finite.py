@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from datamodules.contract import StepBatch
 from datamodules.sampling.step_batches import micro_batch_ids
@@ -31,7 +32,9 @@ class NonFinite:
 
 
 def non_finite_kind(values: Tensor) -> str | None:
-    """`NaN`, `Inf`, or None where every value is finite."""
+    """`NaN`, `Inf`, or None where every value is finite; of a sharded tensor all ranks ask together."""
+    if isinstance(values, DTensor):
+        values = values.full_tensor()
     if not values.is_floating_point() or bool(torch.isfinite(values).all()):
         return None
     return "NaN" if bool(torch.isnan(values).any()) else "Inf"
@@ -41,7 +44,8 @@ def bad_parameter(module: nn.Module) -> str | None:
     """The first parameter that holds NaN or Inf, in words."""
     for name, parameter in module.named_parameters():
         if kind := non_finite_kind(parameter.detach()):
-            count = int((~torch.isfinite(parameter)).sum())
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            count = int((~torch.isfinite(whole)).sum())
             return f"{kind} in parameter {name} ({count:,} of {parameter.numel():,} values)"
     return None
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel
 from typing_extensions import TypedDict, Unpack  # pydantic refuses typing's before Python 3.12
 
 from datamodules.contract import Batch, StepBatch, Weigh
-from lightning_apps.training.optimizer_step import StepResult, take_step
+from lightning_apps.training.optimizer_step import NO_STEP, StepResult, take_step
 from lightning_apps.training.plan import RunPlan
 from lightning_apps.training.schedules import Schedule
+from lightning_apps.training.sharding import gathered, shard
 
 
 class Parts(TypedDict):
@@ -45,12 +47,13 @@ class Experiment(L.LightningModule):
     """
 
     weigh: Weigh | None = None
-    step_result: StepResult
+    step_result: StepResult = NO_STEP
 
     def __init__(self, **parts: Unpack[Parts]) -> None:
         super().__init__()
         self.automatic_optimization = False  # take_step says why
-        self.net = parts["build_net"]()
+        self.build_net = parts["build_net"]
+        self.net = self.build_net()
         self.build_optimizer = parts["build_optimizer"]
         self.schedule = parts["schedule"]
         self.plan = parts["plan"]
@@ -62,6 +65,27 @@ class Experiment(L.LightningModule):
         Where training smooths labels or weighs targets and evaluation does not, `self.training` tells which it is.
         """
         raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Put the weights in shards, where the strategy has a mesh of devices; Lightning asks before each fit and test."""
+        if self.device_mesh is not None:
+            block_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self.net, self.device_mesh["data_parallel"], block_dtype=block_dtype)
+
+    def whole_net(self, *, keep: bool) -> PreTrainedModel:
+        """The network with whole weights: itself, or where it is in shards a new one on the CPU; called on all ranks.
+
+        Args:
+            keep: whether this rank wants it; else the network as it is.
+        """
+        if self.device_mesh is None:
+            return self.net
+        state = gathered(self.net.state_dict(keep_vars=True), keep=keep)
+        if not keep:
+            return self.net
+        whole = self.build_net()
+        whole.load_state_dict(state)
+        return whole
 
     def configure_optimizers(self) -> Any:
         """One optimizer and its schedule, stepped once per StepBatch."""

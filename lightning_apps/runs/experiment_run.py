@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData
 from lightning_apps.callbacks.checkpoints import RunCheckpoints, newest_whole_checkpoint
@@ -226,9 +227,10 @@ def finish(
     averages = (ExponentialWeightAverage, ScheduleFreeEvaluation)
     trainer.callbacks = [entry for entry in trainer.callbacks if not isinstance(entry, averages)]  # type: ignore[attr-defined]
     if checkpoints.best_value is not None:
-        module.load_state_dict(read_checkpoint(checkpoints.best_path)["state_dict"])
+        trainer.strategy.load_model_state_dict(read_checkpoint(checkpoints.best_path))
+    net = module.whole_net(keep=trainer.is_global_zero)
     if trainer.is_global_zero:
-        export_model(module, datamodule, directory)
+        export_model(net, datamodule, directory)
     if checkpoints.best_value is not None:
         loggers, trainer.loggers = trainer.loggers, []  # this evaluation is a check, not a new row
         (again,) = trainer.validate(module, datamodule, verbose=False)
@@ -300,9 +302,8 @@ def claim(directory: RunDirectory, config: Config, *, is_main: bool) -> None:
         ) from error
 
 
-def export_model(module: Experiment, datamodule: ExperimentData, directory: RunDirectory) -> None:
+def export_model(net: PreTrainedModel, datamodule: ExperimentData, directory: RunDirectory) -> None:
     """Write weights and tokenizer in Hugging Face layout; adapters are merged, and kept as they are in `adapter`."""
-    net = module.net
     if has_adapters(net):
         save_adapters(net, directory.model / "adapter", base=net.config._name_or_path)
         net = merged_copy(net)

@@ -4,13 +4,21 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from lightning_apps.training.sharding import local_tensors
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all tensors together, a () tensor."""
-    norms = torch._foreach_norm(list(tensors))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    """Euclidean norm of all tensors together, a () tensor; of whole tensors, where a rank holds shards of them."""
+    given = list(tensors)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(local_tensors(given))))
+    if not given or not isinstance(given[0], DTensor):
+        return norm
+    squares = norm.float().square()
+    torch.distributed.all_reduce(squares, group=given[0].device_mesh.get_group())
+    return squares.sqrt()
 
 
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
@@ -42,5 +50,5 @@ def clip_gradients(gradients: Sequence[Tensor], max_norm: float | None, *, scale
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         # a factor that is not finite would hide which gradient is bad from the guards
         factor = torch.where(torch.isfinite(norm), factor, 1.0)
-        torch._foreach_mul_(list(gradients), factor)
+        torch._foreach_mul_(local_tensors(gradients), factor)
     return norm

@@ -8,20 +8,22 @@ so every micro-batch contributes sum / total and any split of the step gives the
 import contextlib
 import functools
 import random
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from typing_extensions import TypedDict
 
-from datamodules.contract import Batch, StepBatch
+from datamodules.contract import Batch, ExperimentData, StepBatch
 from datamodules.sampling.order import hash_key
 from lightning_apps.errors import GuardError
 from lightning_apps.training.clipping import clip_gradients, gradients_of
 from lightning_apps.training.plan import RunPlan
+from lightning_apps.training.sharding import inside_forward
 
 
 class StepResult(TypedDict):
@@ -42,6 +44,13 @@ class StepResult(TypedDict):
     num_texts: int
 
 
+NO_STEP = StepResult(
+    loss=torch.tensor(torch.nan), grad_norm=torch.tensor(torch.nan), num_targets=0, num_tokens=0, num_texts=0
+)
+"""Before the first one."""
+
+
+@runtime_checkable
 class TakesSteps(Protocol):
     """What a step needs of a LightningModule, and callbacks may look at; every Experiment has it.
 
@@ -71,9 +80,9 @@ def takes_steps(module: L.LightningModule) -> TakesSteps:
     Raises:
         TypeError: it is another LightningModule.
     """
-    if not hasattr(module, "loss_sum"):
+    if not isinstance(module, TakesSteps):
         raise TypeError(f"{type(module).__name__} is no Experiment (lightning_apps.experiments.experiment)")
-    return cast(TakesSteps, module)
+    return module
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -105,16 +114,21 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
     profile = trainer.profiler.profile  # type: ignore[attr-defined]
     num_targets, num_tokens, divisor = batch.num_targets, batch.num_tokens, batch.weight_sum
     num_texts = sum(texts_of(part) for part in batch.micro_batches)
+    most_parts = len(batch.micro_batches)
     if trainer.world_size > 1:
-        summed = sum_over_ranks([num_targets, num_tokens, num_texts, divisor])
-        num_targets, num_tokens, num_texts, divisor = *map(int, summed[:3]), summed[3]
+        of_ranks = from_all_ranks([num_targets, num_tokens, num_texts, divisor, most_parts])
+        sums = of_ranks.sum(dim=0).tolist()
+        num_targets, num_tokens, num_texts, divisor = *map(int, sums[:3]), sums[3]
+        most_parts = int(of_ranks[:, 4].max())
     check_targets(trainer.global_step + 1, batch, num_targets, divisor)
     total = torch.zeros((), device=module.device)
-    # a rank without a sample still takes part in the reduction of gradients
-    for number, part in enumerate(batch.micro_batches or [None], start=1):
+    # every rank takes part in each reduction of gradients: in one, or with weights in shards in one a micro-batch
+    num_parts = max(most_parts if isinstance(experiment.net, FSDPModule) else len(batch.micro_batches), 1)
+    for number in range(1, num_parts + 1):
         is_last = number >= len(batch.micro_batches)
         with profile("loss"):
-            loss = zero_loss(module) if part is None else experiment.loss_sum(part)[0]
+            given = number <= len(batch.micro_batches)
+            loss = loss_of(experiment, batch.micro_batches[number - 1]) if given else zero_loss(module)
         with profile("backward"), contextlib.nullcontext() if is_last else without_gradient_sync(trainer.strategy):
             # strategies average gradients over ranks; the factor turns that into a sum
             module.manual_backward(loss * (trainer.world_size / divisor))
@@ -141,11 +155,17 @@ def texts_of(batch: Batch) -> int:
     return len(batch["borders"]) - 1 if "borders" in batch else len(batch["input_ids"])
 
 
-def sum_over_ranks(values: list[float]) -> list[float]:
-    """Sums over all ranks; exchanged between CPUs, so that no device is waited for."""
-    numbers = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(numbers, group=cpu_group(torch.distributed.group.WORLD))
-    return numbers.tolist()
+def loss_of(experiment: TakesSteps, batch: Batch) -> Tensor:
+    """Summed loss of a micro-batch, a () tensor with a gradient."""
+    return inside_forward(experiment.net, experiment.loss_sum, batch)[0]
+
+
+def from_all_ranks(values: list[float]) -> Tensor:
+    """(ranks, n) float64 on the CPU; exchanged between CPUs, so that no device is waited for."""
+    own = torch.tensor(values, dtype=torch.float64)
+    table = own.new_empty(torch.distributed.get_world_size(), len(values))
+    torch.distributed.all_gather_into_tensor(table, own, group=cpu_group(torch.distributed.group.WORLD))
+    return table
 
 
 @functools.cache
@@ -180,7 +200,14 @@ def without_gradient_sync(strategy: Any) -> contextlib.AbstractContextManager[No
 
 
 def zero_loss(module: L.LightningModule) -> Tensor:
-    """A () loss of zero that every trainable parameter takes part in."""
+    """A () loss of zero that every trainable parameter takes part in, of a rank that has no sample.
+
+    With weights in shards it is that of a sample, so that this rank makes the forward pass that the others make.
+    """
+    experiment = takes_steps(module)
+    if isinstance(experiment.net, FSDPModule):
+        data: ExperimentData = module.trainer.datamodule  # type: ignore[attr-defined]
+        return 0.0 * loss_of(experiment, module.trainer.strategy.batch_to_device(data.largest_batch(1)))
     return torch.stack([parameter.sum() * 0.0 for parameter in module.parameters() if parameter.requires_grad]).sum()
 
 

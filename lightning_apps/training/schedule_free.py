@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_apps.training.sharding import local, local_tensors
+
 
 class ScheduleFreeAdamW(Optimizer):
     """AdamW with schedule-free averaging (Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682).
@@ -51,7 +53,7 @@ class ScheduleFreeAdamW(Optimizer):
         """Put the average x into the parameters."""
         self.at_average = True
         for parameter, average in self.averages().items():
-            parameter.copy_(average)
+            local(parameter).copy_(local(average))
 
     @torch.no_grad()
     def train(self) -> None:
@@ -66,10 +68,10 @@ class ScheduleFreeAdamW(Optimizer):
         return {parameter: state["x"] for parameter, state in self.state.items()}
 
     def _move_to_y(self, parameters: list[nn.Parameter], beta: float) -> None:
-        weights: list[Tensor] = list(parameters)
+        weights = local_tensors(parameters)
         if weights:
-            torch._foreach_copy_(weights, [self.state[parameter]["x"] for parameter in parameters])
-            torch._foreach_lerp_(weights, [self.state[parameter]["z"] for parameter in parameters], 1 - beta)
+            torch._foreach_copy_(weights, local_tensors(self.state[parameter]["x"] for parameter in parameters))
+            torch._foreach_lerp_(weights, local_tensors(self.state[parameter]["z"] for parameter in parameters), 1 - beta)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -103,9 +105,9 @@ class ScheduleFreeAdamW(Optimizer):
         """Step parameters that have made equally many steps before."""
         lr, (beta1, beta2) = group["lr"], group["betas"]
         states = [self.state[parameter] for parameter in parameters]
-        x, z, second = ([state[name] for state in states] for name in ("x", "z", "exp_avg_sq"))
-        weights: list[Tensor] = list(parameters)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        x, z, second = (local_tensors(state[name] for state in states) for name in ("x", "z", "exp_avg_sq"))
+        weights = local_tensors(parameters)
+        gradients = local_tensors(parameter.grad for parameter in parameters if parameter.grad is not None)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
         denominators = torch._foreach_div(second, 1 - beta2**step)

@@ -152,6 +152,7 @@ def _generate(net: PreTrainedModel, prompts: Sequence[Tensor], settings: Generat
             input_ids=input_ids.to(net.device),
             attention_mask=attention_mask.to(net.device),
             generation_config=settings,
+            synced_gpus=False,  # ranks have unequal shares, and weights in shards are whole in an evaluation
         )
     return produced[:, input_ids.shape[1] :].cpu()
 

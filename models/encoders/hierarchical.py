@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
@@ -190,6 +191,9 @@ class HierarchicalClassifier(PreTrainedModel):
                 vectors.append(checkpoint(self._encode_micro_batch, *micro_batch, use_reentrant=False))
             else:
                 vectors.append(self._encode_micro_batch(*micro_batch))
+        for _ in range(self._calls_to_come(len(vectors))):
+            spare = given[:1, :1], attention_mask[:1, :1], None
+            vectors[0] = vectors[0] + 0.0 * self._encode_micro_batch(*spare).sum()
         return torch.cat(vectors)[torch.argsort(order)]  # (chunks, hidden), in the order given
 
     @torch.no_grad()
@@ -197,14 +201,28 @@ class HierarchicalClassifier(PreTrainedModel):
         """Vectors of chunks, each read alone: in a batch their last digits would depend on the others in it."""
         memory = self.chunk_vectors
         on_cpu = input_ids if memory is None else input_ids.cpu()
-        vectors = []
+        vectors, calls = [], 0
         for row, length in enumerate(lengths):
             vector = None if memory is None else memory.find(on_cpu[row, :length])
             if vector is None:
                 chunk = input_ids[row : row + 1, :length]
                 vector = self._encode_micro_batch(chunk, torch.ones_like(chunk), False)[0]
+                calls += 1
             vectors.append(vector.to(input_ids.device))
+        for _ in range(self._calls_to_come(calls)):
+            self._encode_micro_batch(input_ids[:1, :1], torch.ones_like(input_ids[:1, :1]), False)
         return torch.stack(vectors)  # (chunks, hidden)
+
+    def _calls_to_come(self, calls: int) -> int:
+        """Calls of the encoder that this rank has to make for nothing, as another one has more chunks.
+
+        With weights in shards every rank takes part in each call. Evaluations hold whole weights, and none waits.
+        """
+        if not (isinstance(self, FSDPModule) and self.training):
+            return 0
+        most = torch.tensor(calls, device=self.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most) - calls
 
     def _encode_micro_batch(self, given: Tensor, attention_mask: Tensor, is_padded: bool | None) -> Tensor:
         """Vectors (m, hidden) of m chunks.

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicCache
@@ -134,7 +135,8 @@ def hidden_states(
     decoder = net.base_model
     # a layer that is computed again in the backward pass would append to the cache a second time
     recomputes = net.training and net.is_activation_checkpointing
-    if shared_prefix_length == 0 or len(input_ids) == 1 or recomputes:
+    # with weights in shards all ranks call the decoder equally often, whatever their batches
+    if shared_prefix_length == 0 or len(input_ids) == 1 or recomputes or isinstance(net, FSDPModule):
         once = OneSequenceARow()
         states = decoder(input_ids=input_ids, attention_mask=attention_mask, past_key_values=once, use_cache=False)
         return states.last_hidden_state[:, shared_prefix_length:]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from datamodules.rating import RatingDataModule
 from datamodules.storage.cache import prepared_folder
 from lightning_apps.process.console import say, with_progress
+from lightning_apps.training.sharding import whole_weights
 from models.encoders.chunk_vectors import KEY_BYTES, ChunkVectors, chunk_key
 from models.encoders.hierarchical import HierarchicalClassifier
 
@@ -60,7 +61,7 @@ class FeatureCache(L.Callback):
         for split in splits:
             chunks = {chunk_key(chunk): chunk for chunk in data.split_chunks(split)}
             settings = {**encoder, "chunks": hashlib.sha256(b"".join(chunks)).hexdigest()}
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context(), whole_weights(net):
                 write = partial(write_chunk_vectors, net=net, chunks=chunks, split=split)
                 folder = prepared_folder(data.cache_root, "rating_chunk_vectors", settings, write)
             found = np.load(folder / "keys.npy", allow_pickle=False)

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.sample_log import SampleLog
+from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
 from lightning_apps.verify import write_files
 
@@ -31,10 +32,10 @@ class Reads(TorchDispatchMode):
         self.on_device = {}  # storages, which stay alive, so that no address is used twice
 
     def begin(self, trainer, module, batch):
-        averages = [entry._average_model for entry in trainer.callbacks if hasattr(entry, "_average_model")]
+        averages = [entry.average for entry in trainer.callbacks if isinstance(entry, ExponentialWeightAverage)]
         states = [list(state.values()) for state in trainer.optimizers[0].state.values()]
-        modules = [list(part.parameters()) + list(part.buffers()) for part in (module, *averages)]
-        self.mark([modules, states, batch.micro_batches])
+        weights = [*module.parameters(), *module.buffers()]
+        self.mark([weights, averages, states, batch.micro_batches])
         self.__enter__()
 
     def end(self):

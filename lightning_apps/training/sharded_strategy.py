@@ -1,0 +1,101 @@
+"""Lightning's strategy for FSDP2 with checkpoints that are those of one process."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_apps.training.sharding import drop_weights, gather_weights, gathered, scattered
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Weights, gradients and optimizer state in shards over all ranks.
+
+    Lightning's own numbers the optimizer's state by the order of the module's parameters, not of the optimizer's, and
+    restores after `on_fit_start`: its files are read by itself only. Here a checkpoint holds what one process would
+    write, parameters in the optimizer's order, and is restored when any other strategy restores.
+
+    Args:
+        timeout: after which a rank that waits for others gives up.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timeout)
+
+    def setup_environment(self) -> None:
+        """Every rank has its own data."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def net(self) -> Any:
+        """The network in shards."""
+        assert self.lightning_module is not None
+        return self.lightning_module.net
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before it, as under other strategies; the weights are in shards by then."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Through load_optimizer_state_dict."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This rank's shards; save_checkpoint puts them together, with those that callbacks add."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict(keep_vars=True)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """This rank's shards, numbered as the optimizer's own state."""
+        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Put whole tensors together on the first rank, which writes one file."""
+        Strategy.save_checkpoint(self, gathered(checkpoint, keep=self.is_global_zero), filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """What any strategy's run has written."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Each rank takes its shard of every weight."""
+        assert self.lightning_module is not None
+        held = self.lightning_module.state_dict()
+        given = checkpoint["state_dict"]
+        shards = {name: scattered(value, held[name]) if name in held else value for name, value in given.items()}
+        self.lightning_module.load_state_dict(shards, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each rank takes its shard of every moment."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            shards = {number: _like(parameters[number], values) for number, values in state["state"].items()}
+            optimizer.load_state_dict({**state, "state": shards})
+
+    def on_validation_start(self) -> None:
+        """From here on no rank waits for another one: they make unequal numbers of forward passes."""
+        gather_weights(self.net)
+
+    def on_validation_end(self) -> None:
+        """Back to shards."""
+        drop_weights(self.net)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+
+def _like(parameter: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
+    """State of a parameter, its tensors as the parameter is held; counts of steps have no shape."""
+    return {
+        name: scattered(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+        for name, value in values.items()
+    }
