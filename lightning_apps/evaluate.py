@@ -16,6 +16,7 @@ from lightning_apps.config.command_settings import settings_of
 from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
 from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.process.parent_death import stop_with_parent
 from lightning_apps.run_files.directory import RunDirectory, results_folder
 
 BASE = "base"
@@ -180,6 +181,7 @@ def check_same_tokenizer(pretrained: str, tokenizer: Any) -> None:
 
 def main() -> Any:
     """Entry point."""
+    stop_with_parent()
     return run_command(evaluate, config_path=CONF / "command", config_name="evaluate")
 
 

@@ -37,7 +37,9 @@ class FindDeviceBatchSize(L.Callback):
         share = -(-data.global_batch_size // trainer.world_size)
         if self.found is None:
             agree = all_ranks if trainer.world_size > 1 else bool
-            with whole_weights(takes_steps(pl_module).net):  # a rank that runs out of memory leaves no other one waiting
+            with whole_weights(
+                takes_steps(pl_module).net
+            ):  # a rank that runs out of memory leaves no other one waiting
                 self.found = largest_that_fits(lambda size: self._attempt(trainer, pl_module, size), share, agree)
             say(f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device")
         data.device_batch_size = min(self.found, share)  # the run may go on with more devices
@@ -59,9 +61,7 @@ def all_ranks(fits: bool) -> bool:
     return bool(from_all_ranks([float(fits)]).min())
 
 
-def largest_that_fits(
-    attempt: Callable[[int], None], largest: int, agree: Callable[[bool], bool] = bool
-) -> int:
+def largest_that_fits(attempt: Callable[[int], None], largest: int, agree: Callable[[bool], bool] = bool) -> int:
     """The first of largest, largest / 2, largest / 4, ... (rounded up) that `attempt` survives.
 
     Args:

@@ -12,6 +12,7 @@ from datamodules.storage.object_store import split_url
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, PROGRAM_KEYS, bind, bind_callback
 from lightning_apps.config.command_line import lightning_hint
 from lightning_apps.config.composition import options
+from lightning_apps.config.hardware_checks import check_hardware
 from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import check_optimizer
 from lightning_apps.config.schema import Natural, RootConfig
@@ -34,7 +35,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     max_time_seconds(config["trainer"]["max_time"])
     check_fields("", config, RootConfig, unknown=lightning_hint)
     _check_callbacks(config["callbacks"])
-    _check_devices(config)
+    check_hardware(config["hardware"], config["precision"])
     check_kinds(config)
     for key in BOUND:
         bind(key, config[key])
@@ -103,19 +104,10 @@ def _check_callbacks(callbacks: Mapping[str, Any]) -> None:
 
 def _check_shares(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
     """A micro-batch is no more than a device's share of a step."""
-    whole, per_device, devices = data["global_batch_size"], data.get("device_batch_size"), hardware["devices"]
+    whole, per_device = data["global_batch_size"], data.get("device_batch_size")
+    devices = hardware["devices"] * hardware.get("num_nodes", 1)
     if per_device is not None and per_device > -(-whole // devices):
         raise ConfigError(
             f"data.device_batch_size={per_device} is more than a device's share of "
             f"data.global_batch_size={whole} on {devices} device(s)"
         )
-
-
-def _check_devices(config: Mapping[str, Any]) -> None:
-    precision, accelerator = config["precision"]["name"], config["hardware"]["accelerator"]
-    if accelerator == "cpu" and precision == "fp16_mixed":
-        raise ConfigError("precision=fp16_mixed needs a GPU; on a CPU choose precision=fp32 or bf16_mixed")
-    if accelerator == "mps" and config["hardware"]["devices"] > 1:
-        raise ConfigError(f"hardware.devices={config['hardware']['devices']}: with hardware=mps there is one device")
-    if accelerator == "mps" and precision == "bf16_true":
-        raise ConfigError("precision=bf16_true is not supported with hardware=mps; choose fp32 or fp16_mixed")

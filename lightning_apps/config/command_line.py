@@ -38,7 +38,7 @@ LIGHTNING_KEYS = {
     "gradient_clip_val": "trainer.clip_norm",
     "log_every_n_steps": "trainer.log_every",
     "logger": "logger=",
-    "num_nodes": "hardware.devices (of one machine)",
+    "num_nodes": "hardware.num_nodes",
     "precision": "precision=",
     "strategy": "hardware.strategy, which hardware= chooses,",
     "val_check_interval": "trainer.evaluate_every",
@@ -60,6 +60,8 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
 
     @functools.wraps(task)
     def report_failures(cfg: DictConfig) -> Any:
+        if not show_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # what the task starts must not take it for the user's wish
         try:
             return task(cfg)
         except ConfigError as error:
@@ -71,6 +73,8 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
         except Exception as error:
             log_file_only(traceback.format_exc())
             _fail(1, f"{type(error).__name__}: {error}", show_traceback)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
 
     try:
         if {"--help", "-h"} & set(sys.argv[1:]):

@@ -22,12 +22,6 @@ def check_optimizer(config: Mapping[str, Any]) -> None:
     optimizer = config["optimizer"]
     if len(optimizer.get("betas", [0, 0])) != 2:
         raise ConfigError(f"optimizer.betas={optimizer['betas']}: give two, such as [0.9, 0.999]")
-    devices = config["hardware"]["devices"]
-    if optimizer.get("unfreeze") and devices > 1:
-        # DDP decides once, when it wraps the model, whose gradients it adds up
-        raise ConfigError(
-            f"optimizer.unfreeze works on one device; set hardware.devices=1 (it is {devices}) or use optimizer.freeze"
-        )
     if is_schedule_free(config):
         _check_schedule_free(config)
 

@@ -52,16 +52,19 @@ class HardwareConfig:
     Attributes:
         name: of the option.
         accelerator: kind of device; auto takes the GPU where there is one.
-        devices: so many processes, each with a device of its own.
-        strategy: how several processes share the work; ddp averages gradients.
+        devices: so many processes on each machine, each with a device of its own.
+        num_nodes: machines.
+        strategy: how several processes share the work; ddp averages gradients, fsdp2 holds weights in shards too.
+        timeout_s: after which processes that wait for another one give up.
         pin_memory: page-locked host memory, for faster copies to a GPU.
     """
 
     name: str
     accelerator: Annotated[str, Allowed(Literal["auto", "gpu", "mps", "cpu"])]
     devices: Count
-    # those under which the process that started the run holds the trained weights when it ends
-    strategy: Annotated[str, Allowed(Literal["auto", "ddp"])]
+    num_nodes: Count = 1  # an older run's configuration has neither this
+    strategy: str  # hardware_checks.py knows them
+    timeout_s: Positive = 1800.0  # nor this
     num_threads: Count | None
     num_workers: Natural
     worker_start_method: Annotated[

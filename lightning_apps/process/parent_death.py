@@ -13,8 +13,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def stop_with_parent() -> None:
     """Ask for SIGTERM when the process that PARENT_VARIABLE names dies; nothing happens where it is not set.
 
-    A run answers SIGTERM by finishing its optimizer step and saving. Further processes of a run (DDP) get the same
-    promise towards its first one. Only Linux can do it (prctl(2)); elsewhere the job goes on, and the next start of
+    A run answers SIGTERM by finishing its optimizer step and saving. Further processes of a run ask for SIGKILL when
+    the first one dies: they could finish nothing without it, and in a collective they hear nothing else. Only Linux can do it (prctl(2)); elsewhere the job goes on, and the next start of
     the sweep waits for it.
     """
     parent = os.environ.get(PARENT_VARIABLE)
@@ -23,6 +23,7 @@ def stop_with_parent() -> None:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signum = signal.SIGKILL if os.environ.get("LOCAL_RANK", "0") != "0" else signal.SIGTERM
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != int(parent):  # it died before the promise was made
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + signum)

@@ -38,6 +38,7 @@ from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.side_logger import SideLogger
+from lightning_apps.runs.strategies import build_strategy, cluster_environment
 from lightning_apps.training.parameter_groups import freeze_parameters, unfreezing_steps
 from lightning_apps.training.plan import RunPlan, plan_run
 from models.language.causal_lm import recompute_activations
@@ -333,7 +334,8 @@ def build_trainer(
     return L.Trainer(
         accelerator=accelerator,
         devices=hardware["devices"],
-        strategy=hardware["strategy"],
+        num_nodes=hardware.get("num_nodes", 1),
+        strategy=build_strategy(config),
         precision=config["precision"]["lightning"],
         deterministic=hardware["deterministic"],
         max_epochs=1,
@@ -345,7 +347,7 @@ def build_trainer(
         logger=loggers,
         callbacks=callbacks,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *cluster_environment(hardware)],
         use_distributed_sampler=False,  # StepSampler gives each rank its share
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(callback, RunProgress) for callback in callbacks),

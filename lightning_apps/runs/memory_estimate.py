@@ -78,7 +78,7 @@ def available_memory_bytes(accelerator: str) -> AvailableMemory | None:
     if not sys.platform.startswith("linux"):
         return None
     found = {}
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").strip().split("\n"):
         name, _, value = line.partition(":")
         found[name] = 1024 * int(value.split()[0])
     now, total = found["MemAvailable"], found["MemTotal"]

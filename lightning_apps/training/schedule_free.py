@@ -71,7 +71,9 @@ class ScheduleFreeAdamW(Optimizer):
         weights = local_tensors(parameters)
         if weights:
             torch._foreach_copy_(weights, local_tensors(self.state[parameter]["x"] for parameter in parameters))
-            torch._foreach_lerp_(weights, local_tensors(self.state[parameter]["z"] for parameter in parameters), 1 - beta)
+            torch._foreach_lerp_(
+                weights, local_tensors(self.state[parameter]["z"] for parameter in parameters), 1 - beta
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Lightning's strategy for FSDP2 with checkpoints that are those of one process."""
+"""Lightning's strategies for several processes, held to the laws of one."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -6,14 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_apps.training.launching import RankLauncher, rendezvous
 from lightning_apps.training.sharding import drop_weights, gather_weights, gathered, scattered
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class RankedStrategy(ParallelStrategy):
+    """What strategies of several processes share: how they start, meet and end."""
+
+    num_nodes: int
+    num_processes: int
+    _timeout: timedelta
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if self.num_nodes * self.num_processes > 1:
+            self._launcher = RankLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def setup_environment(self) -> None:
+        """Meet the other ranks."""
+        with rendezvous(self._timeout.total_seconds()):
+            super().setup_environment()
+
+
+class ReplicatedStrategy(RankedStrategy, DDPStrategy):
+    """DDP: whole weights in every process; see lightning.pytorch.strategies.DDPStrategy for the arguments."""
+
+
+class ShardedStrategy(RankedStrategy, ModelParallelStrategy):
     """Weights, gradients and optimizer state in shards over all ranks.
 
     Lightning's own numbers the optimizer's state by the order of the module's parameters, not of the optimizer's, and
