@@ -17,8 +17,8 @@ REFUSED = {
     "ddp_spawn": _COPIES,
     "ddp_fork": _COPIES,
     "ddp_notebook": _COPIES,
-    "deepspeed": "DeepSpeed clips and steps by itself, so that loss and norm are not those of one process (exact loss), "
-    "and its checkpoints are read by itself only; hardware=fsdp shards weights, gradients and optimizer",
+    "deepspeed": "DeepSpeed clips and steps by itself: loss and norm are not those of one process (exact loss), and its"
+    " checkpoints are read by itself only; hardware=fsdp shards weights, gradients and optimizer",
     "fsdp": "FSDP1 makes flat pieces of the parameters, whose norms are not those of the parameters (whole norms); "
     "hardware=fsdp or cpu_fsdp is FSDP2, hardware.strategy=fsdp2",
     "single_device": "that is what one device has without being asked; leave hardware.strategy=auto",
@@ -40,8 +40,9 @@ def check_strategy(name: str) -> None:
     family = max((known for known in REFUSED if name == known or name.startswith(f"{known}_")), key=len, default=None)
     if family is not None:
         raise ConfigError(f"hardware.strategy={name}: {REFUSED[family]}")
-    known = [*STRATEGIES, *REFUSED]
-    raise ConfigError(f"hardware.strategy={name!r}{did_you_mean(name, known)}: allowed are {', '.join(STRATEGIES)}")
+    raise ConfigError(
+        f"hardware.strategy={name!r}{did_you_mean(name, list(STRATEGIES))}: allowed are {', '.join(STRATEGIES)}"
+    )
 
 
 def check_hardware(hardware: Mapping[str, Any], precision: Mapping[str, Any]) -> None:
@@ -68,8 +69,8 @@ def check_hardware(hardware: Mapping[str, Any], precision: Mapping[str, Any]) ->
             )
         if hardware["compile"]:
             raise ConfigError(
-                "hardware.compile=true: not with hardware.strategy=fsdp2, whose blocks gather their weights in between; "
-                "set it to false, or choose hardware=ddp"
+                "hardware.compile=true: not with hardware.strategy=fsdp2, whose blocks gather their weights in "
+                "between; set it to false, or choose hardware=ddp"
             )
     if devices * nodes > 1:
         _check_processes(devices, nodes)

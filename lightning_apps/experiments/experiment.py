@@ -67,7 +67,7 @@ class Experiment(L.LightningModule):
         raise NotImplementedError
 
     def configure_model(self) -> None:
-        """Put the weights in shards, where the strategy has a mesh of devices; Lightning asks before each fit and test."""
+        """Put the weights in shards, where the strategy has a mesh; Lightning asks before each fit and evaluation."""
         if self.device_mesh is not None:
             block_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             shard(self.net, self.device_mesh["data_parallel"], block_dtype=block_dtype)

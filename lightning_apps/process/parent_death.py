@@ -14,8 +14,8 @@ def stop_with_parent() -> None:
     """Ask for SIGTERM when the process that PARENT_VARIABLE names dies; nothing happens where it is not set.
 
     A run answers SIGTERM by finishing its optimizer step and saving. Further processes of a run ask for SIGKILL when
-    the first one dies: they could finish nothing without it, and in a collective they hear nothing else. Only Linux can do it (prctl(2)); elsewhere the job goes on, and the next start of
-    the sweep waits for it.
+    the first one dies: they could finish nothing without it, and in a collective they hear nothing else. Only Linux
+    can do it (prctl(2)); elsewhere the job goes on, and the next start of the sweep waits for it.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None or not parent.isdecimal():

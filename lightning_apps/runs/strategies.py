@@ -34,7 +34,5 @@ def cluster_environment(hardware: Mapping[str, Any]) -> list[ClusterEnvironment]
     nobody starts.
     """
     processes = hardware["devices"] * hardware.get("num_nodes", 1)
-    if processes > 1 and "TORCHELASTIC_RUN_ID" not in os.environ and SLURMEnvironment.detect():
-        if os.environ.get("SLURM_NTASKS") == "1":
-            return [LightningEnvironment()]
-    return []
+    by_slurm = SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ
+    return [LightningEnvironment()] if processes > 1 and by_slurm and os.environ.get("SLURM_NTASKS") == "1" else []

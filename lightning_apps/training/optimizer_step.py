@@ -163,9 +163,9 @@ def loss_of(experiment: TakesSteps, batch: Batch) -> Tensor:
 def from_all_ranks(values: list[float]) -> Tensor:
     """(ranks, n) float64 on the CPU; exchanged between CPUs, so that no device is waited for."""
     own = torch.tensor(values, dtype=torch.float64)
-    table = own.new_empty(torch.distributed.get_world_size() * len(values))
-    torch.distributed.all_gather_into_tensor(table, own, group=cpu_group(torch.distributed.group.WORLD))
-    return table.view(-1, len(values))
+    rows = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(rows, own, group=cpu_group(torch.distributed.group.WORLD))
+    return torch.stack(rows)
 
 
 @functools.cache

@@ -138,7 +138,6 @@ def gathered(value: Any, *, keep: bool) -> Any:
         value: the same structure on all ranks.
         keep: whether this rank wants the result; else an empty tensor stands for each that was sharded.
     """
-
     done: dict[int, Tensor] = {}  # a tied weight has two names, and stays one tensor
 
     def whole(shard: DTensor) -> Tensor:

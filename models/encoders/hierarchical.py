@@ -181,6 +181,7 @@ class HierarchicalClassifier(PreTrainedModel):
         places = sorted(range(len(chunk_lengths)), key=lambda row: -chunk_lengths[row])  # stable, the longest first
         order = to_device(torch.tensor(places), given.device)
         lengths = [chunk_lengths[row] for row in places]
+        spare_calls = self._calls_for_others(-(-len(lengths) // self.config.micro_chunks))
         vectors = []
         for start in range(0, len(lengths), self.config.micro_chunks):
             rows = order[start : start + self.config.micro_chunks]
@@ -191,7 +192,7 @@ class HierarchicalClassifier(PreTrainedModel):
                 vectors.append(checkpoint(self._encode_micro_batch, *micro_batch, use_reentrant=False))
             else:
                 vectors.append(self._encode_micro_batch(*micro_batch))
-        for _ in range(self._calls_to_come(len(vectors))):
+        for _ in range(spare_calls):
             spare = given[:1, :1], attention_mask[:1, :1], None
             vectors[0] = vectors[0] + 0.0 * self._encode_micro_batch(*spare).sum()
         return torch.cat(vectors)[torch.argsort(order)]  # (chunks, hidden), in the order given
@@ -201,20 +202,22 @@ class HierarchicalClassifier(PreTrainedModel):
         """Vectors of chunks, each read alone: in a batch their last digits would depend on the others in it."""
         memory = self.chunk_vectors
         on_cpu = input_ids if memory is None else input_ids.cpu()
-        vectors, calls = [], 0
-        for row, length in enumerate(lengths):
-            vector = None if memory is None else memory.find(on_cpu[row, :length])
+        known_ones = [
+            None if memory is None else memory.find(on_cpu[row, :length]) for row, length in enumerate(lengths)
+        ]
+        spare = self._calls_for_others(known_ones.count(None))
+        vectors = []
+        for row, (vector, length) in enumerate(zip(known_ones, lengths, strict=True)):
             if vector is None:
                 chunk = input_ids[row : row + 1, :length]
                 vector = self._encode_micro_batch(chunk, torch.ones_like(chunk), False)[0]
-                calls += 1
             vectors.append(vector.to(input_ids.device))
-        for _ in range(self._calls_to_come(calls)):
+        for _ in range(spare):
             self._encode_micro_batch(input_ids[:1, :1], torch.ones_like(input_ids[:1, :1]), False)
         return torch.stack(vectors)  # (chunks, hidden)
 
-    def _calls_to_come(self, calls: int) -> int:
-        """Calls of the encoder that this rank has to make for nothing, as another one has more chunks.
+    def _calls_for_others(self, calls: int) -> int:
+        """Calls of the encoder that this rank has to make beside its own, as another one has more chunks.
 
         With weights in shards every rank takes part in each call. Evaluations hold whole weights, and none waits.
         """

@@ -8,8 +8,8 @@ import torch
 from lightning_apps.diagnostics.sample_log import sample_log_row
 from lightning_apps.experiments.gsm8k.small_files import write_small_files
 from lightning_apps.run_files.directory import RunDirectory
-from tests.ranks import largest_difference, losses, run_on_ranks
-from tests.tiny_runs import ARXIV, IMDB, LOCATION, RATING
+from tests.fakes.ranks import largest_difference, losses, run_on_ranks
+from tests.tiny.tiny_runs import ARXIV, IMDB, LOCATION, RATING
 
 pytestmark = pytest.mark.slow
 
@@ -33,14 +33,15 @@ RUNS = {
     "gsm8k, lora": [*GSM8K, "{gsm8k}", "model.lora.rank=2", "data.batching=length_grouped"],
     "arxiv": [*(word for word in ARXIV[:-1] if "max_tokens" not in word), "trainer.max_tokens=null",
               "trainer.max_steps=4"],
-    "imdb": [*IMDB[:-1], "data.device_batch_size=3", "data.global_batch_size=7"],
+    "imdb": [*IMDB[:-1], "data.device_batch_size=3", "data.global_batch_size=7", "model.hidden_dropout=0",
+             "model.classifier_dropout=0"],
     "rating": [*(word for word in RATING if word != "hardware=cpu"), "data.global_batch_size=7", "trainer.max_steps=4",
                "trainer.evaluate_every=2", "trainer.max_epochs=null"],
     "rating, frozen encoder": [*(word for word in RATING if word != "hardware=cpu"), "data.global_batch_size=7",
                "trainer.max_steps=4", "trainer.evaluate_every=2", "trainer.max_epochs=null", "model.freeze_layers=1"],
 }  # fmt: skip
-TOLERANCE = 2e-5
-"""Relative: sums of float32 in another order, grown by some steps of Adam."""
+TOLERANCE = 1e-6
+"""Relative: sums of float32 in another order (2e-7 measured). Muon iterates in bfloat16, which takes it to 2e-5."""
 HARDWARE = ("cpu", "cpu_ddp", "cpu_fsdp")
 
 
@@ -72,7 +73,7 @@ def trained(tmp_path_factory, cache_root):
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_are_as_good_as_one(trained, name, hardware):
     one, two = trained(name, "cpu"), trained(name, hardware)
-    assert largest_difference(one.path, two.path) < TOLERANCE
+    assert largest_difference(one.path, two.path) < (1e-4 if name == "muon" else TOLERANCE)
     summaries = [json.loads(run.summary.read_text()) for run in (one, two)]
     for key in ("tokens_seen", "target_tokens_seen", "optimizer_steps", "parameters", "status"):
         assert summaries[0][key] == summaries[1][key], key

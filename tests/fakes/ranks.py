@@ -1,6 +1,6 @@
 """Runs on several processes: started once, they train one configuration after another, as torchrun would have them.
 
-    python -m tests.ranks runs.json    # by run_on_ranks, in each process
+    python -m tests.fakes.ranks runs.json    # by run_on_ranks, in each process
 
 Importing and meeting takes longer than a tiny run; so tests and benchmarks/strategies.py share one start.
 """
@@ -14,13 +14,11 @@ import time
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.composition import CONF, plain
-from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
-from tests.patience import PATIENCE_S
+from tests.asserts.patience import PATIENCE_S
 
 COMPARED = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss")
 
@@ -57,7 +55,7 @@ def run_on_ranks(world, runs, folder):
     """Train each list of overrides on `world` processes; raises with what they said where one fails."""
     settings = Path(folder) / f"runs-{world}-{time.monotonic_ns()}.json"
     settings.write_text(json.dumps(runs))
-    processes = start_ranks(world, [sys.executable, "-m", "tests.ranks", str(settings)])
+    processes = start_ranks(world, [sys.executable, "-m", "tests.fakes.ranks", str(settings)])
     said = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * world, "\n".join(said)
     return said
