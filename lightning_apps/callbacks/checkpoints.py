@@ -22,7 +22,7 @@ from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.weights import damage
-from lightning_apps.training.optimizer_step import takes_steps
+from lightning_apps.training.optimizer_step import all_ranks, takes_steps
 from lightning_apps.training.plan import RunPlan
 from lightning_apps.training.sharding import weights_as_shards
 
@@ -268,17 +268,14 @@ class RunCheckpoints(Checkpoint):
         return True
 
     def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
-        written = self.folder / ".new.part"
+        """Write a checkpoint under these names; all ranks know whether the first one could."""
+        error = None
         try:
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsCSV):
-                    logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
-            with weights_as_shards(takes_steps(trainer.lightning_module).net):  # an evaluation holds whole weights
-                trainer.save_checkpoint(written)
-            if trainer.is_global_zero:
-                # last.ckpt at last: it knows which step best.ckpt is of
-                name_atomically(written, [self.folder / name for name in reversed(names)])
-        except OSError as error:
+            self._write(trainer, names)
+        except OSError as failure:
+            error = failure
+        written = error is None if trainer.world_size == 1 else all_ranks(error is None)
+        if not written:
             self._handle_failed_write(trainer, error)
             return False
         self.failed_writes = 0
@@ -289,16 +286,30 @@ class RunCheckpoints(Checkpoint):
                     old.unlink()
         return True
 
-    def _handle_failed_write(self, trainer: L.Trainer, error: OSError) -> None:
+    def _write(self, trainer: L.Trainer, names: list[str]) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
+        written = self.folder / ".new.part"
+        with weights_as_shards(takes_steps(trainer.lightning_module).net):  # an evaluation holds whole weights
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            # not by Trainer.save_checkpoint, where the other ranks wait for a first one that has met a full disk
+            trainer.strategy.save_checkpoint(checkpoint, written)
+        if trainer.is_global_zero:
+            # last.ckpt at last: it knows which step best.ckpt is of
+            name_atomically(written, [self.folder / name for name in reversed(names)])
+
+    def _handle_failed_write(self, trainer: L.Trainer, error: OSError | None) -> None:
         self.failed_writes += 1
         free = shutil.disk_usage(self.folder).free
+        reason = "the first process could not" if error is None else error.strerror or error
         say(
-            f"checkpoint of step {trainer.global_step} could not be written: {error.strerror or error} "
+            f"checkpoint of step {trainer.global_step} could not be written: {reason} "
             f"({free / 1e6:,.0f} MB free in {self.folder}); the previous one is kept"
         )
         if self.failed_writes >= TOLERATED_FAILED_WRITES or trainer.global_step >= self.plan.total_steps:
             raise CheckpointWriteError(
-                f"{self.failed_writes} checkpoint(s) in a row could not be written: {error.strerror or error}; "
+                f"{self.failed_writes} checkpoint(s) in a row could not be written: {reason}; "
                 f"free some space for {self.folder}, then continue with run.resume=auto"
             ) from error
 

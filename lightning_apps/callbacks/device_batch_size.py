@@ -9,7 +9,7 @@ import torch
 from datamodules.contract import ExperimentData
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import say
-from lightning_apps.training.optimizer_step import from_all_ranks, takes_steps, without_gradient_sync
+from lightning_apps.training.optimizer_step import all_ranks, takes_steps, without_gradient_sync
 from lightning_apps.training.sharding import whole_weights
 
 
@@ -54,11 +54,6 @@ class FindDeviceBatchSize(L.Callback):
                 loss.backward()
         finally:
             pl_module.zero_grad(set_to_none=True)
-
-
-def all_ranks(fits: bool) -> bool:
-    """Whether it fits on every rank."""
-    return bool(from_all_ranks([float(fits)]).min())
 
 
 def largest_that_fits(attempt: Callable[[int], None], largest: int, agree: Callable[[bool], bool] = bool) -> int:

@@ -168,6 +168,11 @@ def from_all_ranks(values: list[float]) -> Tensor:
     return torch.stack(rows)
 
 
+def all_ranks(holds: bool) -> bool:
+    """Whether something holds on every rank; each waits for the answer of all."""
+    return bool(from_all_ranks([float(holds)]).min())
+
+
 @functools.cache
 def cpu_group(world: Any) -> Any:
     """A process group over gloo: `world` itself where it is one, else (NCCL knows no CPU tensors) one beside it."""

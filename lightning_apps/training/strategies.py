@@ -19,7 +19,7 @@ class RankedStrategy(ParallelStrategy):
 
     num_nodes: int
     num_processes: int
-    _timeout: timedelta
+    _timeout: timedelta | None
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -28,6 +28,7 @@ class RankedStrategy(ParallelStrategy):
 
     def setup_environment(self) -> None:
         """Meet the other ranks."""
+        assert self._timeout is not None
         with rendezvous(self._timeout.total_seconds()):
             super().setup_environment()
 
