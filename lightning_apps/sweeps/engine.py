@@ -431,5 +431,5 @@ def last_line(log: Path, start: int) -> str:
 
 
 def utc_now() -> str:
-    """The time, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    """The time, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from lightning_apps.process.parent_death import PARENT_VARIABLE
 from lightning_apps.sweeps.backends.backend import BackendError, Handle, Sign, Task
 
 POLL_S = 0.2
+ORPHAN_GRACE_S = 60.0
+"""How long a job that was told to save and end, since its engine died, may take before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class LocalBackend:
                     pass_fds=(lock,),
                     start_new_session=True,
                 )
-            sign_lock(lock, {"pid": process.pid})
+            sign_lock(lock, {"pid": process.pid, "host": platform.node()})
         except OSError as error:
             raise BackendError(f"job {task.name} cannot be started: {error.strerror or error}") from error
         finally:
@@ -103,44 +107,50 @@ class LocalBackend:
         if code is None:
             return Sign("running")
         if code and not ended:
-            self._kill(process)
+            _kill_group(process.pid)
         return Sign("ended", code)
 
     def cancel(self, handle: Handle, signum: int) -> None:
         """Send the signal to the job's first process, which tells the others; SIGKILL goes to all."""
         process, _ = self._processes[handle.key]
         if signum == signal.SIGKILL:
-            self._kill(process)
+            _kill_group(process.pid)
         elif process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 process.send_signal(signum)
 
-    @staticmethod
-    def _kill(process: subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-
     def recover(self, started: Mapping[str, Handle]) -> Mapping[str, Handle]:
         """Wait until no process of an earlier engine works on these jobs.
 
-        On Linux such processes have been told to save and end; elsewhere they go on to their end.
+        On Linux such processes have been told to save and end, and one that hangs is killed; elsewhere they go on to
+        their end.
         """
-        told = False
-        while True:
-            alive = [
-                f"{name} (process {lock_owner(lock_path(self.folder, name)).get('pid', 'unknown')})"
-                for name in started
-                if is_running(self.folder, name)
-            ]
-            if not alive:
-                return {}
+        began, told = time.monotonic(), False
+        while alive := {
+            name: lock_owner(lock_path(self.folder, name)) for name in started if is_running(self.folder, name)
+        }:
             if not told:
                 told = True
-                say(f"waiting for {len(alive)} jobs that an earlier start left running: {', '.join(alive)}")
+                jobs = ", ".join(f"{name} (process {owner.get('pid', 'unknown')})" for name, owner in alive.items())
+                say(f"waiting for {len(alive)} jobs that an earlier start left running: {jobs}")
+            if sys.platform == "linux" and time.monotonic() - began >= ORPHAN_GRACE_S:
+                for name, owner in alive.items():
+                    # the lock is held, so that the number still is that of the job's processes
+                    if owner.get("host") == platform.node() and isinstance(owner.get("pid"), int):
+                        say(f"{name} hangs: its processes are killed")
+                        _kill_group(owner["pid"])
+                began = time.monotonic()
             time.sleep(POLL_S)
+        return {}
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _kill_group(pid: int) -> None:
+    """Kill all processes of a job, which is the leader of its session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def lock_path(folder: Path, job: str) -> Path:

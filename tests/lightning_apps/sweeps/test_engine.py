@@ -217,6 +217,20 @@ def test_a_job_that_outlived_its_runner_is_waited_for(tmp_path, monkeypatch):
     assert not is_locked(lock_path(tmp_path, "a"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody has told it to end")
+def test_a_job_that_hangs_without_its_engine_is_killed(tmp_path, monkeypatch):
+    """Stopped by SIGSTOP it hears no SIGTERM, and would hold its lock for ever."""
+    engine = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), "slow"], stdout=subprocess.DEVNULL)
+    wait_until((tmp_path / "runs" / "a" / "ready").exists)
+    os.kill(int(starts(tmp_path, "a")[0].split()[0]), signal.SIGSTOP)
+    engine.kill()
+    engine.wait()
+    monkeypatch.setattr(local, "ORPHAN_GRACE_S", 0.5)
+    wait_for_orphans(tmp_path)
+    assert not is_locked(lock_path(tmp_path, "a"))
+    assert make(tmp_path, {"a": "ok", "b": "ok"}).run() == 0
+
+
 def test_the_line_that_says_why(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"error: of an earlier attempt\n")
