@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 # the commands' modules register the types of their settings
@@ -16,6 +17,7 @@ from lightning_apps.config.checks import check_config
 from lightning_apps.config.composition import CONF, options, plain
 from lightning_apps.config.overrides import quote_value, run_name
 from lightning_apps.errors import ConfigError
+from lightning_apps.sweeps.grid import corners, read_axis
 
 ROOT = CONF.parent
 PAGES = {
@@ -43,12 +45,20 @@ OWN_FILES = {name for name, page in PAGES.items() if any("--config-dir" in words
 FOUND = sorted({found for name, page in PAGES.items() if name not in OWN_FILES for found in commands_of(page)})
 
 
+def first_of(word):
+    """The override with its first value, where it sweeps over several."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        axis = read_axis(word, GlobalHydra.instance().config_loader())
+    return word if axis is None else corners({axis.key: axis})[0].overrides[0]
+
+
 def check_command(command, arguments):
     """Compose what a command line says; a line that composes a run is checked as the command would."""
     words = [word for word in shlex.split(arguments) if word not in ("--cfg", "job")]
-    if is_multirun := "--multirun" in words:  # the first of each list is a job
-        words = [re.sub(r",[^\]}]*$", "", word) for word in words if word != "--multirun"]
+    is_multirun = "--multirun" in words
     overrides = [quote_value(word, multirun=is_multirun) for word in words if not word.startswith("--")]
+    if is_multirun:  # the first of each list is a job
+        overrides = [first_of(word) for word in overrides]
     if command not in COMMANDS:
         raise ConfigError(f"there is no command {command}")
     folder, name = (CONF, "config") if command in WITH_CONFIG else (CONF / "command", command)
@@ -129,7 +139,7 @@ def unknown_keys(page):
     """Settings such as `trainer.max_steps=5` that no experiment has."""
     sections = "model|data|optimizer|scheduler|precision|hardware|trainer|callbacks|logger|run|sweep|module"
     for code in code_of(page):
-        found = re.match(rf"((?:{sections})(?:\.(?!(?:py|json)$)[a-z_0-9]+)+)(?:=|$)", code)
+        found = re.match(rf"((?:{sections})(?:\.(?!(?:py|json|log)$)[a-z_0-9]+)+)(?:=|$)", code)
         if found and not any(has_key(config, found[1]) for config in configurations()):
             yield found[1]
 
