@@ -49,8 +49,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from lightning_apps.process.console import open_console, say
     from lightning_apps.process.rank import is_first_process
     from lightning_apps.run_files.atomic_files import write_json_atomically
+    from lightning_apps.run_files.metrics import headlines_first
     from lightning_apps.run_files.weights import load_checkpoint
-    from lightning_apps.runs.banner import headlines_first
     from lightning_apps.runs.build import (
         build_module,
         build_plan,

@@ -31,6 +31,7 @@ class Table:
         rows: cells of plain text.
         text: columns that are aligned to the left.
         long: those among them whose cells may wrap.
+        sortable: whether a click on a column's head sorts by it, where the page has the script.
     """
 
     caption: str
@@ -38,6 +39,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     text: Sequence[int] = ()
     long: Sequence[int] = ()
+    sortable: bool = False
 
     def kind(self, column: int) -> str | None:
         """Class names of a column's cells."""

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_apps.run_files.atomic_files import write_bytes_atomically
+from lightning_apps.run_files.metrics import read_metrics
 
 
 class MetricsCSV(Logger):
@@ -106,22 +107,3 @@ class MetricsCSV(Logger):
 def _writable(name: str) -> str:
     """A metric's name as UTF-8 can hold it: names of classes come from data."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.csv: `step` as int, every other value as float, empty fields left out.
-
-    A row that a crash left half-written is passed over: the last one where it does not end its line (its last number
-    may have lost digits), and any that holds something else than numbers.
-    """
-    text = path.read_bytes().decode("utf-8", "replace")
-    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    return [values for row in rows if (values := _numbers(row)) is not None]
-
-
-def _numbers(row: dict[Any, Any]) -> dict[str, Any] | None:
-    try:
-        values = {key: int(value) if key == "step" else float(value) for key, value in row.items() if value}
-    except (TypeError, ValueError):  # TypeError: more fields than columns
-        return None
-    return values if "step" in values else None

@@ -3,7 +3,7 @@
 import csv
 import io
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import lightning as L
 
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.run_files.metrics import headlines_first, is_interval_end
 from lightning_apps.run_files.upload import run_url
 from lightning_apps.training.plan import RunPlan
 
@@ -76,10 +77,6 @@ def _first_and_last(steps: frozenset[int]) -> str:
     return f", after steps {min(steps):,} to {max(steps):,}" if steps else ""
 
 
-HEADLINES = ("loss", "accuracy", "f1_macro")
-"""Metrics that stand first, behind the one that chose the best checkpoint."""
-
-
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
     """The metrics, headlines first and those of single classes left to a file; where files are; how to evaluate.
 
@@ -108,6 +105,8 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += ["", f"files     {path}"]
     if (path / "summary.png").is_file():
         lines.append(f"picture   {path / 'summary.png'}")
+    if (path / "report.html").is_file():
+        lines.append(f"report    {path / 'report.html'}")
     if (path / PER_CLASS).is_file():
         lines.append(f"classes   {path / PER_CLASS}")
     if (path / "model" / "config.json").is_file():
@@ -116,24 +115,6 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
         command = ["python", "-m", "lightning_apps.evaluate", f"run={path}", "split=validation", "checkpoint=best"]
         lines.append(f"evaluate  {shlex.join(command)}")
     return lines
-
-
-def headlines_first(names: Collection[str], *, monitor: str | None) -> list[str]:
-    """Names of metrics: the monitored one and its namesakes of other splits, then headlines, then all others."""
-    chosen = None if monitor is None else monitor.partition("/")[2]
-
-    def place(name: str) -> tuple[Any, ...]:
-        split, _, metric = name.partition("/")
-        rank = -1 if metric == chosen else HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES)
-        return (split != "val", rank, metric)
-
-    return sorted(names, key=place)
-
-
-def is_interval_end(name: str, names: Collection[str]) -> bool:
-    """Whether this is the lower or upper end of a metric that is there too."""
-    base = name.removesuffix("_low") if name.endswith("_low") else name.removesuffix("_high")
-    return base != name and {base, f"{base}_low", f"{base}_high"} <= set(names)
 
 
 def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:

@@ -56,6 +56,9 @@ def test_the_run_directory_is_complete(finished):
     with Image.open(directory.picture) as picture:
         assert picture.format == "PNG"
     assert "lightning_apps.evaluate" in directory.log.read_text()
+    assert (
+        "completed: reached trainer.max_steps=6; 6 of 6 optimizer steps" in (directory.path / "report.html").read_text()
+    )
 
 
 def test_every_step_is_logged_once_and_evaluations_at_their_step(finished):

@@ -4,8 +4,6 @@ import base64
 import hashlib
 import http.server
 import re
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -22,11 +20,9 @@ from lightning_apps.explanations.page import display_scores, documents, excerpt,
 from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.reports.page import ENVIRONMENT, page, render
 from lightning_apps.run_files.directory import RunDirectory
+from tests.asserts.browser import browser, load
 from tests.asserts.html_pages import Page
-from tests.asserts.patience import PATIENCE_S
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is here to load the page with")
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 NAMES = ["General", "Teen", "Mature"]
 METHODS = ("chunk_attention", "integrated_gradients", "occlusion")
@@ -177,20 +173,6 @@ def test_the_reading():
 # ------------------------------------------------------------------ in a browser
 
 
-def load(path, fragment="", *, action="--dump-dom", size="1280,900", profile):
-    """What a browser says after it loaded the page; what it wrote to the console comes second."""
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            f"--user-data-dir={profile}", f"--window-size={size}", "--virtual-time-budget=4000",
-            "--enable-logging=stderr", action, f"{path.resolve().as_uri()}{fragment}",
-        ],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
-    )  # fmt: skip
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 def shown_documents(dom):
     """Numbers of the documents that are not hidden, in their order."""
     found = re.findall(r'<article id="d(\d+)"([^>]*)>', dom)
@@ -244,8 +226,8 @@ def test_in_a_browser(tmp_path, server):
 @browser
 def test_the_policy_stops_what_is_not_escaped(tmp_path, server):
     path = tmp_path / "page.html"
-    document = page("run.html", "title", script="let a = 1", overview=[], tables=[], pictures=[], config="CONFIG")
-    path.write_text(document.replace("CONFIG", f"{EVIL}<img src=http://127.0.0.1:{server}/a>"))
+    document = page("base.html", "title", script="let a = 1")
+    path.write_text(document.replace("<main>", f"<main>{EVIL}<img src=http://127.0.0.1:{server}/a>"))
     dom, console = load(path, profile=tmp_path / "profile")
     assert "<title>title</title>" in dom
     assert Listener.asked == []

@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from lightning_apps.runs.banner import _first_and_last, is_interval_end, result_lines, write_per_class
+from lightning_apps.run_files.metrics import is_interval_end
+from lightning_apps.runs.banner import _first_and_last, result_lines, write_per_class
 
 METRICS = {
     "val/accuracy": 0.8, "val/accuracy_high": 0.9, "val/accuracy_low": 0.7, "val/f1_macro": 0.75, "val/loss": 0.5,

@@ -15,7 +15,6 @@ from lightning_apps import report as report_command
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.file_lock import try_lock
 from lightning_apps.reports.page import ENVIRONMENT, Table, page
-from lightning_apps.reports.run_report import write_run_report
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.statistics.t_interval import mean_interval
 from lightning_apps.sweeps.analysis import effects, growing_groups, in_context, scaling
@@ -323,31 +322,6 @@ def test_a_page_of_ones_own_stands_on_the_layout_and_its_parts_escape_their_text
                                                                                "scroll"]  # fmt: skip
     with pytest.raises(UndefinedError):  # a page with a hole is none
         page("later.html", EVIL, evil=EVIL, content=content)
-
-
-def test_the_report_of_a_run(tmp_path):
-    write_sweep(tmp_path, {"seed": [0]})
-    directory = tmp_path / "arxiv" / "study-seed=0"
-    (path,) = write_run_report(str(directory))
-    page = Page(path.read_text())
-    assert path == directory / "report.html"
-    assert ["val/loss", *2 * [f"{loss_of(1, 4e6, 0):.6g}"]] in page.rows
-    assert "script" not in page.tags
-    assert "completed: reached the budget" in page.text
-    assert ["test/loss", *2 * [f"{loss_of(1, 4e6, 0) + 0.05:.6g}"]] in page.rows
-    summary = json.loads((directory / "summary.json").read_text())
-    summary["metrics"] |= {"val/f1": 0.5, "val/f1_low": 0.25, "val/f1_high": 0.75, "val/very_low": 1.0, "test/f1": None}
-    summary["best"]["metrics"] = {"val/f1": 0.5, "val/f1_low": 0.375, "val/f1_high": 0.625}
-    (directory / "summary.json").write_text(json.dumps(summary))
-    write_run_report(str(directory))
-    rows = Page(path.read_text()).rows
-    assert ["val/f1", "0.5 (0.25 to 0.75)", "0.5 (0.375 to 0.625)"] in rows  # an interval stands behind its metric
-    assert not any(row[0] in ("val/f1_low", "val/f1_high") for row in rows)
-    assert ["test/f1", "–"] in rows  # no best value: measured once
-    assert ["val/very_low", "1"] in rows  # the end of no interval
-    (directory / "summary.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no summary\.json yet"):
-        write_run_report(str(directory))
 
 
 @pytest.mark.parametrize(
