@@ -135,8 +135,9 @@ class ReportConfig:
     """Settings of report."""
 
     sweep: str | None
-    run: str | None
+    run: Any
     out: str | None
+    output_root: str
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def charts(runs: Sequence[tuple[str, Rows]], *, monitor: str | None) -> list[dict[str, Any]]:
-    """One chart for each metric: the splits of one run over each other, or several runs.
+    """One chart for each metric: the splits of one run over each other, or several runs, without their tests.
 
     Args:
         runs: names, and rows of metrics.csv.
@@ -25,7 +25,8 @@ def charts(runs: Sequence[tuple[str, Rows]], *, monitor: str | None) -> list[dic
     """
     names = list(dict.fromkeys(key for _, rows in runs for row in rows for key in row if key != "step"))
     drawn: dict[str, list[dict[str, Any]]] = {}
-    ordered = headlines_first([key for key in names if shown(key, names)], monitor=monitor)
+    kept = [key for key in names if shown(key, names) and (len(runs) == 1 or not key.startswith("test/"))]
+    ordered = headlines_first(kept, monitor=monitor)
     for name in sorted(ordered, key=lambda name: _group(name, monitor)):
         split, _, metric = name.partition("/")
         for place, (label, rows) in enumerate(runs):

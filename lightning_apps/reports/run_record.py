@@ -85,12 +85,13 @@ class RunRecord:
         return {str(key): number(value) for key, value in mapping(source).items()}
 
 
-def read_record(place: str, *, is_over: bool = False) -> RunRecord:
+def read_record(place: str, *, is_over: bool = False, is_brief: bool = False) -> RunRecord:
     """Read a run.
 
     Args:
         place: directory or URL of the run.
         is_over: whether the run has ended, although its lock may be held: this process is the one that trained.
+        is_brief: whether predictions, and metrics.csv of a run that has a summary, are left alone.
 
     Raises:
         ConfigError: no run is there.
@@ -112,7 +113,8 @@ def read_record(place: str, *, is_over: bool = False) -> RunRecord:
         reason = "no summary: it was killed before it wrote one, or trains on another machine"
     rows: list[dict[str, Any]] = []
     try:
-        rows = parse_metrics(_content(directory, "metrics.csv", told))
+        if not (is_brief and summary):
+            rows = parse_metrics(_content(directory, "metrics.csv", told))
     except csv.Error as error:
         told.append(f"metrics.csv is damaged ({error})")
     run = mapping(config.get("run"))
@@ -124,7 +126,7 @@ def read_record(place: str, *, is_over: bool = False) -> RunRecord:
         status=short(status),
         reason=reason,
         rows=rows,
-        predictions=list(_predictions(_content(directory, "predictions.jsonl", told), told)),
+        predictions=[] if is_brief else list(_predictions(_content(directory, "predictions.jsonl", told), told)),
         baselines=_json(directory, "baselines.json", told),
         data=_json(directory, "data.json", told),
         told=told,

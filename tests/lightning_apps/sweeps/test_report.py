@@ -327,7 +327,10 @@ def test_a_page_of_ones_own_stands_on_the_layout_and_its_parts_escape_their_text
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "name one of sweep="),
+        (["output_root=none"], "none: no run is there; output_root=... looks elsewhere"),
+        (["run=3"], "run: must be the directory of a run, or a list of them"),
+        (["run=[arxiv/a]"], "run=[...]: 1 runs; from 2 to 20 can be laid side by side"),
+        (["run=a", "run=b"], "run=a: no run is there"),
         (["sweep=a", "run=b"], "name one of sweep="),
         (["sweep=a"], "sweep=a: no sweep is there (no sweep.json); in outputs/sweeps: known"),
         (["run=a"], "run=a: no run is there"),
