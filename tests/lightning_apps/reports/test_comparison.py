@@ -10,16 +10,7 @@ from lightning_apps.report import with_one_run
 from lightning_apps.reports.comparison import write_comparison
 from tests.asserts.browser import browser, load
 from tests.asserts.html_pages import Page
-from tests.lightning_apps.reports.test_run_report import (
-    CONFIG,
-    EVIL,
-    PREDICTIONS,
-    SUMMARY,
-    complete,
-    curves_of,
-    lines,
-    write,
-)
+from tests.fakes.run_directory import CONFIG, EVIL, PREDICTIONS, SUMMARY, complete, curves_of, lines, write
 
 OTHER = CONFIG | {"optimizer": {"lr": 0.5}, "run": {"name": "b=1,c"}}
 WORSE = [PREDICTIONS[0] | {"output": "bad", "score": 0.25}, PREDICTIONS[1], PREDICTIONS[2]]
