@@ -5,13 +5,10 @@ W&B runs and crashes stay apart (Lightning#11300, #18175, wandb#1314). This proc
 days beside its jobs.
 """
 
-import multiprocessing
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,12 +16,8 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lightning_apps.config.binding import bind
-from lightning_apps.config.checks import check_config
-from lightning_apps.config.command_line import explain
-from lightning_apps.config.composition import CONF, plain
 from lightning_apps.config.override_value import override_value
 from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
@@ -32,11 +25,9 @@ from lightning_apps.process.console import open_console, say
 from lightning_apps.process.file_lock import lock_soon, owner_text, sign_lock, this_process
 from lightning_apps.process.safe_stop import max_time_seconds
 from lightning_apps.process.side_products import side_product
-from lightning_apps.run_files.directory import RunDirectory, locate_run, read_config, whole_summary
-from lightning_apps.run_files.settings import different_settings
+from lightning_apps.run_files.directory import RunDirectory, locate_run, whole_summary
 from lightning_apps.sweeps.backends.backend import Backend
-from lightning_apps.sweeps.backends.local import LocalBackend, Place
-from lightning_apps.sweeps.backends.settings import RaySettings, SlurmSettings
+from lightning_apps.sweeps.check_jobs import check_apart, compose_jobs, unfinished_jobs
 from lightning_apps.sweeps.engine import Engine, Queue
 from lightning_apps.sweeps.grid import (
     Axis,
@@ -54,6 +45,7 @@ from lightning_apps.sweeps.grid import (
     read_axis,
 )
 from lightning_apps.sweeps.optuna_search import OptunaSearch, read_objective
+from lightning_apps.sweeps.places import make_backend, most_hardware
 from lightning_apps.sweeps.spaces import check_search
 from lightning_apps.sweeps.state import JobRecord, SweepState, continue_state, read_state
 
@@ -150,21 +142,6 @@ def record_of(job: Job, *, sweep: str, shared: Sequence[str], base: Mapping[str,
     )
 
 
-def unfinished_jobs(state: SweepState, configs: Mapping[str, Config]) -> dict[str, Config]:
-    """The configurations of the jobs that are to run.
-
-    Raises:
-        ConfigError: one of the runs was made with other settings.
-    """
-    unfinished = {}
-    for name, config in configs.items():
-        directory = RunDirectory(Path(state.job(name).run_directory))
-        refuse_foreign_run(directory, config)
-        if (summary := whole_summary(directory)) is None or summary["status"] != "completed":
-            unfinished[name] = config
-    return unfinished
-
-
 def search_is_open(state: SweepState, settings: SweepSettings) -> bool:
     """Whether a search has trials to come, as far as its state knows."""
     trials = (state.search or {}).get("trials", {}).values()
@@ -226,54 +203,6 @@ def read_axes(words: Sequence[str], settings: SweepSettings) -> tuple[dict[str, 
     return axes, given
 
 
-def compose_jobs(overrides: Mapping[str, Sequence[str]], *, whole: bool = True) -> dict[str, Config]:
-    """The configuration of every job by its name.
-
-    Args:
-        overrides: by name.
-        whole: whether a value may be missing; it is `???` then.
-
-    Raises:
-        ConfigError: one cannot be composed.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-
-    configs: dict[str, Any] = {}
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        for name, words in overrides.items():
-            try:
-                cfg = compose("config", overrides=list(words))
-                configs[name] = plain(cfg) if whole else OmegaConf.to_container(cfg, resolve=True)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(f"job {name}: {explain(error, CONF, 'config', words)}") from error
-            except ConfigError as error:
-                raise ConfigError(f"job {name}: {error}") from error
-    return configs
-
-
-def check_apart(configs: Mapping[str, Config]) -> None:
-    """check_jobs in a process of its own: it imports torch. Ctrl-C is answered here."""
-    if configs:
-        context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-        with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
-            pool.submit(check_jobs, configs).result()
-
-
-def check_jobs(configs: Mapping[str, Config]) -> None:
-    """check_config for every job.
-
-    Raises:
-        ConfigError: naming the first job that is wrong.
-    """
-    for name, config in configs.items():
-        try:
-            check_config(config)
-        except ConfigError as error:
-            raise ConfigError(f"job {name}: {error}") from None
-
-
 def without(config: Mapping[str, Any], keys: Sequence[str]) -> Config:
     """The configuration without these dotted keys."""
     kept: Config = {}
@@ -282,83 +211,6 @@ def without(config: Mapping[str, Any], keys: Sequence[str]) -> Config:
         if name not in keys:
             kept[name] = without(node, below) if below and isinstance(node, Mapping) else node
     return kept
-
-
-def most_hardware(configs: Mapping[str, Config]) -> tuple[str, int, int]:
-    """Accelerator, devices of a node and nodes that the largest job asks for."""
-    hardware = [config["hardware"] for config in configs.values()]
-    on_cpu = any(entry["accelerator"] == "cpu" for entry in hardware)
-    return (
-        "cpu" if on_cpu else hardware[0]["accelerator"],
-        max(entry["devices"] for entry in hardware),
-        max(entry.get("num_nodes", 1) for entry in hardware),
-    )
-
-
-def make_backend(settings: SweepSettings, configs: Mapping[str, Config], folder: Path) -> Backend:
-    """What runs the jobs.
-
-    Raises:
-        ConfigError: it cannot run these.
-    """
-    if settings.backend == "local":
-        return LocalBackend(folder, make_places(settings, configs))
-    if settings.devices is not None:
-        raise ConfigError(
-            f"sweep.devices={settings.devices}: sweep.backend={settings.backend} gives devices; leave null"
-        )
-    at = "lightning_apps.sweeps.backends.settings"
-    try:
-        if settings.backend == "slurm":
-            from lightning_apps.sweeps.backends.slurm import SlurmBackend
-
-            site: SlurmSettings = bind("sweep.slurm", {**settings.slurm, "_target_": f"{at}.SlurmSettings"})()
-            return SlurmBackend(folder, settings.name or folder.name, site, places=settings.parallel or len(configs))
-        from lightning_apps.sweeps.backends.ray import RayBackend
-
-        cluster: RaySettings = bind("sweep.ray", {**settings.ray, "_target_": f"{at}.RaySettings"})()
-        return RayBackend(folder, cluster, places=settings.parallel)
-    except ImportError as error:
-        raise ConfigError(
-            f"sweep.backend={settings.backend} needs a package that is not installed ({error.name}): "
-            f"pip install 'lightning-apps[{settings.backend}]'"
-        ) from error
-
-
-def make_places(settings: SweepSettings, configs: Mapping[str, Config]) -> list[Place]:
-    """Places for jobs that run at once, each with its devices and its share of the processor's threads.
-
-    Raises:
-        ConfigError: the devices do not go round, or the jobs use none.
-    """
-    per_job = max(config["hardware"]["devices"] for config in configs.values())
-    devices = None if settings.devices is None else [str(device) for device in settings.devices]
-    if devices is not None:
-        if any(config["hardware"]["accelerator"] in ("cpu", "mps") for config in configs.values()):
-            raise ConfigError("sweep.devices names GPUs, but the jobs run without; choose hardware=gpu, or null")
-        if len(devices) % per_job:
-            raise ConfigError(
-                f"sweep.devices={settings.devices}: {len(devices)} devices cannot be shared out to jobs of "
-                f"hardware.devices={per_job}"
-            )
-    places = 1 if devices is None else len(devices) // per_job
-    parallel = settings.parallel or places
-    threads = None
-    if parallel > 1 and "OMP_NUM_THREADS" not in os.environ:
-        on_cpu = any(config["hardware"]["accelerator"] == "cpu" for config in configs.values())
-        threads = max(1, num_cores() // (parallel * (per_job if on_cpu else 1)))
-    return [
-        Place(
-            devices=None if devices is None else ",".join(devices[i % places * per_job : (i % places + 1) * per_job]),
-            threads=threads,
-        )
-        for i in range(parallel)
-    ]
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def train_command(search_path: Sequence[str]) -> list[str]:
@@ -384,22 +236,6 @@ def only_runner(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def refuse_foreign_run(directory: RunDirectory, config: Config) -> None:
-    """A run of the job's name that was made otherwise is not this job.
-
-    Raises:
-        ConfigError: naming the first settings that differ.
-    """
-    if not directory.config.is_file():
-        return
-    before = read_config(directory)
-    if different := different_settings(before, config):
-        raise ConfigError(
-            f"{directory.path} holds a run with other settings ({'; '.join(different[:3])}); restore them, or choose "
-            "another sweep.name"
-        )
 
 
 def banner(

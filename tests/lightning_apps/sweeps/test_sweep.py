@@ -17,11 +17,14 @@ from lightning_apps.config.composition import CONF, plain
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import wandb_run_id
-from lightning_apps.sweeps import sweep
+from lightning_apps.sweeps import check_jobs as check_jobs_module
+from lightning_apps.sweeps import places, sweep
 from lightning_apps.sweeps.backends.local import is_running
+from lightning_apps.sweeps.check_jobs import check_jobs
 from lightning_apps.sweeps.grid import SweepSettings, expand, grid_axes
+from lightning_apps.sweeps.places import make_places, num_cores
 from lightning_apps.sweeps.state import read_state
-from lightning_apps.sweeps.sweep import check_jobs, make_places, num_cores, only_runner, without
+from lightning_apps.sweeps.sweep import only_runner, without
 from tests.asserts.patience import wait_until
 from tests.fakes.fake_sweep import SETTINGS
 from tests.tiny.tiny_runs import LOCATION
@@ -50,7 +53,7 @@ def in_process(tmp_path, cache_root, monkeypatch):
         return list(noted)
 
     monkeypatch.setattr(sweep, "Engine", NoEngine)
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(check_jobs_module, "ProcessPoolExecutor", InThisProcess)
     return call
 
 
@@ -79,7 +82,8 @@ def test_every_job_is_the_train_command_with_its_own_overrides(in_process, capsy
     assert [job.name for job in jobs] == ["lr=0.001,seed=0", "lr=0.01,seed=0", "lr=0.001,seed=1", "lr=0.01,seed=1"]
     assert jobs[1].overrides[0] == "experiment=location"
     assert jobs[1].overrides[1] == "trainer.clip_norm=0.5"
-    assert jobs[1].overrides[-4:] == ["seed=0", "optimizer.lr=0.01", "run.name='s-lr=0.01,seed=0'", "run.resume=auto"]
+    own = ["seed=0", "optimizer.lr=0.01", "run.name='s-lr=0.01,seed=0'", "run.resume=auto", "run.group=s"]
+    assert jobs[1].overrides[-5:] == own
     assert set(RUN) < set(jobs[1].overrides)
     assert not any(word.startswith("sweep") for job in jobs for word in job.overrides)
     assert jobs[1].run_directory == "outputs/location/s-lr=0.01,seed=0"
@@ -200,7 +204,7 @@ def test_multirun_is_the_sweep(in_process, capsys):
     ]  # fmt: skip
     name = read_state(next(Path("outputs/sweeps").iterdir())).name
     own = ["seed=0", "optimizer=muon", f"run.name='{name}-optimizer=muon,seed=0'", "run.resume=auto"]
-    assert jobs[1].overrides[-4:] == own
+    assert jobs[1].overrides[-5:] == [*own, f"run.group='{name}'"]
     assert f"directory  outputs/sweeps/{name}" in capsys.readouterr().out
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=jobs[1].overrides))
@@ -283,11 +287,11 @@ def settings_with(**changes):
     ],
 )
 def test_places_for_jobs(parallel, devices, hardware, cores, expected, monkeypatch):
-    monkeypatch.setattr(sweep, "num_cores", lambda: cores)
+    monkeypatch.setattr(places, "num_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     configs = {"a": {"hardware": {"accelerator": hardware[0], "devices": hardware[1]}}}
-    places = make_places(settings_with(parallel=parallel, devices=devices), configs)
-    assert [(slot.devices, slot.threads) for slot in places] == expected
+    rooms = make_places(settings_with(parallel=parallel, devices=devices), configs)
+    assert [(slot.devices, slot.threads) for slot in rooms] == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's choice stays
     assert make_places(settings_with(parallel=4), configs)[0].threads is None
     with pytest.raises(ConfigError, match=r"3 devices cannot be shared out to jobs of hardware\.devices=2"):
