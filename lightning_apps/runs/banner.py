@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,9 +119,11 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    interval = "" if low is None or high is None else f" ({_number(low)} to {_number(high)})"
-    return _number(metrics.get(name)) + interval
+    value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is not None and math.isnan(value):
+        # its interval counts the answers that it leaves out
+        return "no valid answer" if metrics.get(f"{name.partition('/')[0]}/valid_ratio") == 0 else "nan"
+    return _number(value) + ("" if low is None or high is None else f" ({_number(low)} to {_number(high)})")
 
 
 def _number(value: float | None) -> str:

@@ -70,3 +70,16 @@ def test_one_evaluation_is_one():
     assert _first_and_last(frozenset({2})) == ", after step 2"
     assert _first_and_last(frozenset({1000, 2})) == ", after steps 2 to 1,000"
     assert _first_and_last(frozenset()) == ""
+
+
+def test_a_run_without_a_valid_answer_says_so(summary):
+    nan = float("nan")
+    distances = {
+        "val/haversine_km_median": nan, "val/haversine_km_median_low": 20015.0, "val/valid_ratio": 0.0,
+        "val/haversine_km_median_high": 20015.0, "test/kappa": nan, "test/kappa_low": nan, "test/kappa_high": nan,
+    }  # fmt: skip
+    text = "\n".join(result_lines({**summary, "metrics": distances, "best": None}))
+    (said,) = [line for line in text.splitlines() if "median" in line]
+    assert said.split() == ["val/haversine_km_median", "no", "valid", "answer"]
+    assert [line.split() for line in text.splitlines() if "kappa" in line] == [["test/kappa", "nan"]]
+    assert "20,015" not in text
