@@ -122,7 +122,7 @@ def run_sweep(cfg: DictConfig) -> None:
             code = engine.run(search or Queue(wanted))
         finally:
             say(engine.closing_lines())
-        if search is not None:
+        if search is not None and not engine.signals:
             finish_search(search, state, folder, ["python", "-m", "lightning_apps.train", *search_path])
     if code:
         sys.exit(code)

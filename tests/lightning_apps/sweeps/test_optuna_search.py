@@ -246,6 +246,17 @@ def test_several_objectives(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_several_objectives_guide_a_sampler(sampler, tmp_path):
+    sweep = Sweep(tmp_path, objective={"val/loss": "min", "val/accuracy": "max"}, trials=16, sampler=sampler)
+    while (record := sweep.search.next()) is not None:
+        loss = loss_of(record.values)
+        evaluate(record, [loss], **{"val/accuracy": 1 / (1 + loss)})
+        record.status = "done"
+        sweep.search.ended(record)
+    assert sweep.states() == ["COMPLETE"] * 16
+
+
 def test_the_best_is_a_command_and_the_report_has_pictures(tmp_path):
     sweep = Sweep(tmp_path, trials=12)
     sweep.run(failing=(3,))
