@@ -28,7 +28,7 @@ from lightning_apps.run_files.metrics import parse_metrics
 MOST_BYTES = 32_000_000
 """Read of one file at most."""
 MOST_SETTINGS = 2_000
-LOG_LINES = 40
+LOG_LINES = 20
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 300

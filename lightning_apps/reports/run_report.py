@@ -134,9 +134,11 @@ def examples_table(record: RunRecord) -> Table:
     ]
     caption = f"{len(rows):,} of {len(ranked):,} answers of the last evaluation, the worst first; each head sorts."
     head = ["line", "error", "input", "target", "output", *map(short, others)]
+    lengths = {key: max(len(str(row.get(key, ""))) for *_, row in kept) for key in others}
     named = {key for *_, row in kept for key, value in row.items() if isinstance(value, str)}
     words = [place for place, key in enumerate(others, start=5) if key in named]
-    return Table(caption, head, rows, text=(2, 3, 4, *words), long=(2, 3, 4), sortable=True)
+    long = [place for place in words if lengths[others[place - 5]] > 40]
+    return Table(caption, head, rows, text=(2, 3, 4, *words), long=(2, 3, 4, *long), sortable=True)
 
 
 def error_of(row: Mapping[str, Any]) -> float:
@@ -216,12 +218,16 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
         goes_on.append(("go on training", ["train", *words, "run.resume=auto"]))
     if (record.directory.checkpoints / "best.ckpt").is_file():
         goes_on.append(("measure the best weights", ["evaluate", path, "split=test", "checkpoint=best"]))
-    if (record.directory.model / "config.json").is_file():
-        goes_on.append(("answer other inputs", ["predict", path, "input=texts.jsonl", "output=answers.jsonl"]))
+    if (record.directory.model / "config.json").is_file() and isinstance(record.data.get("label_names"), list):
+        goes_on.append(("classify other texts", ["predict", path, "input=texts.jsonl", "output=answers.jsonl"]))
+        if record.name.startswith("rating/"):
+            goes_on.append(("see what verdicts rest on", ["explain", path, "split=test"]))
+    elif (record.directory.model / "config.json").is_file():
+        goes_on.append(("ask the model", ["generate", path, "prompt=..."]))
     if record.directory.sample_log.is_file() and record.steps:
         goes_on.append(("do a step again", ["replay", path, f"step={record.steps:.0f}"]))
     goes_on.append(("write this page again", ["report", path]))
-    goes_on.append(("lay it beside another run", ["report", f"run=[{record.directory.path},OTHER]"]))
+    goes_on.append(("lay it beside another run", ["report", path, "run=OTHER"]))
     return [(what, shlex.join(["python", "-m", f"lightning_apps.{name}", *words])) for what, (name, *words) in goes_on]
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def write_summary(
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
-        "command": " ".join([Path(sys.executable).name, "-m", "lightning_apps.train", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.executable).name, "-m", "lightning_apps.train", *sys.argv[1:]]),
         "parameters": {
             "total": num_parameters,
             "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),

@@ -64,6 +64,7 @@ def stopped(config):
     summary = json.loads(directory_of(config).summary.read_text())
     assert summary["status"] == "failed"
     assert str(caught.value).split(";")[0] in summary["reason"]
+    assert "failed: GuardError: " in (directory_of(config).path / "report.html").read_text()
     return caught.value
 
 

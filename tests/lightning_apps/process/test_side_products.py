@@ -67,7 +67,8 @@ def test_a_classifier_trains_on_whatever_fails_beside_it(composed, monkeypatch):
     config = composed(*IMDB, "+logger.broken._target_=tests.fakes.broken_logger.BrokenLogger", name="broken")
     directory = directory_of(config)
     BrokenLogger.calls.clear()
-    files = [directory.predictions, directory.baselines, directory.history, directory.picture]
+    report = directory.path / "report.html"
+    files = [directory.predictions, directory.baselines, directory.history, directory.picture, report]
     summary = run_with(monkeypatch, config, InTheWay(files, []))
     assert summary["status"] == "completed"
     assert timeless(read_metrics(directory.metrics)) == timeless(read_metrics(sound.metrics))
@@ -76,7 +77,7 @@ def test_a_classifier_trains_on_whatever_fails_beside_it(composed, monkeypatch):
     assert (directory.model / "model.safetensors").is_file()
     said = warnings_of(directory)
     assert [line.split()[0] for line in said] == [
-        "BrokenLogger", "baselines.json", "predictions.jsonl", "summary.png", "training_history.json",
+        "BrokenLogger", "baselines.json", "predictions.jsonl", "summary.png", "training_history.json", "report.html",
     ]  # fmt: skip
     assert said[0] == "BrokenLogger failed (ConnectionError: the server is gone); the run goes on without it"
     assert "IsADirectoryError" in said[2]

@@ -11,7 +11,7 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.process.file_lock import this_process, try_lock
 from lightning_apps.reports.curves import MOST_POINTS, charts, thinned
 from lightning_apps.reports.run_record import default_settings, flat_text, read_record
-from lightning_apps.reports.run_report import error_of, training_words, write_run_report
+from lightning_apps.reports.run_report import commands, error_of, training_words, write_run_report
 from tests.asserts.browser import browser, load
 from tests.asserts.html_pages import Page
 from tests.fakes.run_directory import CONFIG, EVIL, METRICS, PREDICTIONS, SUMMARY, complete, curves_of, lines, write
@@ -181,6 +181,20 @@ def test_the_defaults_of_an_experiment():
     defaults = default_settings("imdb")
     assert (defaults["optimizer.lr"], defaults["seed"]) == ("5e-05", "42")
     assert default_settings("../imdb") is default_settings("unknown") is None
+
+
+def test_the_commands_that_go_on(tmp_path):
+    folder = complete(tmp_path / "a b", data={"label_names": ["bad", "good"]})
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    path = f"'run={folder}'"
+    assert [command.removeprefix("python -m lightning_apps.") for _, command in commands(read_record(str(folder)))] == [
+        f"predict {path} input=texts.jsonl output=answers.jsonl", f"report {path}", f"report {path} run=OTHER",
+    ]  # fmt: skip
+    (folder / "data.json").unlink()
+    assert f"python -m lightning_apps.generate {path} prompt=..." in [
+        command for _, command in commands(read_record(str(folder)))
+    ]
 
 
 def test_errors_and_commands():
