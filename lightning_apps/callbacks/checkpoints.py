@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.weights import damage
-from lightning_apps.training.optimizer_step import all_ranks, takes_steps
+from lightning_apps.training.optimizer_step import all_ranks, from_all_ranks, takes_steps
 from lightning_apps.training.plan import RunPlan
 from lightning_apps.training.sharding import weights_as_shards
 
@@ -178,6 +179,28 @@ class RunCheckpoints(Checkpoint):
     def last_path(self) -> Path:
         """The newest complete state."""
         return self.folder / "last.ckpt"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Whether all processes see one folder, and go on from the same checkpoint of it.
+
+        Raises:
+            ConfigError: one of them does not.
+        """
+        if stage != "fit" or trainer.world_size == 1:
+            return
+        start = zlib.crc32(str(trainer.ckpt_path and Path(trainer.ckpt_path).name).encode())
+        seen = from_all_ranks([float(self.folder.is_dir()), float(start)])
+        for rank in range(trainer.world_size):
+            if not seen[rank, 0]:
+                raise ConfigError(
+                    f"{self.folder} is not seen by process {rank} of this run; give all machines the same folder as "
+                    "run.output_root, on a file system that they share"
+                )
+        if seen[:, 1].min() != seen[:, 1].max():
+            raise ConfigError(
+                f"the processes of this run would go on from different checkpoints of {self.folder}; see that all "
+                "machines share run.output_root, or name one with run.resume=<file>"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a signal waits for the end of the step."""

@@ -47,6 +47,7 @@ from lightning_apps.runs.preflight import check_before_start, check_callbacks, c
 from lightning_apps.runs.run_lock import RunLock
 from lightning_apps.runs.same_data import keep_fingerprint, refuse_other_data
 from lightning_apps.runs.summary import Outcome, write_summary
+from lightning_apps.training.launching import RankLauncher, in_company
 from lightning_apps.training.plan import RunPlan
 from models.adapters import has_adapters, merged_copy, save_adapters
 
@@ -161,10 +162,11 @@ def _run_experiment(
 
         outcome = Outcome("failed", "")
         try:
-            trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-            outcome = Outcome("completed", reason_to_end(trainer, plan))
-            tests = datamodule.has_test_split and config["trainer"].get("limit_test_batches") != 0
-            finish(trainer, module, datamodule, callbacks, directory, tests=tests)
+            with in_company(trainer.global_rank):
+                trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+                outcome = Outcome("completed", reason_to_end(trainer, plan))
+                tests = datamodule.has_test_split and config["trainer"].get("limit_test_batches") != 0
+                finish(trainer, module, datamodule, callbacks, directory, tests=tests)
         except StopRun as stopped:
             outcome = Outcome("stopped", stopped.reason, stopped.signum)
         except BaseException as error:
@@ -180,6 +182,8 @@ def _run_experiment(
             if trainer.is_global_zero and not is_trial:
                 with side_product("report.html"):
                     write_run_report(str(directory.path), is_over=True)
+        if isinstance(trainer.strategy.launcher, RankLauncher):
+            trainer.strategy.launcher.wait()
     except StopRun as stopped:  # before there was a run to save
         sys.exit(128 + (stopped.signum or 0))
     finally:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lightning_apps.process.parent_death import PARENT_VARIABLE
@@ -58,10 +59,24 @@ def _why_not_together(text: str, timeout_s: float) -> str:
     )
 
 
-def is_lost_rank(error: BaseException) -> bool:
-    """Whether an exception says that another rank does not answer any more."""
-    is_torchs = isinstance(error, torch.distributed.DistError) or type(error) is RuntimeError
-    return is_torchs and torch.distributed.is_initialized() and any(sign in str(error) for sign in LOST)
+@contextlib.contextmanager
+def in_company(rank: int) -> Iterator[None]:
+    """Around the work of a rank: where it fails because another one is gone, its error is a line that says so.
+
+    Raises:
+        RankError: in place of what torch says about its sockets.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_torchs = isinstance(error, torch.distributed.DistError) or type(error) is RuntimeError
+        lost = is_torchs and torch.distributed.is_initialized() and any(sign in str(error) for sign in LOST)
+        if not lost:
+            raise
+        raise RankError(
+            f"process {rank} of this run waited for another one that is gone; where that one failed, its own error "
+            "stands above or in its output; go on from the last checkpoint with run.resume=auto"
+        ) from error
 
 
 class RankLauncher(_SubprocessScriptLauncher):
@@ -78,16 +93,15 @@ class RankLauncher(_SubprocessScriptLauncher):
             os.environ[PARENT_VARIABLE] = str(os.getpid())  # they are killed when this process ends
             self._call_children_scripts()
             threading.Thread(target=end_with_any, args=(self.procs,), daemon=True, name="ranks").start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
-    def wait(self, limit_s: float) -> int | None:
-        """Wait for the further processes; the exit code of the first that failed, None where none did or none ended."""
-        end = time.monotonic() + limit_s
-        codes = []
+    def wait(self) -> None:
+        """Wait for the further processes, which have nothing left to do, before this one takes them with it."""
+        end = time.monotonic() + GRACE_S
         for process in self.procs:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                codes.append(process.wait(max(end - time.monotonic(), 0.01)))
-        return next((code for code in codes if code), None)
+                process.wait(max(end - time.monotonic(), 0.01))
 
 
 def end_with_any(processes: Sequence[subprocess.Popen]) -> None:
