@@ -6,7 +6,10 @@ import json
 import re
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from lightning_apps.config.composition import CONF
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.file_lock import this_process, try_lock
 from lightning_apps.reports.curves import MOST_POINTS, charts, thinned
@@ -177,7 +180,17 @@ def test_a_bomb_of_aliases_is_cut():
     assert len(flat["bomb"]) == 301
 
 
+def test_settings_that_hold_themselves_are_cut():
+    nested = {"b": 1}
+    nested["a"] = nested
+    assert max(key.count(".") for key in flat_text(nested)) == 8
+
+
 def test_the_defaults_of_an_experiment():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        before = GlobalHydra.instance().hydra
+        default_settings("imdb")
+        assert GlobalHydra.instance().hydra is before  # of the command that runs
     defaults = default_settings("imdb")
     assert (defaults["optimizer.lr"], defaults["seed"]) == ("5e-05", "42")
     assert default_settings("../imdb") is default_settings("unknown") is None
