@@ -70,10 +70,13 @@ class StepLog(L.Callback):
     def _counts(self) -> tuple[int, float, float]:
         return self.tokens_seen, self.flops, self.train_s
 
+    def _count_cost(self, module: L.LightningModule) -> None:
+        self._num_trained, self._cost = num_trained(module), count_flops(takes_steps(module).net)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows that an interrupted run wrote after its last checkpoint."""
         self.completed_steps = trainer.global_step
-        self._cost = count_flops(takes_steps(pl_module).net)
+        self._count_cost(pl_module)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.start_after(trainer.global_step)
@@ -96,6 +99,8 @@ class StepLog(L.Callback):
         self.train_s += time.perf_counter() - self._started_at
         self.tokens_seen += result["num_tokens"]
         self.target_tokens_seen += result["num_targets"]
+        if num_trained(pl_module) != self._num_trained:  # gradual unfreezing
+            self._count_cost(pl_module)
         self.flops += self._cost.of_step(
             num_tokens=result["num_tokens"], num_targets=result["num_targets"], num_texts=result["num_texts"]
         )
@@ -106,7 +111,6 @@ class StepLog(L.Callback):
         tokens, flops, seconds = (now - before for now, before in zip(self._counts, self._logged, strict=True))
         self._logged = self._counts
         self.tokens_per_s, self.mfu = tokens / max(seconds, 1e-9), flops / max(seconds, 1e-9) / peak_flops(trainer)
-        self._cost = count_flops(takes_steps(pl_module).net)  # more weights may be trained by now
         self.param_norm = (step, float(global_norm(parameter.detach() for parameter in pl_module.parameters())))
         values = {
             "train/loss": float(self.last_loss),
@@ -122,6 +126,11 @@ class StepLog(L.Callback):
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+
+
+def num_trained(module: L.LightningModule) -> int:
+    """Parameters, as tensors, that have a gradient."""
+    return sum(parameter.requires_grad for parameter in module.parameters())
 
 
 def peak_flops(trainer: L.Trainer) -> float:

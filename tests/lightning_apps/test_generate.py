@@ -88,8 +88,8 @@ def test_any_text_reaches_the_model(text, monkeypatch):
     [
         (["prompt=a<|im_end|>b"], "prompt: message 1 holds '<|im_end|>'"),
         (["prompt="], "prompt is empty: give a question, or leave prompt away to chat"),
-        (["prompt=x", "temperature=-1"], "temperature not negative"),
-        (["prompt=x", "top_p=0"], "top_p above 0"),
+        (["prompt=x", "temperature=-1"], "temperature=-1.0: must be a number that is not negative"),
+        (["prompt=x", "top_p=0"], "top_p=0.0: must be above 0 and at most 1"),
         (["prompt=x", "checkpoint=77"], "checkpoint=step=00000077: not in"),
         (["promt=x"], "promt does not exist (did you mean prompt?)"),
     ],

@@ -87,7 +87,7 @@ def counted(monkeypatch):
 
 def losses(root, name):
     return [
-        {key: value for key, value in row.items() if not key.endswith(("_per_s", "memory"))}
+        {key: value for key, value in row.items() if not key.endswith(("_per_s", "mfu", "memory"))}
         for row in read_metrics(RunDirectory(root / "rating" / name).metrics)
     ]
 
