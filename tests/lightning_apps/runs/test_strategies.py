@@ -95,7 +95,9 @@ def test_a_checkpoint_is_what_one_process_writes(trained, name):
     assert one.keys() == two.keys()
     assert [*one["state_dict"]] == [*two["state_dict"]]
     for key, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-3, atol=1e-5)
+        # the sums of Newton-Schulz in bf16 differ in the order in which processes add
+        close = {"rtol": 1e-3, "atol": 1e-5} if name != "muon" else {"rtol": 0.0, "atol": 1e-3}
+        torch.testing.assert_close(two["state_dict"][key], value, **close)
     first, second = one["optimizer_states"][0], two["optimizer_states"][0]
     assert first["state"].keys() == second["state"].keys()
     for number, values in first["state"].items():
