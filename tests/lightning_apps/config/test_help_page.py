@@ -19,7 +19,7 @@ COMMANDS = {
     "generate": "Talk with the model of a run",
     "explain": "Which chunks, sentences and words carried a verdict",
     "replay": "Do one optimizer step of a run again",
-    "report": "Gather a sweep, or a run, into one self-contained page.",
+    "report": "Gather a run, several side by side, a sweep, or all that lies under outputs/",
     "upload": "Upload a run to an S3-compatible object store",
 }
 
