@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 
@@ -23,18 +25,20 @@ from tests.asserts.patience import PATIENCE_S
 COMPARED = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss")
 
 
-def configuration(overrides):
+def configuration(overrides: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return plain(compose("config", overrides=list(overrides)))
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def start_ranks(world, command, nodes=1, **environment):
+def start_ranks(
+    world: int, command: list[str], nodes: int = 1, **environment: str | int
+) -> list[subprocess.Popen[str]]:
     """The processes of one run, with the environment that torchrun gives them."""
     port, local = str(free_port()), world // nodes
     processes = []
@@ -51,7 +55,7 @@ def start_ranks(world, command, nodes=1, **environment):
     return processes
 
 
-def run_on_ranks(world, runs, folder):
+def run_on_ranks(world: int, runs: list[list[str]], folder: Path) -> list[str]:
     """Train each list of overrides on `world` processes; raises with what they said where one fails."""
     settings = Path(folder) / f"runs-{world}-{time.monotonic_ns()}.json"
     settings.write_text(json.dumps(runs))
@@ -61,15 +65,15 @@ def run_on_ranks(world, runs, folder):
     return said
 
 
-def losses(directory):
+def losses(directory: Path) -> dict[int, dict[str, float]]:
     """step -> the values that do not depend on time."""
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     for row in read_metrics(Path(directory) / "metrics.csv"):
         found.setdefault(int(row["step"]), {}).update({key: row[key] for key in COMPARED if key in row})
     return found
 
 
-def largest_difference(one, other):
+def largest_difference(one: Path, other: Path) -> float:
     """Between two runs, relative, over all rows; they have the same ones."""
     first, second = losses(one), losses(other)
     assert {step: sorted(row) for step, row in first.items()} == {step: sorted(row) for step, row in second.items()}
@@ -77,7 +81,7 @@ def largest_difference(one, other):
     return max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs)
 
 
-def main():
+def main() -> None:
     import torch
 
     from lightning_apps.runs.experiment_run import run_experiment

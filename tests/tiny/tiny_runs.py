@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lightning_apps.experiments.arxiv.small_files import write_small_files
 from lightning_apps.run_files.directory import RunDirectory
@@ -52,5 +53,5 @@ ARXIV = [
 ]
 
 
-def directory_of(config):
+def directory_of(config: dict[str, Any]) -> RunDirectory:
     return RunDirectory(Path(config["run"]["output_root"]) / config["experiment"] / config["run"]["name"])
