@@ -136,3 +136,6 @@ def test_cell_means_by_hand():
     )
     assert x.tolist() == [120.0, 199.0, 950.0]
     assert y.tolist() == [10.0, 205.0, 50.0]
+    # the highest cell of a column is not the lowest of the next
+    x, y = cell_means(np.array([120]), np.array([10]), np.array([50]), np.array([205]))
+    assert (x.tolist(), y.tolist()) == ([150.0], [50.0])

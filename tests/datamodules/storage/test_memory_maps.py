@@ -33,3 +33,11 @@ def test_a_view_shows_what_it_showed(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(60_000, dtype=np.int32))
     _, arrived = sent(np.load(tmp_path / "x.npy", mmap_mode="r")[7:19:3])
     assert arrived.tolist() == [7, 10, 13, 16]
+
+
+def test_a_map_that_may_be_written_arrives_as_a_copy_that_may(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(5, dtype=np.int32))
+    _, arrived = sent(np.load(tmp_path / "x.npy", mmap_mode="r+"))
+    arrived[0] = 7
+    assert arrived.tolist() == [7, 1, 2, 3, 4]
+    assert np.load(tmp_path / "x.npy").tolist() == [0, 1, 2, 3, 4]

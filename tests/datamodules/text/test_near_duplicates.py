@@ -28,6 +28,10 @@ def test_the_same_words_are_found_however_they_are_written():
     ]
 
 
+def test_of_equally_similar_texts_the_first_is_named():
+    assert repeats([LONG], ["other words altogether", LONG, LONG]) == [Repeat(0, 1, 1.0)]
+
+
 def test_nearly_the_same_is_found_and_half_the_same_is_not():
     words = LONG.split()
     nearly = " ".join([*words[:80], "CHANGED", *words[81:]])

@@ -212,13 +212,14 @@ def test_a_search_asks_by_a_file_and_the_run_ends_saved(composed, whole, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("00:30:00", 1800), ("01:00:05", 3605), ("02:00:00:00", 172800), (None, None)]
+    ("text", "seconds"),
+    [("00:30:00", 1800), ("01:00:05", 3605), ("00:59:59", 3599), ("02:00:00:00", 172800), (None, None)],
 )
 def test_max_time(text, seconds):
     assert max_time_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["30", "00:30", "1h", "00:75:00"])
+@pytest.mark.parametrize("text", ["30", "00:30", "1h", "00:60:00", "00:00:60"])
 def test_bad_max_time(text):
     with pytest.raises(ConfigError, match=r"trainer\.max_time"):
         max_time_seconds(text)

@@ -176,6 +176,8 @@ def test_memory_is_measured():
     assert each == 1200  # with half as much on top
     assert step_memory(module, batch(None, [0]), batch(None, [0, 1]), units=20)[1] == 20 * 1200
     assert fixed == 4 * 4 * 100 * 100  # weights, gradients, two moments
+    layer.weight.requires_grad_(False)
+    assert step_memory(module, batch(None, [0]), batch(None, [0, 1])) == (4 * 100 * 100, 0)  # frozen: weights alone
     assert 0 < available_memory_bytes("cpu").now <= available_memory_bytes("cpu").total
 
 

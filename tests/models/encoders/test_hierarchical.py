@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from models.encoders.build_hierarchical import pretrained_hierarchical
-from models.encoders.document_pooling import AdditivePooling, document_pooling
+from models.encoders.document_pooling import AdditivePooling, MultiHeadPooling, document_pooling
 from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalConfig
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.tiny_hierarchical import DATA, LENGTHS, SETTINGS, SIZES, batch, make
@@ -159,6 +159,16 @@ def test_pooling_by_hand():
     torch.testing.assert_close(weights[0, :2], torch.softmax(scores, 0))
     torch.testing.assert_close(pooled[0], torch.softmax(scores, 0) @ table[0, :2])
     assert pooled[1].tolist() == [2.0, -1.0]
+    heads = MultiHeadPooling(2, 1)
+    with torch.no_grad():
+        heads.query.copy_(torch.tensor([[1.0, -1.0]]))
+        for part in (heads.key, heads.value, heads.output):
+            part.weight.copy_(torch.eye(2))
+            part.bias.zero_()
+    pooled, weights = heads(table, mask)
+    expected = torch.softmax(torch.tensor([-4.0, 2.0]) / 2**0.5, 0)  # query times key over the root of the head's width
+    torch.testing.assert_close(weights, torch.stack([torch.cat([expected, torch.zeros(1)]), torch.eye(3)[0]]))
+    torch.testing.assert_close(pooled, torch.stack([expected @ table[0, :2], table[1, 0]]))
     with pytest.raises(ValueError, match=r"model\.attention_heads=3: the width 16 is no multiple"):
         make(document_pooling="multi_head", attention_heads=3)
 

@@ -145,6 +145,8 @@ def test_weights_of_classes_by_hand():
     raw = [0.5 / (1 - 0.5**count) for count in (6, 3, 1)]
     by_number = weights_of_classes([6, 3, 1], "effective_number", beta=0.5)
     assert by_number == pytest.approx([3 * value / sum(raw) for value in raw])
+    absent = weights_of_classes([6, 0, 1], "effective_number", beta=0.5)
+    assert absent == pytest.approx([2 * raw[0] / (raw[0] + raw[2]), 0, 2 * raw[2] / (raw[0] + raw[2])])
     assert weights_of_classes([6, 3, 1], "effective_number", beta=0.0) == pytest.approx([1, 1, 1])
     near = weights_of_classes([6, 3, 1], "effective_number", beta=1 - 1e-9)
     inverse = np.array([1 / 6, 1 / 3, 1])
