@@ -11,6 +11,8 @@ from models.language.causal_lm import target_loss
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.packed_documents import ADDITIONS, documents, target_logits, tiny
 
+pytestmark = pytest.mark.numeric
+
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": "all-linear", "dora": False}
 
 

@@ -9,6 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from models.flops import StepFlops, count_flops, measure_peak_flops
 from tests.tiny.tiny_qwen2 import tiny
 
+pytestmark = pytest.mark.numeric
+
 ROWS, LENGTH = 3, 12
 
 

@@ -13,6 +13,8 @@ from models.language.causal_lm import recompute_activations, target_loss
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.packed_documents import ADDITIONS, ARCHITECTURES, PREFIX, documents, target_logits, tiny
 
+pytestmark = pytest.mark.numeric
+
 LENGTHS = (9, 14, 6)
 """Tokens of the documents that most tests pack."""
 

@@ -1,10 +1,13 @@
 """The average is torch's to the last bit, without its questions to the device."""
 
+import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_apps.callbacks.weight_average import tensors_of, update_average
+
+pytestmark = pytest.mark.numeric
 
 
 def test_every_update_is_that_of_torch_with_buffers_of_whole_numbers_too():

@@ -6,6 +6,8 @@ import torch
 
 from lightning_apps.experiments.imdb.module import ImdbModule
 
+pytestmark = pytest.mark.numeric
+
 
 def test_an_evaluations_loss_is_a_likelihood_however_training_smooths():
     logits = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]).log()

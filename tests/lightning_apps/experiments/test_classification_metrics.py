@@ -15,6 +15,8 @@ from lightning_apps.experiments.classification_metrics import (
 from lightning_apps.experiments.classification_picture import wilson_reach
 from lightning_apps.statistics.bootstrap import bootstrap_interval, bootstrap_totals
 
+pytestmark = pytest.mark.numeric
+
 NAMES = ["a", "b", "c"]
 PROBABILITIES = torch.tensor(
     [

@@ -19,6 +19,8 @@ from lightning_apps.explanations.integrated_gradients import integrated_gradient
 from lightning_apps.explanations.text_units import read_words
 from tests.tiny.tiny_rating import ABSENT, TinyNet, Words, chunker, synthetic_net
 
+pytestmark = pytest.mark.numeric
+
 TEXT = " ".join(f"w{number}" for number in range(21))  # chunks of 6 words each 4: words 4 and 5 are in two of them
 
 

@@ -25,6 +25,8 @@ from lightning_apps.explanations.faithfulness import (
 )
 from lightning_apps.explanations.faithfulness_picture import draw_faithfulness
 
+pytestmark = pytest.mark.numeric
+
 SENTENCE = np.array([0, 0, 1, 1, 1, 2])
 
 

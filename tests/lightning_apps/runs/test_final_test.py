@@ -24,6 +24,7 @@ def measured_in_test(summary):
     return {name: repr(value) for name, value in summary["metrics"].items() if name.startswith("test/")}
 
 
+@pytest.mark.numeric
 def test_a_run_stopped_in_its_test_is_complete_but_for_it(composed, monkeypatch, capsys):
     whole = run_experiment(composed(*RUN, name="whole"))
     assert "testing on 12 samples, of which trainer.limit_test_batches would leave fewer" in capsys.readouterr().out

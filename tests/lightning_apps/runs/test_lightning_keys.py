@@ -116,6 +116,7 @@ def test_the_simple_profiler_leaves_its_table_in_the_run(composed):
     assert row.split("|")[3].strip() == "3"
 
 
+@pytest.mark.numeric
 def test_the_phases_of_a_run_sum_to_its_time(composed):
     config = composed(*RUN, "trainer.max_steps=4", "trainer.evaluate_every=2", "trainer.profiler=phases", name="phases")
     began = time.perf_counter()

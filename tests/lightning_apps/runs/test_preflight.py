@@ -137,6 +137,7 @@ def test_limits_of_mps(composed, monkeypatch):
     assert "PYTORCH_ENABLE_MPS_FALLBACK=1" in said
 
 
+@pytest.mark.numeric
 def test_micro_batch_too_large_for_memory(parts, monkeypatch):
     config, _, module, data, _ = parts("data.device_batch_size=8")
     longest = data.longest_train_samples(2)
@@ -160,6 +161,7 @@ def test_micro_batch_too_large_for_memory(parts, monkeypatch):
         preflight.check_memory(config, module, data)
 
 
+@pytest.mark.numeric
 def test_memory_is_measured():
     layer = torch.nn.Linear(100, 100, bias=False)
     module = SimpleNamespace(
@@ -181,6 +183,7 @@ def test_memory_is_measured():
     assert 0 < available_memory_bytes("cpu").now <= available_memory_bytes("cpu").total
 
 
+@pytest.mark.numeric
 def test_what_was_measured_is_freed():
     states = []
 

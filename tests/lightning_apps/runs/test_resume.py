@@ -9,6 +9,8 @@ from lightning_apps.runs.experiment_run import run_experiment
 from tests.asserts.killed_runs import Killed, assert_same, final_state, killed, resumed
 from tests.tiny.tiny_runs import LOCATION
 
+pytestmark = pytest.mark.numeric
+
 # 14 steps an epoch: steps 15 and later are in the second one
 RUN = [
     *LOCATION,

@@ -102,6 +102,7 @@ def accuracy(directory):
     return found["metrics"]["test/accuracy"]
 
 
+@pytest.mark.numeric
 def test_classes_in_another_order_are_matched_by_name(trained, monkeypatch, capsys):
     config, _ = trained
     directory = directory_of(config)

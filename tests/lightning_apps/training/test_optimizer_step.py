@@ -12,6 +12,8 @@ from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
 from lightning_apps.verify import write_files
 
+pytestmark = pytest.mark.numeric
+
 EXPERIMENTS = ("location", "gsm8k", "arxiv", "imdb", "rating")
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::unique_consecutive",
          "aten::masked_select", "aten::_unique2"}  # fmt: skip

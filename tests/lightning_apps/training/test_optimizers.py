@@ -22,6 +22,8 @@ from tests.tiny.plans import plan
 from tests.tiny.tiny_qwen2 import tiny
 from tests.tiny.tiny_runs import LOCATION, directory_of
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {"lr": 0.01, "betas": [0.8, 0.9], "eps": 1e-8, "weight_decay": 0.1, "groups": [], "layer_decay": None}
 BUILDERS = {
     "adamw": partial(optimizers.adamw, fused=True),

@@ -7,6 +7,8 @@ from models.decoding.generation import Sampling, generate_answers, generate_gree
 from models.kernels.packed_attention import use_packed_attention
 from tests.tiny.packed_documents import ARCHITECTURES, tiny
 
+pytestmark = pytest.mark.numeric
+
 OPTIONS = {"max_new_tokens": 17, "pad_token_id": 0}
 
 

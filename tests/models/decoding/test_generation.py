@@ -4,6 +4,8 @@ import torch
 from models.decoding.generation import generate_greedy, left_pad
 from tests.tiny.tiny_qwen2 import tiny
 
+pytestmark = pytest.mark.numeric
+
 OPTIONS = {"max_new_tokens": 9, "pad_token_id": 0, "eos_token_id": 1}
 
 

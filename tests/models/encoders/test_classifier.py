@@ -5,6 +5,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from models.adapters import merged_copy
 from models.encoders.classifier import adapt, classification_loss, pretrained_classifier, random_bert, set_dropouts
 
+pytestmark = pytest.mark.numeric
+
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
     "max_position_embeddings": 20, "hidden_dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0,

@@ -17,6 +17,8 @@ from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalCon
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.tiny_hierarchical import DATA, LENGTHS, SETTINGS, SIZES, batch, make
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {"vocab_size": 30, "pad_token_id": 0, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 16}  # fmt: skip
 ARCHITECTURES = [

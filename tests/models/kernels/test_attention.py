@@ -19,6 +19,8 @@ from models.kernels.attention import (
     use_fast_attention,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def keys(n=2, heads=3, length=5, size=4, dtype=torch.float64):
     torch.manual_seed(0)

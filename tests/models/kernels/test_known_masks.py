@@ -20,6 +20,8 @@ from models.kernels.attention import use_fast_attention
 from models.kernels.known_masks import padding_mask
 from models.language.causal_lm import hidden_states, recompute_activations
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
 ENCODERS = {
     "bert": lambda: BertModel(BertConfig(**SMALL)),

@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.kernels.linear_cross_entropy import linear_cross_entropy
 
+pytestmark = pytest.mark.numeric
+
 
 def operands(rows, width, classes, *, dtype=torch.float32, seed=0, bias=False):
     generator = torch.Generator().manual_seed(seed)

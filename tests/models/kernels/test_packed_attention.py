@@ -9,6 +9,8 @@ from torch.nn.attention import varlen
 
 from models.kernels.packed_attention import Documents, _varlen, attend_by_document
 
+pytestmark = pytest.mark.numeric
+
 
 def attend(query, key, value, cu_seq_q, cu_seq_k, window_size, scale):
     """What torch's kernel computes, on the CPU; it needs a GPU. Causal from the end, as its window (-1, 0) means."""

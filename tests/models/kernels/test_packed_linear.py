@@ -7,7 +7,10 @@ from torch import nn
 from models.kernels import packed_linear
 from models.kernels.packed_linear import packed_linears
 
-pytestmark = pytest.mark.skipif(not packed_linear._has_operators(), reason="this torch comes without oneDNN")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(not packed_linear._has_operators(), reason="this torch comes without oneDNN"),
+]
 
 
 def network():

@@ -13,6 +13,8 @@ from models.language.causal_lm import (
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.tiny_qwen2 import SIZES, tiny
 
+pytestmark = pytest.mark.numeric
+
 ADDITIONS = SIZES["num_hidden_layers"] * 7 * SIZES["intermediate_size"]
 """Behind a logit: seven products a layer, one after the other, of at most so many terms."""
 TERMS = 5 * 14 * ADDITIONS

@@ -5,6 +5,8 @@ from models.kernels.linear_cross_entropy import linear_cross_entropy
 from models.language.gpt_neox import gpt_neox
 from tests.asserts.rounding import assert_same_sum
 
+pytestmark = pytest.mark.numeric
+
 PARAMETERS = {
     "pythia_14m": 14_067_712,
     "pythia_31m": 30_494_720,

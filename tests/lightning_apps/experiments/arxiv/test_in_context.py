@@ -11,6 +11,8 @@ from lightning_apps.experiments.arxiv.in_context_picture import draw_in_context
 from lightning_apps.experiments.arxiv.token_coverage import union
 from lightning_apps.statistics.bootstrap import cluster_bootstrap_interval
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def windows():

@@ -37,6 +37,7 @@ def stores(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob("tokens.bin"))
 
 
+@pytest.mark.numeric
 def test_prepare_upload_delete_download_train_upload_evaluate(s3, call, tmp_path):
     code, out, _ = call(prepare, *ARXIV, f"data.store={STORE}")
     assert code == 0

@@ -14,6 +14,8 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.tiny.tiny_runs import ARXIV
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def make(composed):

@@ -18,6 +18,8 @@ from lightning_apps.statistics.paired_comparison import compare_predictions, com
 from lightning_apps.verify import bits_that_differ, loss_difference
 from tests.tiny.tiny_runs import directory_of
 
+pytestmark = pytest.mark.numeric
+
 STEPS = 6
 
 

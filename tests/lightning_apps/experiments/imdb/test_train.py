@@ -22,6 +22,8 @@ from lightning_apps.runs.experiment_run import run_experiment
 from tests.tiny.labelled_files import folder
 from tests.tiny.tiny_runs import IMDB
 
+pytestmark = pytest.mark.numeric
+
 RUN = [*IMDB, "data.device_batch_size=6", "optimizer.lr=0.01", "trainer.max_steps=24", "trainer.evaluate_every=6"]
 
 

@@ -14,6 +14,8 @@ from lightning_apps.experiments.location.great_circle import (
 )
 from lightning_apps.statistics.bootstrap import bootstrap_interval
 
+pytestmark = pytest.mark.numeric
+
 
 def radians(*longitude_latitude):
     return np.radians(np.array(longitude_latitude, dtype=float))

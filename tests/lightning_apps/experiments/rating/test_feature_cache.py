@@ -14,6 +14,8 @@ from models.encoders.hierarchical import HierarchicalClassifier
 from tests.tiny.tiny_hierarchical import batch, make
 from tests.tiny.tiny_runs import RATING
 
+pytestmark = pytest.mark.numeric
+
 FROZEN = [
     *RATING,
     "model.freeze_embeddings=true",

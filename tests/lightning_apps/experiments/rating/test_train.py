@@ -25,6 +25,8 @@ from models.encoders.classifier import weighted_cross_entropy
 from tests.asserts.killed_runs import Killed, assert_same, final_state, killed, resumed
 from tests.tiny.tiny_runs import IMDB, RATING, RATING_DATA, directory_of
 
+pytestmark = pytest.mark.numeric
+
 QUICK = [*RATING, "callbacks=default", "trainer.max_steps=4", "trainer.evaluate_every=2"]
 
 
