@@ -1,6 +1,7 @@
 """Shared fixtures: composed configurations and tiny runs in temporary folders."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.tiny.storage_parts import LARGE
 pytest.register_assert_rewrite("tests.asserts")  # so that what is asserted there says what differed
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in a shell's background; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # a busy machine draws slowly and is not wrong
 settings.register_profile("project", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
