@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.storage.atomic_files import fsync_folder
+
 fcntl: Any
 try:
     import fcntl
@@ -117,7 +119,7 @@ def _write_and_rename(folder: Path, settings: Mapping[str, Any], write: Callable
         except OSError:
             if not (folder / MANIFEST).is_file():  # not another machine that was first: a folder without manifest
                 raise
-        _flush_folder(folder.parent)
+        fsync_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -182,17 +184,8 @@ def _flush(folder: Path) -> None:
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
-            _flush_folder(path)
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system flushes folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            fsync_folder(path)
+    fsync_folder(folder)
 
 
 def _set_aside(folder: Path) -> None:

@@ -7,13 +7,12 @@ NUL and halves of surrogate pairs, which JSON can write (\u0000, \ud800), are ch
 given back as it was written. Who needs Unicode that can be encoded, as tokenizers do, takes `whole_characters` of it.
 """
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from datamodules.storage.atomic_files import written_aside
 
 
 def read_jsonl(path: Path, *, source: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -120,19 +119,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         path: where to; its folder is made.
         rows: what read_jsonl gives back: equal values, but null for NaN and infinity, which JSON lacks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name that nobody can guess, for a new file only: a link that somebody put there is never written through
-    aside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.part")
-    try:
-        with aside.open("x", encoding="ascii", newline="\n") as file:
-            file.writelines(map(json_line, rows))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
+    with written_aside(path) as file:
+        file.writelines(json_line(row).encode("ascii") for row in rows)
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from datamodules.storage.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.callbacks.after_evaluation import AfterEvaluation
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.process.side_products import side_product
-from lightning_apps.run_files.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.weights import damage
 from lightning_apps.training.optimizer_step import all_ranks, from_all_ranks, takes_steps

@@ -4,7 +4,6 @@ A checkpoint is a zip archive, which has a checksum of each entry; an exported m
 them. One flipped bit in either would else be measured, and what was measured believed.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.storage.cache import file_sha256
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_json_atomically
 
@@ -102,7 +102,7 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
 def write_checksums(folder: Path) -> None:
     """Note what an exported model's files hold; done last."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    write_json_atomically(folder / CHECKSUMS, {name: _sha256(folder / name) for name in names if name != CHECKSUMS})
+    write_json_atomically(folder / CHECKSUMS, {name: file_sha256(folder / name) for name in names if name != CHECKSUMS})
 
 
 def exported_damage(folder: Path) -> str | None:
@@ -118,7 +118,7 @@ def exported_damage(folder: Path) -> str | None:
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
             return f"{path} is missing"
-        if _sha256(path) != digest:
+        if file_sha256(path) != digest:
             return f"{path} is damaged: its SHA-256 is not the one it was exported with"
     return None
 
@@ -164,8 +164,3 @@ def load_exported(model_class: Any, folder: Path, **options: Any) -> Any:
     if bad := not_finite(net.named_parameters()):
         raise ConfigError(f"{folder} holds weights that are NaN or infinite ({bad}); {EXPORT_AGAIN}")
     return net
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,9 +38,9 @@ from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.side_logger import SideLogger
-from lightning_apps.runs.strategies import build_strategy, cluster_environment
 from lightning_apps.training.parameter_groups import freeze_parameters, unfreezing_steps
 from lightning_apps.training.plan import RunPlan, plan_run
+from lightning_apps.training.strategies import build_strategy, cluster_environment
 from models.language.causal_lm import recompute_activations
 
 Config = Mapping[str, Any]

@@ -1,17 +1,21 @@
-"""Lightning's strategies for several processes, held to the laws of one."""
+"""Lightning's strategies for several processes, held to the laws of one, and which of them `hardware` chooses."""
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_apps.training.launching import RankLauncher, rendezvous
 from lightning_apps.training.sharding import drop_weights, gather_weights, gathered, scattered
+
+DEFAULT_TIMEOUT_S = 1800.0
 
 
 class RankedStrategy(ParallelStrategy):
@@ -123,3 +127,28 @@ def _like(parameter: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
         name: scattered(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
         for name, value in values.items()
     }
+
+
+def build_strategy(config: Mapping[str, Any]) -> Strategy | str:
+    """The strategy that `hardware.strategy` names; config/hardware_checks.py says which there are."""
+    hardware = config["hardware"]
+    name = hardware["strategy"]
+    timeout = timedelta(seconds=hardware.get("timeout_s", DEFAULT_TIMEOUT_S))
+    if name == "fsdp2":
+        return ShardedStrategy(timeout)
+    if name == "auto" and hardware["devices"] * hardware.get("num_nodes", 1) == 1:
+        return "auto"
+    # DDP decides once whose gradients it adds up, unless it may look for those that a step leaves out
+    changes = bool(config["optimizer"].get("unfreeze")) or name == "ddp_find_unused_parameters_true"
+    return ReplicatedStrategy(timeout=timeout, find_unused_parameters=changes)
+
+
+def cluster_environment(hardware: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """What starts the processes, where Lightning would take it for something else.
+
+    In a SLURM job of a single task, Lightning believes that srun has started all processes, and waits for those that
+    nobody starts.
+    """
+    processes = hardware["devices"] * hardware.get("num_nodes", 1)
+    by_slurm = SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ
+    return [LightningEnvironment()] if processes > 1 and by_slurm and os.environ.get("SLURM_NTASKS") == "1" else []
