@@ -201,6 +201,13 @@ def test_what_a_page_names_is_there(name):
     assert found + ([] if name in OWN_FILES else [*unknown_files(page)]) == []
 
 
+def test_the_files_that_comments_of_conf_name_are_there():
+    comments = re.findall(r"#(.*)", "\n".join(file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")))
+    named = re.findall(r"\b[\w/]+/\w+\.(?:py|md)\b", "\n".join(comments))
+    assert named
+    assert list(unknown_files(" ".join(f"`{file}`" for file in named))) == []
+
+
 def test_what_is_not_there_is_found():
     page = "`trainer.max_step=5` and `trainer.max_steps`, `runs/biuld.py`, [here](docs/nowhere.md), `make trian`"
     assert list(unknown_keys(page)) == ["trainer.max_step"]

@@ -54,7 +54,7 @@ def find_store(
         text_column: field that holds the document.
         label_column: field that holds its category.
         tokenizer_name: Hugging Face name or path.
-        shared_store: s3:// prefix or folder to fetch the store from, or to put it to.
+        shared_store: s3:// prefix to fetch the store from, or to put it to; None for none.
         max_documents_per_split: None for all.
         num_workers: tokenizing processes.
 

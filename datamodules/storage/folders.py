@@ -29,7 +29,6 @@ __all__ = [
     "folder_files",
     "is_remote",
     "join_url",
-    "list_files",
     "open_file",
     "remote_state",
     "split_url",
@@ -52,21 +51,6 @@ def remote_state(url: str, *, options: TransferOptions | None = None) -> Literal
     if base + MARKER in keys:
         return "complete"
     return "incomplete" if keys else "absent"
-
-
-def list_files(path: str, *, options: TransferOptions | None = None) -> list[str]:
-    """Names of the files directly in a local folder or below an s3:// URL, sorted.
-
-    Raises:
-        StorageError: the server refuses or is out of reach.
-    """
-    if not is_remote(path):
-        return sorted(entry.name for entry in Path(path).iterdir() if entry.is_file())
-    bucket, prefix = split_url(path)
-    base = f"{prefix}/" if prefix else ""
-    with ObjectStore(bucket, options) as store:
-        names = [key.removeprefix(base) for key in store.listing(base) if key.startswith(base)]
-    return sorted(name for name in names if name and "/" not in name)
 
 
 def open_file(path: str, *, options: TransferOptions | None = None) -> BinaryIO:

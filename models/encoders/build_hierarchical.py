@@ -6,6 +6,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
+from typing_extensions import TypedDict, Unpack  # pydantic refuses typing's before Python 3.12
 
 from models.attention_sizes import check_heads, checked_by
 from models.encoders.classifier import cannot_load, check_vocabulary, quiet_report, set_dropouts
@@ -14,8 +15,33 @@ from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalCon
 from models.from_data import FromData
 from models.ranges import Count, Dropout
 
-ChunkPooling = Literal["first", "mean"]
-Recompute = Literal["layers", "chunks"]
+
+class AboveEncoder(TypedDict):
+    """What stands above the encoder and how chunks are read; HierarchicalConfig keeps it under the same names.
+
+    Attributes:
+        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
+        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
+            `mean` or `max`.
+        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
+        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
+            poolings do not read it.
+        head_size: width of the hidden layer of the head; None for the encoder's width.
+        head_dropout: on the hidden layer of the head in training, in [0, 1).
+        micro_chunks: chunks that the encoder reads at once, at least 1.
+        recompute: what activation checkpointing keeps for the backward pass: the inputs of each of the encoder's
+            `layers`, or of `chunks` only their token ids, so that memory is that of one forward pass of `micro_chunks`
+            chunks however many there are.
+    """
+
+    chunk_pooling: Literal["first", "mean"]
+    document_pooling: DocumentPooling
+    attention_size: Count
+    attention_heads: Count
+    head_size: Count | None
+    head_dropout: Dropout
+    micro_chunks: Count
+    recompute: Literal["layers", "chunks"]
 
 
 def pretrained_hierarchical(
@@ -25,18 +51,11 @@ def pretrained_hierarchical(
     label_names: FromData[list[str]],
     pretrained: str,
     revision: str | None,
-    chunk_pooling: ChunkPooling,
-    document_pooling: DocumentPooling,
-    attention_size: Count,
-    attention_heads: Count,
-    head_size: Count | None,
     hidden_dropout: Dropout | None,
     attention_dropout: Dropout | None,
-    head_dropout: Dropout,
     freeze_embeddings: bool,
     freeze_layers: Annotated[int, Ge(0)],
-    micro_chunks: Count,
-    recompute: Recompute,
+    **above: Unpack[AboveEncoder],
 ) -> HierarchicalClassifier:
     """A pretrained encoder in float32 with new parts above it.
 
@@ -47,21 +66,11 @@ def pretrained_hierarchical(
         pretrained: name on the hub, or a folder; of a classifier, such as the model/ of a run of `imdb` or `rating`,
             the encoder is taken.
         revision: branch, tag or commit of the weights on the hub; None for the newest.
-        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
-        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
-            `mean` or `max`.
-        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
-        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
-            poolings do not read it.
-        head_size: width of the hidden layer of the head; None for the encoder's width.
         hidden_dropout: on hidden states of the encoder in training, in [0, 1); None keeps the encoder's own.
         attention_dropout: on attention weights of the encoder in training, in [0, 1); None keeps the encoder's own.
-        head_dropout: on the hidden layer of the head in training, in [0, 1).
         freeze_embeddings: exclude the embeddings from training.
         freeze_layers: exclude so many layers from training, from the bottom.
-        micro_chunks: chunks that the encoder reads at once, at least 1.
-        recompute: what activation checkpointing keeps for the backward pass: the inputs of each of the encoder's
-            `layers`, or of `chunks` their token ids only.
+        **above: see AboveEncoder.
 
     Raises:
         ValueError: the weights cannot be loaded, or do not fit tokenizer or settings.
@@ -80,20 +89,7 @@ def pretrained_hierarchical(
             weights = encoder_weights(pretrained, config, revision)
     except (OSError, ValueError, RuntimeError) as error:
         raise cannot_load(pretrained, error) from error
-    net = HierarchicalClassifier(
-        HierarchicalConfig(
-            encoder=inner,
-            chunk_pooling=chunk_pooling,
-            document_pooling=document_pooling,
-            attention_size=attention_size,
-            attention_heads=attention_heads,
-            head_size=head_size,
-            head_dropout=head_dropout,
-            micro_chunks=micro_chunks,
-            recompute=recompute,
-            **_common_settings(label_names, pad_token_id),
-        )
-    )
+    net = _over(inner, label_names, pad_token_id, above)
     net.encoder.load_state_dict(weights)
     net.freeze(embeddings=freeze_embeddings, layers=freeze_layers)
     return net
@@ -132,18 +128,11 @@ def random_hierarchical(
     num_attention_heads: Count,
     intermediate_size: Count,
     max_position_embeddings: Count,
-    chunk_pooling: ChunkPooling,
-    document_pooling: DocumentPooling,
-    attention_size: Count,
-    attention_heads: Count,
-    head_size: Count | None,
     hidden_dropout: Dropout,
     attention_dropout: Dropout,
-    head_dropout: Dropout,
     freeze_embeddings: bool,
     freeze_layers: Annotated[int, Ge(0)],
-    micro_chunks: Count,
-    recompute: Recompute,
+    **above: Unpack[AboveEncoder],
 ) -> HierarchicalClassifier:
     """A BERT encoder with random float32 weights under the same parts.
 
@@ -156,21 +145,11 @@ def random_hierarchical(
         num_attention_heads: attention heads of the encoder.
         intermediate_size: width of the MLP.
         max_position_embeddings: longest chunk.
-        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
-        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
-            `mean` or `max`.
-        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
-        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
-            poolings do not read it.
-        head_size: width of the hidden layer of the head; None for the encoder's width.
         hidden_dropout: on hidden states of the encoder in training, in [0, 1).
         attention_dropout: on attention weights of the encoder in training, in [0, 1).
-        head_dropout: on the hidden layer of the head in training, in [0, 1).
         freeze_embeddings: exclude the embeddings from training, as random as they are.
         freeze_layers: exclude so many layers from training, from the bottom.
-        micro_chunks: chunks that the encoder reads at once, at least 1.
-        recompute: what activation checkpointing keeps for the backward pass: the inputs of each of the encoder's
-            `layers`, or of `chunks` their token ids only.
+        **above: see AboveEncoder.
 
     Raises:
         ValueError: sizes do not fit each other.
@@ -187,29 +166,23 @@ def random_hierarchical(
         attention_probs_dropout_prob=attention_dropout,
         dtype=torch.float32,
     )
-    net = HierarchicalClassifier(
-        HierarchicalConfig(
-            encoder=encoder,
-            chunk_pooling=chunk_pooling,
-            document_pooling=document_pooling,
-            attention_size=attention_size,
-            attention_heads=attention_heads,
-            head_size=head_size,
-            head_dropout=head_dropout,
-            micro_chunks=micro_chunks,
-            recompute=recompute,
-            **_common_settings(label_names, pad_token_id),
-        )
-    )
+    net = _over(encoder, label_names, pad_token_id, above)
     net.freeze(embeddings=freeze_embeddings, layers=freeze_layers)
     return net
 
 
-def _common_settings(label_names: list[str], pad_token_id: int) -> dict[str, Any]:
-    return {
-        "pad_token_id": pad_token_id,
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: number for number, name in enumerate(label_names)},
-        "problem_type": "single_label_classification",
-        "dtype": torch.float32,
-    }
+def _over(
+    encoder: PreTrainedConfig, label_names: list[str], pad_token_id: int, above: AboveEncoder
+) -> HierarchicalClassifier:
+    """A classifier with random weights over an encoder of this configuration."""
+    return HierarchicalClassifier(
+        HierarchicalConfig(  # type: ignore[call-arg]
+            encoder=encoder,
+            pad_token_id=pad_token_id,
+            id2label=dict(enumerate(label_names)),
+            label2id={name: number for number, name in enumerate(label_names)},
+            problem_type="single_label_classification",
+            dtype=torch.float32,
+            **above,
+        )
+    )

@@ -35,19 +35,8 @@ from models.kernels.known_masks import padding_mask
 class HierarchicalConfig(PreTrainedConfig):
     """Settings of a HierarchicalClassifier, as its config.json holds them.
 
-    Attributes:
-        encoder: configuration of the encoder, of any architecture that AutoModel knows.
-        chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
-        document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
-            `mean` or `max`.
-        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
-        attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
-            poolings do not read it.
-        head_size: width of the hidden layer of the head; None for the encoder's width.
-        head_dropout: on the hidden layer of the head in training, in [0, 1).
-        micro_chunks: chunks encoded at once; what is kept for the backward pass does not depend on it.
-        recompute: what gradient checkpointing keeps: the inputs of each of the encoder's `layers`, or of `chunks` only
-            the token ids, so that memory is that of one forward pass of `micro_chunks` chunks however many there are.
+    Beside the configuration of the encoder, of any architecture that AutoModel knows, they are those of
+    build_hierarchical.AboveEncoder.
     """
 
     model_type = "hierarchical"

@@ -14,7 +14,6 @@ from datamodules.storage.folders import (
     download_folder,
     is_remote,
     join_url,
-    list_files,
     open_file,
     remote_state,
     split_url,
@@ -83,7 +82,6 @@ def test_every_function_says_so(s3, tmp_path, monkeypatch):
         lambda: download_folder(URL, tmp_path / "copy", options=QUICK),
         lambda: remote_state(URL, options=QUICK),
         lambda: open_file(f"{URL}/train.jsonl", options=QUICK),
-        lambda: list_files(URL, options=QUICK),
     ):
         with pytest.raises(StorageError, match="refuses the credentials"):
             call()
