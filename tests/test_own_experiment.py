@@ -17,7 +17,9 @@ from tests.asserts.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own-experiment.md").read_text(encoding="utf-8")
-FILES = ("continents.py", "conf/data/continents.yaml", "conf/experiment/continents.yaml")
+FILES = ("continents.py", "confidence.py", "conf/data/continents.yaml", "conf/experiment/continents.yaml")
+METRIC = "confidence.py"
+"""The experiment does without."""
 SMALL = ["data.min_population=2000000", "trainer.max_epochs=null", "trainer.max_steps=6", "trainer.evaluate_every=3",
          "trainer.save_every=2", "data.global_batch_size=16", "hardware=cpu"]  # fmt: skip
 PLAIN = """
@@ -37,6 +39,10 @@ def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL)
 
 
+def page_files():
+    return dict(zip(FILES, [*blocks("python"), *blocks("yaml")], strict=True))
+
+
 @pytest.fixture(scope="module")
 def commands():
     """The page's commands by their programs, and train by its last word, as lists of words."""
@@ -51,9 +57,9 @@ def commands():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a reader of the page has: its three files and nothing else."""
+    """What a reader of the page has: its files and nothing else."""
     root = tmp_path_factory.mktemp("own")
-    for name, text in zip(FILES, [*blocks("python"), *blocks("yaml")], strict=True):
+    for name, text in page_files().items():
         assert f"`{name}`" in PAGE
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -72,7 +78,7 @@ def run(folder, words, *more, code=0, given=None, **variables):
 
 
 def test_the_experiment_is_at_most_a_hundred_lines_and_the_page_counts_them():
-    lines = sum(len(text.splitlines()) for text in [*blocks("python"), *blocks("yaml")])
+    lines = sum(len(text.splitlines()) for name, text in page_files().items() if name != METRIC)
     assert lines <= 100
     assert f"in {lines} lines" in PAGE.replace("\n", " ")
 
@@ -86,6 +92,14 @@ def test_it_trains_and_sums_up(folder, commands):
     assert list(json.loads((files / "baselines.json").read_text())) == ["validation", "test"]
     assert {path.name for path in files.iterdir()} >= {"predictions.jsonl", "summary.png", "sample_log.bin", "model"}
     assert "samples" in done.stdout
+
+
+def test_a_metric_of_ones_own_chooses_the_best_checkpoint(folder, commands):
+    run(folder, commands["callbacks.checkpoints.monitor=val/confidence"], *SMALL)
+    summary = json.loads((folder / "outputs" / "continents" / "sure" / "summary.json").read_text())
+    assert summary["best"]["metric"] == "val/confidence"
+    assert summary["best"]["value"] == summary["best"]["metrics"]["val/confidence"]
+    assert {"val/confidence", "test/confidence"} <= summary["metrics"].keys()
 
 
 REFUSED = {
