@@ -13,9 +13,8 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.contract import SPLITS, Indices, LabelledData
+from datamodules.contract import SPLITS, Indices, LabelledData, Split
 from datamodules.storage.cache import fingerprint, prepared_folder
-from datamodules.text.jsonl import write_jsonl
 from lightning_apps.experiments.baselines import BASELINES_VERSION, linear_probabilities, majority_probabilities
 from lightning_apps.experiments.classification_metrics import (
     PREDICTED,
@@ -23,6 +22,7 @@ from lightning_apps.experiments.classification_metrics import (
     predicted_labels,
     probabilities_of,
 )
+from lightning_apps.experiments.evaluation import Evaluation, heading, log_metrics
 from lightning_apps.process.console import say
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import write_json_atomically
@@ -34,7 +34,7 @@ HEADLINES = ("accuracy", "f1_macro", "weighted_score", "kappa")
 """Metrics with intervals, as far as they are measured."""
 
 
-class ClassificationEvaluation(L.Callback):
+class ClassificationEvaluation(Evaluation):
     """Collects the logits of each evaluation, logs metrics, and writes what the model said.
 
     The data are LabelledData; the module's evaluation step returns `logits` and `sample_ids`.
@@ -56,8 +56,8 @@ class ClassificationEvaluation(L.Callback):
         num_examples: Annotated[int, Ge(0)],
         score_weights: list[Annotated[float, Ge(0)]] | None = None,
     ) -> None:
+        super().__init__(run_directory=run_directory)
         self.score_weights = score_weights
-        self.run_directory = run_directory
         self.baselines = baselines
         self.num_examples = num_examples
         self.references: dict[str, dict[str, dict[str, float]]] = {}
@@ -66,7 +66,7 @@ class ClassificationEvaluation(L.Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with nothing; before the first evaluation, measure what it will be compared with."""
         self._outputs = []
-        self._measure_baselines(trainer, self._split(trainer))
+        self._measure_baselines(trainer, trainer.datamodule.evaluation_split)  # type: ignore[attr-defined]
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the test with nothing, and measure what it will be compared with."""
@@ -87,19 +87,8 @@ class ClassificationEvaluation(L.Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the split that the data module names, `validation` while training."""
-        self._evaluate(trainer, pl_module, self._split(trainer), "val")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the test split."""
-        self._evaluate(trainer, pl_module, "test", "test")
-
-    def _split(self, trainer: L.Trainer) -> str:
-        return trainer.datamodule.evaluation_split  # type: ignore[attr-defined]
-
-    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, prefix: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def evaluate(self, trainer: L.Trainer, pl_module: Any, data: Any, split: Split, prefix: str) -> None:
+        """Measure the logits of a split."""
         looked_at = data.evaluated(split)
         targets = torch.from_numpy(np.ascontiguousarray(data.labels(split)[looked_at]))
         logits = gather_by_id(self._outputs, looked_at, trainer.world_size)
@@ -111,8 +100,7 @@ class ClassificationEvaluation(L.Callback):
             logits = torch.nan_to_num(logits)
         probabilities = probabilities_of(logits, multi_label=data.multi_label)
         metrics = classification_metrics(probabilities, targets, data.label_names, **self._options(data))
-        # every rank knows all logits, so each logs the same values without a reduction
-        pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        log_metrics(pl_module, prefix, metrics)
         if trainer.is_global_zero:
             texts, names = data.texts(split), data.ids(split)
             rows = prediction_rows(
@@ -126,8 +114,7 @@ class ClassificationEvaluation(L.Callback):
                 row["index"] = index
             if names is not None:
                 rows = [{"index": row["index"], "id": names[row["index"]], **row} for row in rows]
-            with side_product(self.run_directory.predictions.name):
-                write_jsonl(self.run_directory.predictions, rows)
+            self.write_predictions(rows)
             self._report(trainer, split, prefix, metrics, rows)
 
     def evaluation_metrics(self, data: Any) -> set[str]:
@@ -147,11 +134,9 @@ class ClassificationEvaluation(L.Callback):
     def _report(
         self, trainer: L.Trainer, split: str, prefix: str, metrics: Mapping[str, float], rows: list[dict[str, Any]]
     ) -> None:
-        step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
-        loss = trainer.callback_metrics.get(f"{prefix}/loss")
         beside = "".join(f"; {name} {found['accuracy']:.3f}" for name, found in self.references.get(split, {}).items())
         say(
-            f"{step}{prefix}: loss {float('nan') if loss is None else float(loss):.4f}, "
+            f"{heading(trainer, prefix)}, "
             + ", ".join(
                 f"{name.replace('_', ' ')} {metrics[name]:.3f} (95 % {metrics[f'{name}_low']:.3f} to "
                 f"{metrics[f'{name}_high']:.3f})"

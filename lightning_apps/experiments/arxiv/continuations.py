@@ -6,15 +6,15 @@ import lightning as L
 from annotated_types import Ge
 
 from datamodules.arxiv import ArxivDataModule
-from datamodules.text.jsonl import write_jsonl
+from datamodules.contract import Split
 from lightning_apps.callbacks.gather import gather_in_order
+from lightning_apps.experiments.evaluation import Evaluation
 from lightning_apps.process.console import say
-from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import generate_greedy
 
 
-class Continuations(L.Callback):
+class Continuations(Evaluation):
     """Continues the first third of some evaluation windows and writes predictions.jsonl.
 
     `score` is the share of generated tokens that the paper has at the same place.
@@ -30,27 +30,18 @@ class Continuations(L.Callback):
     def __init__(
         self, *, run_directory: RunDirectory, num_samples: Annotated[int, Ge(1)], max_new_tokens: Annotated[int, Ge(1)]
     ) -> None:
-        self.run_directory = run_directory
+        super().__init__(run_directory=run_directory)
         self.num_samples = num_samples
         self.max_new_tokens = max_new_tokens
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue windows of the split that the data module names, `validation` while training."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._write(trainer, pl_module, data.evaluation_split)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue windows of the test split."""
-        self._write(trainer, pl_module, "test")
-
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def evaluate(self, trainer: L.Trainer, pl_module: Any, data: Any, split: Split, prefix: str) -> None:
+        """Continue windows of a split."""
         windows = data.evaluation_windows(split)[data.evaluated(split)]
         prompt_length = max(1, data.sequence_length // 3)
         chosen = windows[:: max(1, len(windows) // self.num_samples)][: self.num_samples]
         ending = data.tokenizer.eos_token_id
         answers = generate_greedy(
-            pl_module.net,  # type: ignore[arg-type]
+            pl_module.net,
             list(chosen[trainer.global_rank :: trainer.world_size, :prompt_length]),
             max_new_tokens=min(self.max_new_tokens, data.sequence_length - prompt_length),
             batch_size=len(chosen),
@@ -71,7 +62,6 @@ class Continuations(L.Callback):
                     "score": float((answer == truth).float().mean()) if len(answer) else 0.0,
                 }
             )
-        with side_product(self.run_directory.predictions.name):
-            write_jsonl(self.run_directory.predictions, rows)
+        self.write_predictions(rows)
         if rows:
             say(f"    …{rows[0]['input'][-60:]!r} -> {rows[0]['output'][:80]!r}")

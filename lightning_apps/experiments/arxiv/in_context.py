@@ -14,12 +14,13 @@ from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.experiments.arxiv.in_context_loss import GroupLoss, WindowLosses, measure, save_in_context
 from lightning_apps.experiments.arxiv.in_context_picture import draw_in_context
 from lightning_apps.experiments.arxiv.module import names_of_groups
+from lightning_apps.experiments.evaluation import Evaluation, log_metrics
 from lightning_apps.process.console import say
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 
 
-class InContextLoss(AfterEvaluation):
+class InContextLoss(Evaluation, AfterEvaluation):
     """Collects the losses of evaluation windows and writes `in_context/<split>.npz`, `.csv`, `.png` and a table.
 
     Logs `in_context_gain` (loss over the first tenth of the positions minus the last tenth, in nats), the intervals
@@ -33,8 +34,7 @@ class InContextLoss(AfterEvaluation):
     needs = ArxivDataModule
 
     def __init__(self, *, run_directory: RunDirectory, num_resamples: Annotated[int, Ge(1)]) -> None:
-        self.folder = run_directory.in_context
-        self.name = run_directory.path.name
+        super().__init__(run_directory=run_directory)
         self.num_resamples = num_resamples
         self.last: tuple[WindowLosses, dict[str, GroupLoss]] | None = None
         self._losses: list[torch.Tensor] = []
@@ -53,22 +53,13 @@ class InContextLoss(AfterEvaluation):
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the split that the data module names, `validation` while training."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._finish(trainer, pl_module, data.evaluation_split, "val")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the test split."""
-        self._finish(trainer, pl_module, "test", "test")
-
     def evaluation_metrics(self, data: ArxivDataModule) -> set[str]:
         """Names of what an evaluation logs, without the split."""
         names = ["loss_low", "loss_high", "perplexity_low", "perplexity_high", "in_context_gain"]
         return names_of_groups(data, names)
 
-    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
-        data: ArxivDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    def evaluate(self, trainer: L.Trainer, pl_module: Any, data: Any, split: Split, prefix: str) -> None:
+        """Measure the losses of a split."""
         evaluated = data.evaluation_set(split)
         rows = list(torch.cat(self._losses).numpy()) if self._losses else []
         self._losses = []
@@ -94,7 +85,7 @@ class InContextLoss(AfterEvaluation):
                 "perplexity_high": group.perplexity[2],
                 "in_context_gain": group.gain[0],
             }
-            pl_module.log_dict({f"{prefix}/{before}{key}": value for key, value in values.items()}, batch_size=1)
+            log_metrics(pl_module, prefix, {f"{before}{key}": value for key, value in values.items()})
         if not trainer.is_global_zero:
             return
         if trainer.state.fn == "fit":
@@ -114,9 +105,10 @@ class InContextLoss(AfterEvaluation):
 
     def _write(self, split: str, windows: WindowLosses, measured: dict[str, GroupLoss], when: str) -> None:
         with side_product(f"in_context/{split}"):
-            save_in_context(self.folder, split, windows, measured)
-            title = f"{split} loss by position, {self.name}, {when}"
-            draw_in_context(self.folder / f"{split}.png", windows=windows, measured=measured, title=title)
+            folder = self.run_directory.in_context
+            save_in_context(folder, split, windows, measured)
+            title = f"{split} loss by position, {self.run_directory.path.name}, {when}"
+            draw_in_context(folder / f"{split}.png", windows=windows, measured=measured, title=title)
 
 
 def loss_line(measured: dict[str, GroupLoss]) -> str:

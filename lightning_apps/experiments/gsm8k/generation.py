@@ -12,9 +12,9 @@ from typing_extensions import TypedDict  # pydantic refuses typing's before Pyth
 
 from datamodules.gsm8k import Gsm8kDataModule, Split
 from datamodules.sampling.order import hash_key
-from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
 from lightning_apps.errors import ConfigError
+from lightning_apps.experiments.evaluation import Evaluation, heading, log_metrics
 from lightning_apps.experiments.gsm8k.grading import (
     Grade,
     accuracy_metrics,
@@ -25,7 +25,6 @@ from lightning_apps.experiments.gsm8k.grading import (
 )
 from lightning_apps.experiments.repeated_answers import is_repeating
 from lightning_apps.process.console import ProgressCount, say
-from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import Answer, Sampling, generate_answers
 
@@ -44,7 +43,7 @@ class SelfConsistency(TypedDict):
     top_p: Annotated[float, Gt(0), Le(1)]
 
 
-class Gsm8kGeneration(L.Callback):
+class Gsm8kGeneration(Evaluation):
     """Asks questions after each evaluation and logs accuracies with their 95 % intervals.
 
     While training, the first `num_samples` questions are asked; at the end, on the test split and by the evaluate
@@ -73,7 +72,7 @@ class Gsm8kGeneration(L.Callback):
         self_consistency: SelfConsistency | None,
         num_examples: Annotated[int, Ge(0)],
     ) -> None:
-        self.run_directory = run_directory
+        super().__init__(run_directory=run_directory)
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
@@ -86,24 +85,14 @@ class Gsm8kGeneration(L.Callback):
         """From here on validations ask `num_samples`, the second one of best.ckpt included: they must be equal."""
         self._is_run = True
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ask questions of the split that the data module names, `validation` while training."""
-        data: Gsm8kDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self._evaluate(trainer, pl_module, data.evaluation_split, "val", self.num_samples if self._is_run else None)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ask all questions of the test split."""
-        self._evaluate(trainer, pl_module, "test", "test", None)
-
     def evaluation_metrics(self, data: Gsm8kDataModule) -> set[str]:
         """Names of what an evaluation logs, without the split: those of one made-up answer."""
         row = prediction_row([{"role": "assistant", "content": "#### 1"}], "", Answer(torch.zeros(1), True))
         return set(summarize([row if self.self_consistency is None else {**row, **voted([""], "#### 1")}]))
 
-    def _evaluate(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str, limit: int | None
-    ) -> None:
-        data: Gsm8kDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    def evaluate(self, trainer: L.Trainer, pl_module: Any, data: Any, split: Split, prefix: str) -> None:
+        """Ask questions of a split: `num_samples` in the validations of a run, else all."""
+        limit = self.num_samples if self._is_run and prefix == "val" else None
         questions = gradable(data, split)[:limit]
         if not questions:
             raise ConfigError(
@@ -115,8 +104,7 @@ class Gsm8kGeneration(L.Callback):
         rows = gather_in_order(self._rows(trainer, pl_module, data, split, share), len(questions), trainer.world_size)
         elapsed_s = time.perf_counter() - started
         metrics = summarize(rows)
-        # every rank knows all answers, so each logs the same values without a reduction
-        pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        log_metrics(pl_module, prefix, metrics)
         if trainer.is_global_zero:
             self._report(trainer, prefix, metrics, rows, elapsed_s)
 
@@ -160,10 +148,7 @@ class Gsm8kGeneration(L.Callback):
     def _report(
         self, trainer: L.Trainer, prefix: str, metrics: dict[str, float], rows: list[dict[str, Any]], elapsed_s: float
     ) -> None:
-        with side_product(self.run_directory.predictions.name):
-            write_jsonl(self.run_directory.predictions, rows)
-        step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
-        loss = trainer.callback_metrics.get(f"{prefix}/loss")
+        self.write_predictions(rows)
         accuracies = ", ".join(
             f"{name.removeprefix('accuracy_')} {metrics[name]:.1%} "
             f"({metrics[name + '_low']:.1%} to {metrics[name + '_high']:.1%})"
@@ -171,9 +156,8 @@ class Gsm8kGeneration(L.Callback):
             if f"{name}_low" in metrics
         )
         say(
-            f"{step}{prefix}: loss {float('nan') if loss is None else float(loss):.4f}; "
-            f"right of {len(rows):,} questions "
-            f"(95 % intervals): {accuracies}; no answer {metrics['no_answer_ratio']:.1%}, "
+            f"{heading(trainer, prefix)}; right of {len(rows):,} questions (95 % intervals): {accuracies}; "
+            f"no answer {metrics['no_answer_ratio']:.1%}, "
             f"truncated {metrics['truncated_ratio']:.1%}, collapsed {metrics['collapsed_ratio']:.1%}; "
             f"{len(rows) / elapsed_s:.2f} answers/s"
         )

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from datamodules.contract import Indices, Split
 from datamodules.location import LocationDataModule
-from datamodules.text.jsonl import write_jsonl
 from lightning_apps.callbacks.gather import gather_in_order
+from lightning_apps.experiments.evaluation import Evaluation, heading, log_metrics
 from lightning_apps.experiments.location.great_circle import (
     answer_distances_km,
     chance_km,
@@ -20,12 +20,11 @@ from lightning_apps.experiments.location.great_circle import (
 )
 from lightning_apps.experiments.repeated_answers import is_collapsed
 from lightning_apps.process.console import say
-from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.directory import RunDirectory
 from models.decoding.generation import generate_greedy
 
 
-class LocationGeneration(L.Callback):
+class LocationGeneration(Evaluation):
     """Decodes greedily after each evaluation and logs `haversine_km_*`, `valid_ratio` and `collapsed_ratio`.
 
     Args:
@@ -45,33 +44,24 @@ class LocationGeneration(L.Callback):
         batch_size: Annotated[int, Ge(1)],
         num_examples: Annotated[int, Ge(0)],
     ) -> None:
-        self.run_directory = run_directory
+        super().__init__(run_directory=run_directory)
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.num_examples = num_examples
         self.references: dict[str, float] = {}
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the split that the data module names, `validation` while training."""
-        data: LocationDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self._evaluate(trainer, pl_module, data.evaluation_split, "val")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluate the test split."""
-        self._evaluate(trainer, pl_module, "test", "test")
-
     def evaluation_metrics(self, data: LocationDataModule) -> set[str]:
         """Names of what an evaluation logs, without the split: those of one made-up answer."""
         return {*location_metrics(np.zeros(1)), "collapsed_ratio"}
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split, prefix: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    def evaluate(self, trainer: L.Trainer, pl_module: Any, data: Any, split: Split, prefix: str) -> None:
+        """Ask for the cities of a split."""
         asked = data.evaluated(split)[: self.num_samples]
         prompts = list(data.prompts(split)[asked])
         x, y = (column[asked] for column in data.coordinates(split))
         with trainer.precision_plugin.val_step_context():
             answers = generate_greedy(
-                pl_module.net,  # type: ignore[arg-type]
+                pl_module.net,
                 prompts[trainer.global_rank :: trainer.world_size],
                 max_new_tokens=len("xxxx,yyyy") + 1,
                 batch_size=self.batch_size,
@@ -82,8 +72,7 @@ class LocationGeneration(L.Callback):
         distances = answer_distances_km(texts, x, y)
         repeats = gather_in_order([is_collapsed(answer) for answer in answers], len(prompts), trainer.world_size)
         metrics = {**location_metrics(distances), "collapsed_ratio": sum(repeats) / len(repeats)}
-        # every rank knows all answers, so each logs the same values without a reduction
-        pl_module.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        log_metrics(pl_module, prefix, metrics)
         if not self.references:
             self.references = location_references(data, split)
         if trainer.is_global_zero:
@@ -91,12 +80,9 @@ class LocationGeneration(L.Callback):
             self._report(trainer, prefix, metrics, rows)
 
     def _report(self, trainer: L.Trainer, prefix: str, metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
-        with side_product(self.run_directory.predictions.name):
-            write_jsonl(self.run_directory.predictions, rows)
-        step = f"step {trainer.global_step}, " if trainer.state.fn == "fit" else ""
-        loss = trainer.callback_metrics.get(f"{prefix}/loss")
+        self.write_predictions(rows)
         say(
-            f"{step}{prefix}: loss {float('nan') if loss is None else float(loss):.4f}, "
+            f"{heading(trainer, prefix)}, "
             f"median {metrics['haversine_km_median_penalized']:,.0f} km "
             f"(95 % {metrics['haversine_km_median_low']:,.0f} to {metrics['haversine_km_median_high']:,.0f}), "
             f"mean {metrics['haversine_km_mean_penalized']:,.0f} km, valid {metrics['valid_ratio']:.1%}; "
