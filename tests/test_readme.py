@@ -12,7 +12,20 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 # the commands' modules register the types of their settings
-from lightning_apps import doctor, evaluate, explain, generate, predict, prepare, replay, report, train, upload, verify
+from lightning_apps import (
+    doctor,
+    evaluate,
+    explain,
+    export,
+    generate,
+    predict,
+    prepare,
+    replay,
+    report,
+    train,
+    upload,
+    verify,
+)
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.composition import CONF, options, plain
 from lightning_apps.config.overrides import quote_value, run_name
@@ -29,7 +42,8 @@ README = PAGES["README.md"]
 WITH_CONFIG = {module.__name__.rpartition(".")[2] for module in (train, prepare, doctor, verify)}
 """Commands whose settings are those of conf/config.yaml; each other one has a file in conf/command."""
 COMMANDS = WITH_CONFIG | {
-    module.__name__.rpartition(".")[2] for module in (evaluate, explain, generate, predict, replay, report, upload)
+    module.__name__.rpartition(".")[2]
+    for module in (evaluate, explain, export, generate, predict, replay, report, upload)
 }
 
 

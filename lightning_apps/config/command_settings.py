@@ -148,6 +148,17 @@ class UploadConfig:
     to: str | None
 
 
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Settings of export."""
+
+    run: str
+    to: str
+    adapters: Annotated[str, Allowed(Literal["merged", "kept"])]
+    private: bool
+    trust: Any
+
+
 SETTINGS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
@@ -156,6 +167,7 @@ SETTINGS: Mapping[str, type] = {
     "replay": ReplayConfig,
     "report": ReportConfig,
     "upload": UploadConfig,
+    "export": ExportConfig,
 }
 """By the command's name, which is its file's in conf/command too."""
 

@@ -25,6 +25,7 @@ from lightning_apps.process.console import open_console, say
 from lightning_apps.process.rank import is_first_process
 from lightning_apps.process.safe_stop import SafeStop, StopRun, max_time_seconds
 from lightning_apps.process.side_products import side_product
+from lightning_apps.reports.model_card import write_model_card
 from lightning_apps.reports.run_report import write_run_report
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_config, whole_summary
@@ -182,6 +183,9 @@ def _run_experiment(
             if trainer.is_global_zero and not is_trial:
                 with side_product("report.html"):
                     write_run_report(str(directory.path), is_over=True)
+                if (directory.model / "config.json").is_file():
+                    with side_product("the model card"):
+                        write_model_card(str(directory.path), directory.model, is_over=True)
         if isinstance(trainer.strategy.launcher, RankLauncher):
             trainer.strategy.launcher.wait()
     except StopRun as stopped:  # before there was a run to save

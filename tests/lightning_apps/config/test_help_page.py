@@ -21,6 +21,7 @@ COMMANDS = {
     "replay": "Do one optimizer step of a run again",
     "report": "Gather a run, several side by side, a sweep, or all that lies under outputs/",
     "upload": "Upload a run to an S3-compatible object store",
+    "export": "Share the best weights of a run",
 }
 
 
@@ -44,7 +45,9 @@ def test_every_command_has_a_header_of_its_own(monkeypatch, capsys):
     assert len(set(first)) == len(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "generate", "explain", "replay", "report", "upload"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "predict", "generate", "explain", "replay", "report", "upload", "export"]
+)
 def test_no_comment_is_lost(command, monkeypatch, capsys):
     page = help_of(command, monkeypatch, capsys)
     found = comments(CONF / "command" / f"{command}.yaml", ())

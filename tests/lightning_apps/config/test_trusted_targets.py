@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_apps import evaluate, explain, generate, predict, replay, report, upload
+from lightning_apps import evaluate, explain, export, generate, predict, replay, report, upload
 from lightning_apps.config.trusted_targets import check_targets, targets_of, trusted_names
 from lightning_apps.diagnostics.crash_dump import read_crash_dump
 from lightning_apps.errors import ConfigError
@@ -157,6 +157,7 @@ COMMANDS = {
     "generate": (generate, ["prompt=x", "checkpoint=last"]),
     "explain": (explain, []),
     "replay": (replay, ["step=1"]),
+    "export": (export, ["to=shared"]),
 }
 READERS = {"report": (report, []), "upload": (upload, ["to=s3://bucket/x"])}
 """What only reads and copies files; here there is neither a summary nor a server, which is said in one line."""

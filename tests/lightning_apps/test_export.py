@@ -1,0 +1,158 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_apps import export
+from lightning_apps.runs.experiment_run import run_experiment
+from tests.fakes.hub_server import hub  # noqa: F401 (a fixture)
+from tests.tiny.tiny_runs import LOCATION, directory_of
+
+
+@pytest.fixture(scope="module")
+def run_path(small_gsm8k, cache_root, tmp_path_factory):
+    """A short run of gsm8k with adapters."""
+    from hydra import compose, initialize_config_dir
+
+    from lightning_apps.config.composition import CONF, plain
+
+    root = tmp_path_factory.mktemp("export")
+    overrides = [
+        "experiment=gsm8k", f"data.path={small_gsm8k}/data", f"model.pretrained={small_gsm8k}/model",
+        "data.num_validation=6", "data.global_batch_size=8", "trainer.max_epochs=null", "trainer.max_steps=2",
+        "callbacks.extra.generation=null", "model.lora.rank=2", "optimizer.lr=0.01", "hardware=cpu",
+        f"run.output_root={root}", f"run.cache_root={cache_root}", "run.name=run",
+    ]  # fmt: skip
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        run_experiment(plain(compose("config", overrides=overrides)))
+    return root / "gsm8k" / "run"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, run_path):
+    def called(*words):
+        monkeypatch.setattr(sys, "argv", ["export", f"run={run_path}", *words])
+        code = 0
+        try:
+            export.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return called
+
+
+def test_merged_weights_load_by_themselves_and_bring_their_card(call, run_path, tmp_path):
+    code, said, _ = call(f"to={tmp_path}/shared/model")
+    assert code == 0
+    assert said.splitlines()[0].startswith("loaded again: 21 tensors are those of")
+    assert said.splitlines()[-1] == f"exported  {tmp_path}/shared/model"
+    assert names(tmp_path / "shared") == ["model"]  # nothing is left beside it
+    assert names(tmp_path / "shared" / "model") == [
+        "README.md", "chat_template.jinja", "checksums.json", "config.json", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    found, own = (
+        AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        for place in (tmp_path / "shared" / "model", run_path / "model")
+    )
+    ids = torch.arange(9)[None]
+    assert torch.equal(found(ids).logits, own(ids).logits)
+    # the run has the same card beside its weights
+    card = (tmp_path / "shared" / "model" / "README.md").read_text()
+    assert (run_path / "model" / "README.md").read_text() == card
+
+
+def test_adapters_alone_go_onto_the_base(call, run_path, small_gsm8k, tmp_path):
+    from peft import PeftModel
+
+    assert call(f"to={tmp_path}/model", "adapters=kept")[0] == 0
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    base = AutoModelForCausalLM.from_pretrained(small_gsm8k / "model", dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / "model")
+    merged = AutoModelForCausalLM.from_pretrained(run_path / "model", dtype=torch.float32)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)  # sums in another order
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == 76
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'model = PeftModel.from_pretrained(base, ".")' in card
+
+
+def test_mistakes_cost_one_line_and_leave_nothing(call, composed, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").touch()
+    for words, expected in (
+        ([f"to={tmp_path}/taken"], "is there already; name a folder that is new or empty"),
+        (["to=hf://a/b/c"], "to=hf://a/b/c: Repo id must be"),
+        ([f"to={tmp_path}/x", "adapters=none"], "adapters='none': allowed are merged, kept"),
+        ([f"to={tmp_path}/x", f"run={tmp_path}"], "no run is there"),
+    ):
+        code, _, said = call(*words)
+        assert (code, said.count("\n")) == (2, 1)
+        assert expected in said
+    assert names(tmp_path / "taken") == ["mine.txt"]
+    assert names(tmp_path) == ["taken"]
+    config = composed(*LOCATION, "trainer.max_steps=1", name="plain")
+    run_experiment(config)
+    code, _, said = call(f"run={directory_of(config).path}", f"to={tmp_path}/x", "adapters=kept")
+    assert code == 2
+    assert said.endswith("trained no adapters; take adapters=merged\n")
+
+
+def test_damaged_weights_and_links_out_of_the_run_are_not_passed_on(call, composed, tmp_path):
+    config = composed(*LOCATION, "trainer.max_steps=1", name="damaged")
+    run_experiment(config)
+    model = directory_of(config).model
+    (tmp_path / "secret").write_text("mine")
+    (model / "notes.txt").symlink_to(tmp_path / "secret")
+    code, _, said = call(f"run={model.parent}", f"to={tmp_path}/x")
+    assert code == 2
+    assert "notes.txt is a link that leads out of the run; it is not exported" in said
+    (model / "notes.txt").unlink()
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    code, _, said = call(f"run={model.parent}", f"to={tmp_path}/x")
+    assert code == 2
+    assert "model.safetensors is damaged: its SHA-256 is not the one it was exported with" in said
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_to_a_hub_and_an_object_store(hub, s3, call, run_path, tmp_path, monkeypatch):  # noqa: F811
+    """huggingface_hub reads its environment where it is imported: a process of its own."""
+
+    def command(token):
+        env = {
+            **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+        }  # fmt: skip
+        words = [f"run={run_path}", "to=hf://me/sums"]
+        return subprocess.run(
+            [sys.executable, "-m", "lightning_apps.export", *words], env=env, capture_output=True, text=True
+        )
+
+    refused = command("hf_wrong")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "HF_TOKEN gives a token that may write" in refused.stderr
+    done = command(hub.token)
+    assert done.stdout.splitlines()[-1] == f"exported  {hub.url}/me/sums"
+    there = hub.repository("models", "me/sums")
+    found, own = (load_file(folder / "model.safetensors") for folder in (there, run_path / "model"))
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[key], own[key]) for key in own)
+    assert "# gsm8k/run" in (there / "README.md").read_text().splitlines()
+    for key, value in s3.environment.items():
+        monkeypatch.setenv(key, value)
+    code, said, _ = call("to=s3://bucket/models/sums")
+    assert (code, said.splitlines()[-1]) == (0, "exported  s3://bucket/models/sums")
+    assert (s3.folder / "bucket" / "models" / "sums" / "COMPLETE").is_file()
