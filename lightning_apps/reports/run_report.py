@@ -224,6 +224,8 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
             goes_on.append(("see what verdicts rest on", ["explain", path, "split=test"]))
     elif (record.directory.model / "config.json").is_file():
         goes_on.append(("ask the model", ["generate", path, "prompt=..."]))
+    if (record.directory.model / "config.json").is_file():
+        goes_on.append(("share the model", ["export", path, "to=hf://OWNER/NAME"]))
     if record.directory.sample_log.is_file() and record.steps:
         goes_on.append(("do a step again", ["replay", path, f"step={record.steps:.0f}"]))
     goes_on.append(("write this page again", ["report", path]))

@@ -205,7 +205,8 @@ def test_the_commands_that_go_on(tmp_path):
     (folder / "model" / "config.json").write_text("{}")
     path = f"'run={folder}'"
     assert [command.removeprefix("python -m lightning_apps.") for _, command in commands(read_record(str(folder)))] == [
-        f"predict {path} input=texts.jsonl output=answers.jsonl", f"report {path}", f"report {path} run=OTHER",
+        f"predict {path} input=texts.jsonl output=answers.jsonl", f"export {path} to=hf://OWNER/NAME", f"report {path}",
+        f"report {path} run=OTHER",
     ]  # fmt: skip
     (folder / "data.json").unlink()
     assert f"python -m lightning_apps.generate {path} prompt=..." in [
