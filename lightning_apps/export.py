@@ -116,8 +116,8 @@ def gather(directory: RunDirectory, folder: Path, *, keeps_adapters: bool) -> No
     """
     import json
 
-    from lightning_apps.reports.model_card import CARD, write_model_card
-    from lightning_apps.run_files.weights import CHECKSUMS, write_checksums
+    from lightning_apps.reports.model_card import write_model_card
+    from lightning_apps.run_files.weights import CARD, CHECKSUMS, write_checksums
 
     source, base = directory.model, None
     left_out = {ADAPTERS, CARD, CHECKSUMS}

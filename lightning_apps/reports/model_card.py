@@ -22,8 +22,8 @@ from lightning_apps.reports.run_report import (
 )
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.metrics import is_interval_end
+from lightning_apps.run_files.weights import CARD
 
-CARD = "README.md"
 NAME_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LOADING = {
     "CausalLM": ("AutoModelForCausalLM", "text-generation"),

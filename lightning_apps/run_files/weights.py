@@ -18,6 +18,8 @@ from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.atomic_files import write_json_atomically
 
 CHECKSUMS = "checksums.json"
+CARD = "README.md"
+"""The model card, which may be written anew and edited: no checksum holds it."""
 """In an exported model: the SHA-256 of each of its files."""
 EXPORT_AGAIN = "the run's command with run.resume=auto exports it again"
 
@@ -101,8 +103,8 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 def write_checksums(folder: Path) -> None:
     """Note what an exported model's files hold; done last."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    write_json_atomically(folder / CHECKSUMS, {name: file_sha256(folder / name) for name in names if name != CHECKSUMS})
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS, CARD}
+    write_json_atomically(folder / CHECKSUMS, {name: file_sha256(folder / name) for name in sorted(names)})
 
 
 def exported_damage(folder: Path) -> str | None:
