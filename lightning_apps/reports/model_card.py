@@ -89,9 +89,10 @@ def auto_class_of(folder: Path) -> str:
 
 def _loading(folder: Path) -> tuple[str, str | None]:
     """Auto class, and the hub's word for what the weights do."""
-    (architecture, *_) = [*_json(folder / "config.json").get("architectures", []), ""]
+    named = _json(folder / "config.json").get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
     for ending, found in LOADING.items():
-        if str(architecture).endswith(ending):
+        if architecture.endswith(ending):
             return found
     return "AutoModel", None
 
