@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # that module calls this one
     from datamodules.gsm8k import Gsm8kDataModule
 
 BAR = 40  # characters of the longest bar
+TEMPLATE = "data.chat_template=<a Jinja file>"
+"""Remedy where the tokenizer's own chat template does not go with training."""
 
 
 def prove_chats(data: "Gsm8kDataModule", num_examples: int) -> DataReport:
@@ -46,6 +48,7 @@ def _targets(data: "Gsm8kDataModule") -> Check:
         bool((counts > 0).all()),
         f"{(counts == 0).sum():,} of {len(counts):,} samples without; {counts.min():,} to {counts.max():,} each, "
         f"{counts.sum() / tokens:.1%} of all tokens are trained",
+        f"data.max_length={2 * data.max_length}",
     )
 
 
@@ -62,6 +65,7 @@ def _stops(data: "Gsm8kDataModule") -> Check:
         "every whole sample trains its stop token, and generation stops at it",
         not missing,
         f"{whole - len(missing):,} of {whole:,} end in one of {names}" + (f"; not {missing[0]}" if missing else ""),
+        TEMPLATE,
     )
 
 
@@ -86,6 +90,7 @@ def _bos(data: "Gsm8kDataModule") -> Check:
         not wrong,
         f"{text!r} stands {min(numbers)} to {max(numbers)} times in a sample, as the template writes it, never twice "
         "in a row" + (f"; but not in {wrong[0]}" if wrong else ""),
+        TEMPLATE,
     )
 
 
@@ -107,12 +112,15 @@ def _prompts(data: "Gsm8kDataModule") -> Check:
         f"{len(wrong):,} differ from apply_chat_template(add_generation_prompt=True)"
         + (f", the first is {wrong[0]}" if wrong else "")
         + (f"; {extra[0]!r}, which the template writes before answers, is part of both" if extra else ""),
+        TEMPLATE,
     )
 
 
 def _overlong(data: "Gsm8kDataModule") -> Check:
     words = data.describe()["overlong"]
-    return Check("no training sample is truncated", data.num_overlong == 0 or data.overlong == "drop", words)
+    longest = int(data.files["train"].lengths.max())
+    remedy = f"data.max_length={longest}"
+    return Check("no training sample is truncated", data.num_overlong == 0 or data.overlong == "drop", words, remedy)
 
 
 def _packing(data: "Gsm8kDataModule", lengths: NDArray[np.int64]) -> Check:

@@ -104,11 +104,13 @@ class Check:
         claim: in words, as it should be.
         holds: whether it does.
         counted: in words, what was counted.
+        remedy: overrides or a command to paste where it does not; empty where no setting mends it.
     """
 
     claim: str
     holds: bool
     counted: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

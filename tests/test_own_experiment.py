@@ -102,6 +102,18 @@ def test_a_metric_of_ones_own_chooses_the_best_checkpoint(folder, commands):
     assert {"val/confidence", "test/confidence"} <= summary["metrics"].keys()
 
 
+def test_doctor_looks_at_it(folder, commands):
+    done = run(folder, commands["doctor"], "data.min_population=2000000", "hardware=cpu", "format=json")
+    said = json.loads(done.stdout)
+    claims = {finding["claim"]: finding["level"] for finding in said["findings"]}
+    assert said["level"] != "red"
+    assert claims["no test sample is in train"] in ("green", "yellow")
+    assert claims["every class can be learned and measured"] == "yellow"  # few cities of that size lie in Oceania
+    for claim in ("an evaluation draws nothing", "a gradient reaches every trainable parameter"):
+        assert claims[claim] == "green"
+    assert not (folder / "outputs" / "continents" / "default").exists()
+
+
 REFUSED = {
     "data": ["~data.seed", "data._target_=plain.Data"],
     "module": ["module._target_=plain.Module"],

@@ -27,6 +27,7 @@ from lightning_apps import (
     verify,
 )
 from lightning_apps.config.checks import check_config
+from lightning_apps.config.command_settings import OUTPUTS
 from lightning_apps.config.composition import CONF, options, plain
 from lightning_apps.config.overrides import quote_value, run_name
 from lightning_apps.errors import ConfigError
@@ -69,6 +70,8 @@ def first_of(word):
 def check_command(command, arguments):
     """Compose what a command line says; a line that composes a run is checked as the command would."""
     words = [word for word in shlex.split(arguments) if word not in ("--cfg", "job")]
+    if command in WITH_CONFIG:  # these take `format=` off the line themselves
+        words = [word for word in words if word not in [f"format={output}" for output in OUTPUTS]]
     is_multirun = "--multirun" in words
     overrides = [quote_value(word, multirun=is_multirun) for word in words if not word.startswith("--")]
     if is_multirun:  # the first of each list is a job

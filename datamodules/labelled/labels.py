@@ -263,6 +263,34 @@ def describe_balance(labels: Mapping[str, NDArray[np.int64]], names: Sequence[st
     return lines
 
 
+def odd_classes(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> list[str]:
+    """Sentences about classes that nothing can be learned or said of, and about classes that are rare.
+
+    Args:
+        labels: of each split, class numbers (n,), or (n, classes) of 0 and 1.
+        names: the classes in order.
+    """
+    train = class_counts(labels["train"], len(names))
+    found = [
+        f"no training sample is labelled {name!r}: it can only be guessed"
+        for name, count in zip(names, train.tolist(), strict=True)
+        if count == 0
+    ]
+    for split in ("validation", "test"):
+        if split in labels:
+            counts = class_counts(labels[split], len(names))
+            missing = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+            if missing:
+                found.append(f"{split} has no sample of {', '.join(missing)}: its averages are over the other classes")
+    rarest = int(train.argmin())
+    if 0 < train[rarest] < 0.5 * train.sum() / len(train) * 0.5:
+        found.append(
+            f"classes are unbalanced: {names[rarest]!r} is {train[rarest] / train.sum():.1%} of the "
+            "training labels; look at val/f1_macro, which counts every class alike, not at accuracy"
+        )
+    return found
+
+
 def stratified_rows(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
     """Choose `count` rows so that every class keeps its share, as nearly as whole numbers allow.
 

@@ -3,7 +3,7 @@
 All splits of a source lie behind one another in the cache, so a row is one number wherever it came from.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.labelled.grouped_split import grouped_rows
-from datamodules.labelled.labels import class_counts, describe_balance, encode_labels, find_label_names, stratified_rows
+from datamodules.labelled.labels import (
+    class_counts,
+    describe_balance,
+    encode_labels,
+    find_label_names,
+    odd_classes,
+    stratified_rows,
+)
 from datamodules.labelled.texts import LabelledTexts, find_split_files, read_file, read_hub_dataset
 from datamodules.storage.cache import file_sha256
 from datamodules.text.near_duplicates import Repeat, find_repeats, minhash
@@ -175,7 +182,8 @@ class LabelledRows:
         self._find_shared_groups(leaks)
         self._find_leaks(leaks)
         self.rows["train"] = self._subset(self.rows["train"], max_train_samples, split_seed)
-        self.notices += list(self._odd_classes())
+        split_labels = {name: self.labels[rows] for name, rows in self.rows.items()}
+        self.notices += odd_classes(split_labels, self.label_names)
 
     def _subset(self, rows: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
         if count is None or count >= len(rows):
@@ -261,26 +269,6 @@ class LabelledRows:
             raise ValueError(f"{said}: that is every training text, so nothing is left to train on")
         self.rows["train"] = np.delete(self.rows["train"], leaking)
         self.notices.append(f"{said}; they are left out of training (data.leaks=drop)")
-
-    def _odd_classes(self) -> Iterator[str]:
-        """Sentences about classes that nothing can be learned or said of, and about classes that are rare."""
-        train = class_counts(self.labels[self.rows["train"]], len(self.label_names))
-        for name, count in zip(self.label_names, train.tolist(), strict=True):
-            if count == 0:
-                yield f"no training sample is labelled {name!r}: it can only be guessed"
-        for split in ("validation", "test"):
-            if split not in self.rows:
-                continue
-            counts = class_counts(self.labels[self.rows[split]], len(self.label_names))
-            missing = [name for name, count in zip(self.label_names, counts.tolist(), strict=True) if count == 0]
-            if missing:
-                yield f"{split} has no sample of {', '.join(missing)}: its averages are over the other classes"
-        rarest = int(train.argmin())
-        if 0 < train[rarest] < 0.5 * train.sum() / len(train) * 0.5:
-            yield (
-                f"classes are unbalanced: {self.label_names[rarest]!r} is {train[rarest] / train.sum():.1%} of the "
-                "training labels; look at val/f1_macro, which counts every class alike, not at accuracy"
-            )
 
     def describe(self) -> dict[str, str]:
         """Sizes and class balance of the splits."""

@@ -1,5 +1,6 @@
 """Types of the settings of the commands that start from a run; values, and what each means, are in conf/command/."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from lightning_apps.config.composition import plain
 from lightning_apps.config.value_checks import Allowed, check_fields
+from lightning_apps.errors import ConfigError, did_you_mean
 from models.ranges import Count, NotNegative
 
 Natural = Annotated[int, Ge(0)]
@@ -173,6 +175,27 @@ SETTINGS: Mapping[str, type] = {
 
 for _name, _settings in SETTINGS.items():
     ConfigStore.instance().store(name=f"{_name}_schema", node=_settings)
+
+
+OUTPUTS = ("text", "json")
+"""What `format=` may be, of the commands that take the configuration of a run."""
+
+
+def take_format() -> str:
+    """The value of `format=`, taken off the command line: it is a word of the command and no setting of a run."""
+    words = [word for word in sys.argv[1:] if word.startswith("format=")]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
+    return words[-1].partition("=")[2] if words else OUTPUTS[0]
+
+
+def check_format(output: str) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        ConfigError: it is none of OUTPUTS.
+    """
+    if output not in OUTPUTS:
+        raise ConfigError(f"format={output}{did_you_mean(output, list(OUTPUTS))}: allowed are {', '.join(OUTPUTS)}")
 
 
 def settings_of(command: str, cfg: DictConfig) -> dict[str, Any]:

@@ -1,12 +1,16 @@
+import json
 import re
 import sys
 
 import pytest
 
-from datamodules.contract import Check, DataReport, Example
+from datamodules.contract import DataReport, Example
 from datamodules.text.tokenized_texts import RaggedArray
 from lightning_apps import doctor
 from lightning_apps.runs.build import build_datamodule
+from lightning_apps.runs.doctor.examination import Examination
+from lightning_apps.runs.doctor.finding import Finding
+from tests.tiny.tiny_runs import ARXIV, IMDB, LOCATION, RATING
 
 
 @pytest.fixture
@@ -23,7 +27,8 @@ def run(monkeypatch, arguments):
 
 
 def test_trained_tokens_are_marked_and_every_claim_is_proved(arguments, monkeypatch, capsys):
-    run(monkeypatch, arguments)
+    with pytest.raises(SystemExit):  # one of the made-up questions is in train and in test
+        run(monkeypatch, arguments)
     out = capsys.readouterr().out
     examples = re.findall(r"--- [^\n]*train.jsonl, line \d+, (\d+) tokens\n(.*?)\n\n", out, flags=re.DOTALL)
     assert len(examples) == 3
@@ -34,33 +39,68 @@ def test_trained_tokens_are_marked_and_every_claim_is_proved(arguments, monkeypa
         assert "⟦" not in prompt + answer
         specials = len(re.findall(r"<\|im_(?:start|end)\|>", prompt + answer))
         assert int(tokens) == len(re.sub(r"<\|im_(?:start|end)\|>", "", prompt + answer)) + specials
-    claims = re.findall(r"^(ok|FAILED) +(\S.*?)  ", out, flags=re.MULTILINE)
-    assert len(claims) == 6
-    assert {outcome for outcome, _ in claims} == {"ok"}
+    red = re.findall(r"^  red +(.*)$", out, flags=re.MULTILINE)
+    assert len(red) == 1
+    assert red[0].startswith("no test sample is in train: 1 of 8 are, word for word")
+    assert "green   every sample has tokens to learn: 0 of 68 samples without" in out
     assert sum(int(count) for count in re.findall(r"^ +\d+ to +\d+ .* (\d+)$", out, flags=re.MULTILINE)) == 54
 
 
-def test_truncation_is_a_failed_claim(arguments, monkeypatch, capsys):
+def test_truncation_is_red_and_has_a_remedy(arguments, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, [*arguments, "data.max_length=60"])
     assert stopped.value.code == 1
-    assert re.search(
-        r"FAILED +no training sample is truncated +\d+ training samples over data.max_length=60",
-        capsys.readouterr().out,
-    )
+    claim = r"red +no training sample is truncated: +\d+ training samples over data.max_length=60.*\n"
+    assert re.search(claim + r" +remedy: data.max_length=100\n", capsys.readouterr().out)
 
 
 def test_colour_where_there_is_one():
-    report = DataReport([Example("one", [("ask", False), ("say", True)])], [Check("claim", False, "0 of 1")], [])
-    assert "ask\x1b[1;32msay\x1b[0m" in doctor.report_lines(report, colour=True)
-    plain = doctor.report_lines(report, colour=False)
-    assert "ask⟦say⟧" in plain
-    assert plain[-1] == "FAILED  claim  0 of 1"
+    example = DataReport([Example("one", [("ask", False), ("say", True)])], [], [])
+    found = Examination([Finding("red", "data", "claim", "0 of 1", "a=1")], example, {})
+    assert "ask\x1b[1;32msay\x1b[0m" in doctor.lines(found, colour=True)
+    assert "  \x1b[1;31mred   \x1b[0m  claim: 0 of 1" in doctor.lines(found, colour=True)
+    plain = doctor.lines(found, colour=False)
+    assert "ask\u27e6say\u27e7" in plain
+    assert plain[-3:] == ["  red     claim: 0 of 1", "          remedy: a=1", ""]
 
 
-def test_experiments_without_proofs_are_prepared_and_opened(monkeypatch, capsys, cache_root):
-    run(monkeypatch, ["doctor", "experiment=location", "data.num_validation=9", f"run.cache_root={cache_root}"])
-    assert "experiment location proves nothing more" in capsys.readouterr().out
+EXPERIMENTS = {
+    "location": [*LOCATION, "model.hidden_size=32"],
+    "imdb": IMDB,
+    "rating": RATING,
+    "arxiv": ARXIV,
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_looked_at_and_nothing_is_left(name, monkeypatch, capsys, cache_root, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in EXPERIMENTS[name] if not word.startswith("experiment=")]
+    run(monkeypatch, ["doctor", f"experiment={name}", *words, f"run.cache_root={cache_root}", "format=json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["level"] != "red"
+    assert said["experiment"] == name
+    assert {finding["area"] for finding in said["findings"]} >= {"settings", "machine", "data", "model"}
+    assert ("generation" in {finding["area"] for finding in said["findings"]}) == (name in ("location", "arxiv"))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["format=jsn"], "format=jsn (did you mean json?): allowed are text, json"),
+        (["sweep.name=a"], "doctor looks at one run: experiment=..., without sweep=..."),
+        (["scheduler.warmup_steps=900000"], "the warmup must be shorter than the run"),
+        (["model.hiden_size=1"], "did you mean hidden_size?"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(words, message, monkeypatch, capsys, cache_root):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, ["doctor", "experiment=location", *LOCATION, f"run.cache_root={cache_root}", *words])
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
 
 
 def claims(data):

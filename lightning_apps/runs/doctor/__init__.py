@@ -1,0 +1,1 @@
+"""What doctor finds before a run: settings, machine, data, model, generation."""
