@@ -36,3 +36,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
     """` (did you mean x?)`, or nothing where no known word is near."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line that is not blank, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from lightning_apps.config.command_line import run_command
 from lightning_apps.config.command_settings import settings_of
 from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
-from lightning_apps.errors import ConfigError, did_you_mean
+from lightning_apps.errors import ConfigError, did_you_mean, first_line
 from lightning_apps.process.parent_death import stop_with_parent
 from lightning_apps.run_files.directory import RunDirectory, results_folder
 
@@ -166,10 +166,9 @@ def check_same_tokenizer(pretrained: str, tokenizer: Any) -> None:
         is_local = Path(pretrained).is_dir()
         theirs = AutoTokenizer.from_pretrained(pretrained, local_files_only=is_local or not hub_is_reachable())
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"model.pretrained={pretrained}: its tokenizer cannot be loaded ({reason}); give a Hugging Face name, with "
-            "a network, or a folder with model and tokenizer"
+            f"model.pretrained={pretrained}: its tokenizer cannot be loaded ({first_line(error)}); give a Hugging Face "
+            "name, with a network, or a folder with model and tokenizer"
         ) from error
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(

@@ -95,8 +95,8 @@ def load_tokenizer(name: str, *, remedy: str, gguf: str | None = None) -> PreTra
 
 
 def first_line(error: Exception) -> str:
-    """What an error says in its first line, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says in its first line that is not blank, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

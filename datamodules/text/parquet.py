@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from datamodules.text.hub_access import first_line
+
 ROWS_AT_ONCE = 64
 """Documents may be long: so many are in memory together."""
 
@@ -24,7 +26,7 @@ def open_parquet(file: Path | IO[bytes], source: str) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{source}: no readable parquet file ({_first_line(error)})") from error
+        raise ValueError(f"{source}: no readable parquet file ({first_line(error)})") from error
 
 
 def parquet_rows(table: Any, source: str, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -56,7 +58,7 @@ def parquet_rows(table: Any, source: str, wanted: Collection[str]) -> Iterator[t
         raise ValueError(f"{source}, row {number:,}: not UTF-8; write the file again with clean texts") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(
-            f"{source}, after row {number:,}: {', '.join(columns)} cannot be read ({_first_line(error)}); write the "
+            f"{source}, after row {number:,}: {', '.join(columns)} cannot be read ({first_line(error)}); write the "
             "file again"
         ) from error
 
@@ -75,7 +77,3 @@ def refuse_twice(names: Collection[str], wanted: Collection[str], source: str) -
     for name in wanted:
         if (count := list(names).count(name)) > 1:
             raise ValueError(f"{source}: {count} columns are called {name!r}; rename or drop all but one of them")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from lightning.fabric.utilities import move_data_to_device
 from datamodules.contract import StepBatch
 from datamodules.sampling.step_batches import step_batch
 from lightning_apps.config.trusted_targets import check_targets
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, first_line
 from lightning_apps.run_files.atomic_files import write_json_atomically, write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory, read_config
 from lightning_apps.training.optimizer_step import seed_step
@@ -132,6 +132,5 @@ def read_crash_dump(path: str, *, trust: Any = ()) -> tuple[CrashDump, dict[str,
         kept = torch.load(file, weights_only=True) if file.is_file() else None
         batch = None if kept is None else step_batch(kept["micro_batches"], kept["sample_ids"].numpy())
     except Exception as error:  # whatever a damaged file makes of json and torch.load
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"crash_dump={path} is damaged ({reason}); choose another") from error
+        raise ConfigError(f"crash_dump={path} is damaged ({first_line(error)}); choose another") from error
     return found, config, batch

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from datamodules.rating import RatingDataModule
 from datamodules.text.chunking import Chunker, Chunking
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, first_line
 from lightning_apps.explanations.attribution import CachedEncoder
 from lightning_apps.explanations.documents import Document, choose_rows, columns_of, read_documents
 from lightning_apps.explanations.explanation import ExplainSettings, Explanation, explain_document
@@ -53,7 +53,7 @@ class RatingModel:
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
-            raise ConfigError(f"run={directory.path}: its model/ cannot be loaded ({error})".splitlines()[0]) from error
+            raise ConfigError(f"run={directory.path}: its model/ cannot be loaded ({first_line(error)})") from error
         self.net: HierarchicalClassifier = net.to(self.device).eval()
         self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
 

@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_apps.errors import GuardError
+from lightning_apps.errors import GuardError, first_line
 from lightning_apps.process.console import log_file_only, say_once
 from lightning_apps.process.safe_stop import StopRun
 
@@ -23,6 +23,6 @@ def side_product(name: str) -> Iterator[None]:
     except (GuardError, StopRun):
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        if say_once(name, f"warning: {name} failed ({type(error).__name__}: {reason}); the run goes on without it"):
+        said = f": {first_line(error)}" if str(error).strip() else ""
+        if say_once(name, f"warning: {name} failed ({type(error).__name__}{said}); the run goes on without it"):
             log_file_only("".join(traceback.format_exception(error)))

@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from datamodules.storage.folders import StorageError, download_folder, fetch_marker, join_url
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, first_line
 from lightning_apps.process.rank import global_rank
 
 WRITTEN_BY_A_RUN = (
@@ -351,7 +351,7 @@ def read_config(directory: RunDirectory) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {_RESTORE}") from error
+        raise ConfigError(f"{path} is damaged ({first_line(error)}); {_RESTORE}") from error
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
         raise ConfigError(f"{path} is not the configuration of a run (it names no experiment); {_RESTORE}")
     return config
@@ -375,7 +375,7 @@ def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged ({_first_line(error)}); {remedy}") from error
+        raise ConfigError(f"{path} is damaged ({first_line(error)}); {remedy}") from error
     if not isinstance(summary, dict) or not isinstance(summary.get("status"), str):
         raise ConfigError(f"{path} is not the summary of a run (it has no status); {remedy}")
     return summary
@@ -387,7 +387,3 @@ def whole_summary(directory: RunDirectory) -> dict[str, Any] | None:
         return read_summary(directory)
     except ConfigError:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.storage.cache import file_sha256
-from lightning_apps.errors import ConfigError
+from lightning_apps.errors import ConfigError, first_line
 from lightning_apps.run_files.atomic_files import write_json_atomically
 
 CHECKSUMS = "checksums.json"
@@ -50,8 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file of somebody else makes of torch.load
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{path} cannot be read as a checkpoint ({reason}); {remedy}") from error
+        raise ConfigError(f"{path} cannot be read as a checkpoint ({first_line(error)}); {remedy}") from error
     if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
         raise ConfigError(f"{path} is no checkpoint of a run (state_dict and global_step are not in it); {remedy}")
     return content

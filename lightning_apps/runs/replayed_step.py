@@ -20,7 +20,7 @@ from lightning_apps.callbacks.step_log import StepLog
 from lightning_apps.diagnostics.crash_dump import CrashDump
 from lightning_apps.diagnostics.first_non_finite import trace_step
 from lightning_apps.diagnostics.sample_log import SampleLogError, sample_log_row
-from lightning_apps.errors import ConfigError, GuardError
+from lightning_apps.errors import ConfigError, GuardError, first_line
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -89,7 +89,7 @@ def checkpoint_before(directory: RunDirectory, step: int) -> tuple[Path | None, 
         try:
             completed = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         except Exception as error:  # whatever half a file makes of torch.load
-            say(f"{path.name} cannot be read and is left out: {error}".splitlines()[0])
+            say(f"{path.name} cannot be read and is left out: {first_line(error)}")
             continue
         if 0 < completed <= step:
             candidates.append((completed, path))

@@ -286,7 +286,7 @@ def weighted_cross_entropy(
 
 def cannot_load(pretrained: str, error: Exception) -> ValueError:
     """The error for weights that are not there, or are others."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(
         f"model.pretrained={pretrained} cannot be loaded ({reason}); without a network name a folder, or use "
         "model=minilm (rating: hierarchical_minilm), whose weights come as a package"

@@ -58,7 +58,7 @@ def pretrained_chat_lm(
             name = str(path) if path.is_dir() else pretrained
             net = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)  # never unpickle
     except (OSError, ImportError, KeyError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"model.pretrained={pretrained}: the weights cannot be loaded ({reason}); go online, or name a folder in "
             "Hugging Face layout with safetensors, or a .gguf file"
@@ -100,7 +100,7 @@ def choose_attention(net: PreTrainedModel, attention: Attention) -> None:
     try:
         net.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"model.attention={attention}: {reason}; choose model.attention=auto") from error
 
 

@@ -165,7 +165,7 @@ def test_a_failure_is_said_once_a_run(capsys):
         for name in ("a", "b", "a"):
             with side_product(name):
                 raise ValueError
-    lines = [f"warning: {name} failed (ValueError: ); the run goes on without it" for name in "abab"]
+    lines = [f"warning: {name} failed (ValueError); the run goes on without it" for name in "abab"]
     assert capsys.readouterr().out.splitlines() == lines
 
 
@@ -209,3 +209,19 @@ def test_a_terminal_that_is_gone_stops_nothing(tmp_path, monkeypatch):
         open_console(tmp_path / "train.log")
         say("still here")
     assert (tmp_path / "train.log").read_text().count("still here") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("full\nand more", "OSError: full"),
+        ("\n  full\nand more", "OSError: full"),
+        ("", "OSError"),
+        (" \n", "OSError"),
+    ],
+)
+def test_a_fault_is_said_by_the_first_line_that_is_not_blank(text, said, capsys):
+    open_console()
+    with side_product("summary.png"):
+        raise OSError(text)
+    assert f"summary.png failed ({said}); the run goes on" in capsys.readouterr().out
