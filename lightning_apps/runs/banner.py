@@ -10,10 +10,12 @@ from typing import Any
 
 import lightning as L
 
+from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics import headlines_first, is_interval_end
 from lightning_apps.run_files.upload import run_url
+from lightning_apps.runs.memory_estimate import checkpoint_bytes
 from lightning_apps.training.plan import RunPlan
 
 PER_CLASS = "per_class.csv"
@@ -23,7 +25,7 @@ PER_CLASS = "per_class.csv"
 def start_banner(
     config: Mapping[str, Any],
     plan: RunPlan,
-    module: L.LightningModule,
+    module: Experiment,
     trainer: L.Trainer,
     directory: RunDirectory,
     checkpoint: Path | None,
@@ -32,9 +34,7 @@ def start_banner(
     """What will happen: size, length, evaluations, checkpoints and their size on disk, where the files go."""
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    # weights and two moments of Adam, in float32
-    checkpoint_bytes = 4 * parameters + 8 * trainable
-    kept = len(plan.save_steps) if (keep := config["callbacks"]["checkpoints"]["keep"]) is None else keep
+    one, all_kept = checkpoint_plan_bytes(config, plan, module)
     device = trainer.strategy.root_device.type
     size = config["data"]["global_batch_size"]
     lines = {
@@ -47,8 +47,8 @@ def start_banner(
         "warmup": f"{plan.warmup_steps:,} steps, then {config['scheduler']['_target_'].rpartition('.')[2]}, "
         f"peak learning rate {config['optimizer']['lr']:g}",
         "evaluations": f"{len(plan.evaluation_steps)}{_first_and_last(plan.evaluation_steps)}",
-        "checkpoints": f"best, last and {min(kept, len(plan.save_steps))} periodic of {human_bytes(checkpoint_bytes)}, "
-        f"up to {human_bytes(checkpoint_bytes * (2 + min(kept, len(plan.save_steps))))}",
+        "checkpoints": f"best, last and {kept_periodic(config, plan)} periodic of {human_bytes(one)}, "
+        f"up to {human_bytes(all_kept)}",
         "directory": str(directory.path),
     }
     if config["run"]["upload"] is not None:
@@ -56,6 +56,18 @@ def start_banner(
     if checkpoint is not None:
         lines["resuming"] = str(checkpoint)
     return "\n".join(f"{name:>12}  {text}" for name, text in lines.items())
+
+
+def kept_periodic(config: Mapping[str, Any], plan: RunPlan) -> int:
+    """Periodic checkpoints that are there at once."""
+    keep = config["callbacks"]["checkpoints"]["keep"]
+    return len(plan.save_steps) if keep is None else min(keep, len(plan.save_steps))
+
+
+def checkpoint_plan_bytes(config: Mapping[str, Any], plan: RunPlan, module: Experiment) -> tuple[int, int]:
+    """Size of one checkpoint, and of all that are kept at once."""
+    one = checkpoint_bytes(module, has_average=bool(config["callbacks"].get("weight_average")))
+    return one, one * (2 + kept_periodic(config, plan))
 
 
 def parameters_by_part(module: L.LightningModule) -> dict[str, dict[str, int]]:

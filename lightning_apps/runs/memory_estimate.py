@@ -1,11 +1,16 @@
 """How much memory a training step needs, measured by what autograd keeps, and how much there is."""
 
+import copy
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+from lightning_apps.experiments.experiment import Experiment
 
 TRANSIENT = 1.5
 """Peak over what autograd keeps: gradients of activations, and buffers inside kernels. On a CPU, MiniLM with 8
@@ -21,11 +26,69 @@ class AvailableMemory:
     shared: bool
 
 
+def state_bytes(module: Experiment) -> dict[str, int]:
+    """Bytes of `weights`, `gradients` and `optimizer` (what it keeps of each weight, counters left out).
+
+    The optimizer itself is asked, whichever it is: it steps a copy of the network whose weights have shapes and no
+    memory.
+    """
+    parameters = list(module.net.parameters())
+    shapes: dict[int, Any] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+        for weight in parameters
+    }
+    optimizer = module.build_optimizer(copy.deepcopy(module.net, shapes))
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False  # that kernel exists on real devices only
+        for weight in group["params"]:
+            weight.grad = torch.empty_like(weight)
+    optimizer.step()
+    kept = [
+        value
+        for weight, state in optimizer.state.items()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.shape == weight.shape
+    ]
+    return {
+        "weights": _bytes(parameters),
+        "gradients": _bytes([weight for weight in parameters if weight.requires_grad]),
+        "optimizer": _bytes(kept),
+    }
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def checkpoint_bytes(module: Experiment, *, has_average: bool) -> int:
+    """Bytes of tensors in one checkpoint; the file has some hundred more for each tensor.
+
+    Args:
+        module: with weights of the type that they are trained in.
+        has_average: whether the average of the weights is kept beside them.
+    """
+    parts = state_bytes(module)
+    return parts["weights"] * (1 + has_average) + parts["optimizer"]
+
+
 def step_memory(module: Any, one: dict[str, Any], two: dict[str, Any], units: int = 1) -> tuple[int, int]:
     """Bytes that a step needs whatever the micro-batch, and those for each of the largest samples in it.
 
-    Two forward passes give the slope; the weights, their gradients and two moments of Adam are counted. Nothing of the
-    module changes.
+    Weights, gradients and two moments of Adam are counted beside what `activation_memory` measures.
+    """
+    fixed, each = activation_memory(module, one, two, units)
+    state = sum(
+        parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
+        for parameter in module.parameters()
+    )
+    return state + fixed, each
+
+
+def activation_memory(module: Any, one: dict[str, Any], two: dict[str, Any], units: int = 1) -> tuple[int, int]:
+    """Bytes of activations whatever the micro-batch, and those for each of the largest samples in it.
+
+    Two forward passes give the slope. Nothing of the module changes.
 
     Args:
         module: with `loss_sum(batch)`.
@@ -35,11 +98,7 @@ def step_memory(module: Any, one: dict[str, Any], two: dict[str, Any], units: in
     """
     first, second = saved_bytes(module, one), saved_bytes(module, two)
     unit = int(TRANSIENT * max(second - first, 0))
-    state = sum(
-        parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
-        for parameter in module.parameters()
-    )
-    return state + max(int(TRANSIENT * first) - unit, 0), units * unit
+    return max(int(TRANSIENT * first) - unit, 0), units * unit
 
 
 def saved_bytes(module: Any, batch: dict[str, Any]) -> int:

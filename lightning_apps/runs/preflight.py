@@ -23,7 +23,7 @@ from lightning_apps.config.kind_checks import unmet_need
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
-from lightning_apps.runs.banner import human_bytes
+from lightning_apps.runs.banner import checkpoint_plan_bytes, human_bytes
 from lightning_apps.runs.build import available_accelerator
 from lightning_apps.runs.memory_estimate import available_memory_bytes, step_memory
 from lightning_apps.training.parameter_groups import layer_depths
@@ -172,16 +172,7 @@ def check_score_weights(config: Config, datamodule: ExperimentData) -> None:
             )
 
 
-def checkpoint_plan_bytes(config: Config, plan: RunPlan, module: nn.Module) -> tuple[int, int]:
-    """Size of one checkpoint, and of all that are kept at once: weights, and two moments of Adam, in float32."""
-    parameters = list(module.parameters())
-    one = sum(4 * entry.numel() + (8 * entry.numel() if entry.requires_grad else 0) for entry in parameters)
-    keep = config["callbacks"]["checkpoints"]["keep"]
-    periodic = len(plan.save_steps) if keep is None else min(keep, len(plan.save_steps))
-    return one, one * (2 + periodic)
-
-
-def check_disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunDirectory) -> None:
+def check_disk(config: Config, plan: RunPlan, module: Experiment, directory: RunDirectory) -> None:
     """Refuse a plan of checkpoints that does not fit on the disk.
 
     A checkpoint is written aside before it replaces another, so one more than are kept must fit, beside the exported
