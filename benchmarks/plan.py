@@ -22,9 +22,9 @@ WIDE = "experiment=location model.hidden_size=384 model.intermediate_size=1536 d
 trainer.max_steps=24 trainer.evaluate_every=12 trainer.save_every=never callbacks.weight_average=null"
 IMDB = "experiment=imdb model=minilm data.dataset=synthetic trainer.max_epochs=6 trainer.evaluate_every=0.25"
 CASES = {
-    "location": "experiment=location trainer.max_steps=300",
-    "location muon": "experiment=location trainer.max_steps=200 optimizer=muon",
-    "location schedule_free": "experiment=location trainer.max_steps=200 optimizer=schedule_free \
+    "location": "experiment=location trainer.max_steps=150",
+    "location muon": "experiment=location trainer.max_steps=100 optimizer=muon",
+    "location schedule_free": "experiment=location trainer.max_steps=100 optimizer=schedule_free \
 callbacks.weight_average=null",
     "wide": WIDE,
     "wide micro-batches of 64": f"{WIDE} data.device_batch_size=64",
@@ -57,7 +57,7 @@ def call(command: str, words: list[str]) -> str:
 def trained_seconds(folder: Path) -> float:
     """From the banner to the last checkpoint of a run."""
     with (folder / "train.log").open(encoding="utf-8") as log:
-        start = datetime.strptime(log.readline()[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()  # noqa: DTZ007 (local)
+        start = datetime.strptime(log.readline()[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
     return (folder / "checkpoints" / "last.ckpt").stat().st_mtime - start
 
 

@@ -114,6 +114,14 @@ def test_doctor_looks_at_it(folder, commands):
     assert not (folder / "outputs" / "continents" / "default").exists()
 
 
+def test_it_is_planned_and_nothing_is_written(folder, commands):
+    before = sorted(path for path in folder.rglob("*") if "__pycache__" not in str(path))
+    out = run(folder, commands["plan"], *SMALL).stdout
+    assert "6 optimizer steps" in out
+    assert "tokens/s on one device" in out
+    assert sorted(path for path in folder.rglob("*") if "__pycache__" not in str(path)) == before
+
+
 REFUSED = {
     "data": ["~data.seed", "data._target_=plain.Data"],
     "module": ["module._target_=plain.Module"],

@@ -18,6 +18,7 @@ from lightning_apps import (
     explain,
     export,
     generate,
+    plan,
     predict,
     prepare,
     replay,
@@ -40,7 +41,7 @@ PAGES = {
     if page.name != "config.md"  # written by a program, which config/test_reference.py looks after
 }
 README = PAGES["README.md"]
-WITH_CONFIG = {module.__name__.rpartition(".")[2] for module in (train, prepare, doctor, verify)}
+WITH_CONFIG = {module.__name__.rpartition(".")[2] for module in (train, prepare, doctor, plan, verify)}
 """Commands whose settings are those of conf/config.yaml; each other one has a file in conf/command."""
 COMMANDS = WITH_CONFIG | {
     module.__name__.rpartition(".")[2]

@@ -40,11 +40,12 @@ class FindDeviceBatchSize(L.Callback):
             with whole_weights(
                 takes_steps(pl_module).net
             ):  # a rank that runs out of memory leaves no other one waiting
-                self.found = largest_that_fits(lambda size: self._attempt(trainer, pl_module, size), share, agree)
+                self.found = largest_that_fits(lambda size: self.attempt(trainer, pl_module, size), share, agree)
             say(f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device")
         data.device_batch_size = min(self.found, share)  # the run may go on with more devices
 
-    def _attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
+    def attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
+        """Forward and backward of one micro-batch of the largest samples; no gradient is left."""
         data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
         # samples of unequal lengths: what must fit is the worst of them
         batch = trainer.strategy.batch_to_device(data.largest_batch(size))

@@ -1,75 +1,28 @@
-"""What a run will need before it is started: memory by part, time and disk, from exact counts and a few real steps."""
+"""What a run will need before it is started: length, memory by part, disk and time, from counts and a probe."""
 
-import contextlib
-import math
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import lightning as L
-
 from datamodules.contract import ExperimentData
-from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
-from lightning_apps.callbacks.progress import RunProgress
-from lightning_apps.callbacks.step_log import StepLog, peak_flops
 from lightning_apps.config.kind_checks import check_needs
+from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
-from lightning_apps.process.safe_stop import SafeStop
-from lightning_apps.run_files.directory import RunDirectory
-from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.runs.banner import checkpoint_plan_bytes
-from lightning_apps.runs.build import (
-    available_accelerator,
-    build_callbacks,
-    build_datamodule,
-    build_module,
-    build_plan,
-    build_trainer,
-    callback_of,
-)
+from lightning_apps.runs.build import available_accelerator, build_datamodule, build_module, build_plan, build_trainer
 from lightning_apps.runs.memory_estimate import AvailableMemory, activation_memory, available_memory_bytes, state_bytes
 from lightning_apps.runs.preflight import check_head_size, check_positions, check_score_weights
-from lightning_apps.runs.summary import peak_memory_bytes
+from lightning_apps.runs.probe import Probe, resident_bytes, take_probe
 from lightning_apps.training.plan import RunPlan
 from lightning_apps.training.sharding import blocks_of
 from models.language.causal_lm import recompute_activations
 
 Config = Mapping[str, Any]
-PROBE_S, PROBE_STEPS = 8.0, 60
-"""The probe ends when it has measured steps for so long, or so many of them."""
-PROBE_EVALUATION_BATCHES = 2
 SHARE_IN_USE = 0.9
 """Of the free memory that a run may plan to fill, as in preflight."""
-DEVICES = (2, 4, 8)
-GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a few real optimizer steps on one device showed.
-
-    Attributes:
-        steps: that were timed.
-        tokens_per_s: of one device, waiting for data included.
-        flops_per_token: forward and backward.
-        mfu: share of the measured peak.
-        evaluation_s: of one whole evaluation, by the batches that were measured; None without evaluations.
-        save_s: of what follows an evaluation: checkpoint, picture.
-        first_s: what only the first evaluation does, such as baselines.
-        peak_bytes: of the device's memory, on a CPU of this process.
-    """
-
-    steps: int
-    tokens_per_s: float
-    flops_per_token: float
-    mfu: float
-    evaluation_s: float | None
-    save_s: float
-    first_s: float
-    peak_bytes: int
+SHARDS = (2, 4, 8)
+"""Devices to try where one is too small."""
+CURVE_POINTS = 40
 
 
 @dataclass(frozen=True)
@@ -78,7 +31,7 @@ class Setting:
 
     device_batch_size: int
     gradient_checkpointing: bool
-    strategy: str
+    strategy: str  # one device | ddp | fsdp
     devices: int
 
 
@@ -87,15 +40,20 @@ class Forecast:
     """What is known of a run before it starts; bytes, seconds, optimizer steps.
 
     Attributes:
-        learning_rate: by name of a moment (`start`, `warmup`, `half`, `end`), of the group with the highest rate.
-        curve: the rate at 40 steps, evenly spread.
+        epochs: passes over the training data.
+        learning_rate: by the name of a moment (`start`, `warmup`, `half`, `end`), of the group with the highest rate.
+        curve: that rate at CURVE_POINTS steps, evenly spread.
+        checkpoint_bytes: of one.
+        disk_bytes: of all that are kept at once.
         memory: for each setting of devices, bytes of one device by part.
-        available: free memory of this machine's device; None where nobody says.
+        available: free memory of this machine's device; None where nobody says, or that device is not here.
         setting: as it was asked for.
-        fits: whether that fits into the free memory.
+        fits: whether that fits into the free memory; None where nobody knows what is free.
         first_that_fits: the first setting that does: smaller micro-batches, gradient checkpointing, then shards; None
-            where none does.
-        hours: on the devices that were asked for, their exchange of gradients not counted; None without a probe.
+            where none does, or nobody knows.
+        probe: None where `no_probe` says why there is none.
+        flops_per_step: of all devices together.
+        hours: on the devices that were asked for, without the test at the end; None without a probe.
     """
 
     plan: RunPlan
@@ -107,250 +65,220 @@ class Forecast:
     memory: dict[str, dict[str, int]]
     available: AvailableMemory | None
     setting: Setting
-    fits: bool
+    fits: bool | None
     first_that_fits: Setting | None
     probe: Probe | None
+    no_probe: str | None
     flops_per_step: float | None
     hours: float | None
 
 
-class _Watch(L.Callback):
-    """Times steps and evaluations, tries the largest micro-batch once, ends the probe; stands first of all."""
+class DeviceMemory:
+    """Bytes by part that one device needs under a setting: the state exactly, activations as autograd keeps them.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.started: list[float] = []  # of each step
-        self.tokens: list[int] = []
-        self.ended = 0.0
-        self.evaluations: list[tuple[float, float]] = []  # start and end of each
-        self.step_ended: list[float] = []
+    Args:
+        config: of the run, on one device that is here.
+        plan: of the run.
+        datamodule: prepared.
+        module: made for the run; its weights take the type that they are trained in.
+        process: bytes of the process before there was a network, where those count.
+    """
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    def __init__(
+        self, config: Config, plan: RunPlan, datamodule: ExperimentData, module: Experiment, process: int
     ) -> None:
-        self.started.append(time.perf_counter())
+        self.precision = build_trainer(config, plan, callbacks=[], loggers=[]).precision_plugin
+        self.precision.convert_module(module)  # in place
+        self.module = module
+        self.datamodule = datamodule
+        self.global_batch_size = datamodule.global_batch_size
+        self.outside = {"process": process} if process else {}
+        self.state = state_bytes(self.module)
+        if config["callbacks"].get("weight_average"):
+            self.state["average"] = self.state["weights"]
+        net = self.module.net
+        self.blocks = [sum(weight.nbytes for weight in block.parameters()) for block in blocks_of(net)]
+        self.activations = {bool(config["hardware"]["gradient_checkpointing"]): self._measured()}
+        self.other = 0  # what a probe showed beyond this estimate
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.tokens.append(outputs["num_tokens"])
-        if len(self.tokens) == 1:  # beside the optimizer's state, which is there by now
-            FindDeviceBatchSize()._attempt(trainer, pl_module, self.size)
-        self.ended = time.perf_counter()
-        self.step_ended.append(self.ended)
-        if len(self.tokens) > 2 and self.ended - self.started[2] > PROBE_S:
-            trainer.should_stop = True
+    def _measured(self) -> tuple[float, float]:
+        """Bytes of activations whatever the micro-batch, and those of each sample."""
+        try:
+            with self.precision.forward_context():
+                return activation_memory(self.module, *self.datamodule.memory_probe())
+        except (IndexError, RuntimeError, ValueError) as error:  # training goes on until the guards name the sample
+            raise ConfigError(f"the longest samples cannot be computed: {str(error).splitlines()[0]}") from error
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.evaluations.append((time.perf_counter(), 0.0))
+    def recompute_activations(self) -> bool:
+        """Let layers compute their activations twice; returns whether the network can."""
+        try:
+            recompute_activations(self.module.net)
+        except ValueError:
+            return False
+        self.activations[True] = self._measured()
+        return True
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.evaluations[-1] = (self.evaluations[-1][0], time.perf_counter())
+    def parts(self, setting: Setting) -> dict[str, int]:
+        """Bytes of one device by part; `exchange` is what talking to the others needs."""
+        fixed, each = self.activations[setting.gradient_checkpointing]
+        size = min(setting.device_batch_size, -(-self.global_batch_size // setting.devices))
+        parts = dict(self.state)
+        if setting.strategy == "fsdp":
+            parts = {name: -(-whole // setting.devices) for name, whole in self.state.items()}
+            around, largest = self.state["weights"] - sum(self.blocks), max(self.blocks, default=0)
+            # whole weights of what is around the blocks, of a block and the one that is fetched meanwhile; whole
+            # gradients of one of them
+            parts["exchange"] = around + min(2, len(self.blocks)) * largest + max(around, largest)
+        elif setting.strategy == "ddp":
+            parts["exchange"] = self.state["gradients"]  # buckets, in which they add up
+        return {**parts, "activations": round(fixed + each * size), "other": self.other, **self.outside}
+
+    def correct(self, setting: Setting, peak_bytes: int) -> None:
+        """Let the parts of a setting add up to what was measured."""
+        parts = self.parts(setting)
+        self.other = max(peak_bytes - sum(parts.values()), 0)
+        beyond = max(sum(parts.values()) - peak_bytes, 0)  # autograd kept less at once than was thought
+        scale = max(1 - beyond / max(parts["activations"], 1), 0)
+        fixed, each = self.activations[setting.gradient_checkpointing]
+        self.activations[setting.gradient_checkpointing] = (scale * fixed, scale * each)
+
+    def fits(self, setting: Setting, available: AvailableMemory) -> bool:
+        """Whether the setting fits into what is free; processes on the CPUs of a machine share that."""
+        needed = sum(self.parts(setting).values()) * (setting.devices if available.shared else 1)
+        return needed - sum(self.outside.values()) <= SHARE_IN_USE * available.now
 
 
 def make_forecast(config: Config) -> Forecast:
-    """Prepare the data, build the run on one device, take a few steps in a folder that is removed, and count.
+    """Prepare the data, build the run on one device, count, and take a few steps in a folder that is removed.
 
     Raises:
         ConfigError: the run cannot work.
     """
-    accelerator = available_accelerator(config["hardware"]["accelerator"])
     check_needs(config)
+    hardware = config["hardware"]
+    accelerator, no_probe = _accelerator(hardware["accelerator"])
     datamodule = build_datamodule(config)
     plan = build_plan(config, datamodule)
-    available = available_memory_bytes(accelerator)
-    process = _resident_bytes() if accelerator == "cpu" else 0
+    process = resident_bytes() if accelerator == "cpu" and no_probe is None else 0
     module = build_module(config, datamodule, plan)
     check_positions(module.net, datamodule)
     check_head_size(module.net, datamodule)
     check_score_weights(config, datamodule)
+    peak_rate = max(group["lr"] for group in module.build_optimizer(module.net).param_groups)
 
-    hardware = config["hardware"]
+    def rate(step: int) -> float:
+        return peak_rate * module.schedule(step)
+
     world = hardware["devices"] * hardware.get("num_nodes", 1)
     share = -(-datamodule.global_batch_size // world)
-    asked = Setting(
-        datamodule.device_batch_size or share,
-        hardware["gradient_checkpointing"],
-        "fsdp" if hardware["strategy"] == "fsdp2" else "ddp" if world > 1 else "one device",
-        world,
-    )
-    alone = {**config, "hardware": {**hardware, "devices": 1, "num_nodes": 1, "strategy": "auto"}}
-    trainer = build_trainer(alone, plan, callbacks=[], loggers=[])
-    module = trainer.precision_plugin.convert_module(module)  # type: ignore[assignment]
-    state = state_bytes(module)
-    if config["callbacks"].get("weight_average"):
-        state["weight average"] = state["weights"]
-
-    def measure() -> tuple[int, int]:
-        with trainer.precision_plugin.forward_context():
-            return activation_memory(module, *datamodule.memory_probe())
-
-    # by whether layers keep their insides
-    activations = {asked.gradient_checkpointing: measure()}
-    unseen = {"rest": 0}  # what the probe shows beyond the estimate
-
-    def of_device(setting: Setting) -> dict[str, int]:
-        fixed, each = activations[setting.gradient_checkpointing]
-        size = min(setting.device_batch_size, -(-datamodule.global_batch_size // setting.devices))
-        parts = _split(state, module, setting) | {"activations": fixed + each * size} | unseen
-        return parts | ({"process": process} if process else {})
-
-    def fits(setting: Setting) -> bool:
-        if available is None:
-            return True
-        needed = sum(of_device(setting).values()) - process
-        return needed * (setting.devices if available.shared else 1) <= SHARE_IN_USE * available.now
-
-    probed = next((one for one in _smaller(replace(asked, strategy="one device", devices=1)) if fits(one)), None)
+    strategy = "fsdp" if hardware["strategy"] == "fsdp2" else "ddp" if world > 1 else "one device"
+    asked = Setting(datamodule.device_batch_size or share, hardware["gradient_checkpointing"], strategy, world)
+    alone = _on_one_device(config, accelerator)
+    memory = DeviceMemory(alone, plan, datamodule, module, process)
+    checkpoint, disk = checkpoint_plan_bytes(config, plan, module)  # of the type that the weights have by now
+    available = available_memory_bytes(accelerator) if no_probe is None else None
     probe = None
-    if probed is not None:
-        datamodule.device_batch_size = probed.device_batch_size
-        try:
-            probe = take_probe(alone, datamodule, module, share=share)
-        finally:
-            datamodule.device_batch_size = config["data"].get("device_batch_size")
-            datamodule.global_batch_size = config["data"]["global_batch_size"]
-        unseen["rest"] = max(probe.peak_bytes - sum(of_device(probed).values()), 0)
-        over = sum(of_device(probed).values()) - probe.peak_bytes
-        fixed, each = activations[probed.gradient_checkpointing]
-        if over > 0 and (estimated := fixed + each * probed.device_batch_size) > 0:  # kept less than was thought
-            shrink = max(estimated - over, 0) / estimated
-            activations[probed.gradient_checkpointing] = (int(fixed * shrink), int(each * shrink))
-    first = next((one for one in _smaller(asked) if fits(one)), None)
-    if first is None and not asked.gradient_checkpointing:
-        with contextlib.suppress(ValueError):  # the network offers none
-            recompute_activations(module.net)
-            activations[True] = measure()
-    if first is None and True in activations:
-        thrifty = replace(asked, gradient_checkpointing=True)
-        sharded = [replace(thrifty, strategy="fsdp", devices=devices) for devices in DEVICES if devices > world]
-        first = next((one for start in (thrifty, *sharded) for one in _smaller(start) if fits(one)), None)
-
-    one, kept = checkpoint_plan_bytes(config, plan, module)
-    rate = config["optimizer"]["lr"]
+    if no_probe is None:
+        tried = replace(asked, strategy="one device", devices=1)
+        probed = _first([tried], memory, available) if available else tried
+        if probed is None:
+            no_probe = "not even one sample fits into the free memory"
+        else:
+            probe, no_probe = _probe(alone, datamodule, module, probed, share)
+        if probe is not None and probed is not None:
+            memory.correct(probed, probe.peak_bytes)
     last = plan.total_steps - 1
-    moments = {"start": 0, "warmup": plan.warmup_steps, "half": plan.total_steps // 2, "end": last}
-    settings = [replace(asked, strategy="one device", devices=1)] + [
-        replace(asked, strategy=strategy, devices=devices) for strategy in ("ddp", "fsdp") for devices in DEVICES
-    ]
     # processes on the CPUs of one machine share its cores
-    speedup = world if accelerator != "cpu" else hardware.get("num_nodes", 1)
+    speedup = hardware.get("num_nodes", 1) if accelerator == "cpu" else world
+    first = _first_that_fits(asked, memory, available) if available else None
     return Forecast(
         plan=plan,
         epochs=plan.epoch(plan.total_steps),
-        learning_rate={name: rate * module.schedule(step) for name, step in moments.items()},
-        curve=[rate * module.schedule(round(last * point / 39)) for point in range(40)],
-        checkpoint_bytes=one,
-        disk_bytes=kept,
-        memory={_title(setting): of_device(setting) for setting in settings},
+        learning_rate={
+            "start": rate(0), "warmup": rate(plan.warmup_steps), "half": rate(plan.total_steps // 2), "end": rate(last)
+        },
+        curve=[rate(round(last * point / (CURVE_POINTS - 1))) for point in range(CURVE_POINTS)],
+        checkpoint_bytes=checkpoint,
+        disk_bytes=disk,
+        memory={
+            title: memory.parts(setting) for title, setting in _settings(asked).items()
+        },
         available=available,
         setting=asked,
-        fits=fits(asked),
+        fits=memory.fits(asked, available) if available else None,
         first_that_fits=first,
         probe=probe,
-        flops_per_step=probe and probe.flops_per_token * plan.total_tokens / plan.total_steps,
-        hours=probe and _seconds(plan, probe) / 3600 / speedup,
-    )
+        no_probe=no_probe,
+        flops_per_step=probe.flops_per_token * plan.total_tokens / plan.total_steps if probe else None,
+        hours=probe.seconds(plan, speedup) / 3600 if probe else None,
+    )  # fmt: skip
 
 
-def take_probe(config: Config, datamodule: ExperimentData, module: Experiment, *, share: int) -> Probe:
-    """Train some steps as the run would, with an evaluation after each of the first two; nothing is kept.
-
-    Args:
-        config: of a run on one device.
-        datamodule: prepared; its batch sizes and limits are changed.
-        module: made for the run, trained by this.
-        share: samples of a step that one device gets.
-    """
-    datamodule.global_batch_size = share
-    size = min(datamodule.device_batch_size or share, share)
-    whole = datamodule.val_dataloader()
-    plan = replace(
-        module.plan,
-        total_steps=PROBE_STEPS,
-        evaluation_steps=frozenset({1, 2} if module.plan.evaluation_steps else ()),
-        save_steps=frozenset(),
-    )
-    limits = datamodule.limits
-    watch = _Watch(size)
-    with tempfile.TemporaryDirectory() as folder:
-        directory = RunDirectory(Path(folder))
-        directory.checkpoints.mkdir()
-        built = build_callbacks(config, directory, plan, SafeStop(None))
-        callbacks = [watch, *(callback for callback in built if not isinstance(callback, RunProgress))]
-        trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[MetricsCSV(directory.metrics)])
-        few = min(PROBE_EVALUATION_BATCHES, len(whole))
-        datamodule.limits = replace(limits, batches={**(limits.batches or {}), "validation": few})
-        _forget_peak()
-        try:
-            trainer.fit(module, datamodule)
-        finally:
-            datamodule.limits = limits
-        log = callback_of(callbacks, StepLog)
-        peak = peak_memory_bytes(trainer)
-    first = min(2, len(watch.tokens) - 1)  # those before it are followed by evaluations, and warm up
-    seconds = max(watch.ended - watch.started[first], 1e-9)
-    tokens_per_s = sum(watch.tokens[first:]) / seconds
-    flops_per_token = log.flops / max(log.tokens_seen, 1)
-    evaluation_s, save_s, first_s = None, 0.0, 0.0
-    if len(watch.evaluations) > 1:
-        (start, end), (again, ended) = watch.evaluations[:2]  # an early end is followed by one more
-        few_s = ended - again
-        evaluation_s, first_s = few_s * len(whole) / few, max(end - start - few_s, 0.0)
-        save_s = watch.started[2] - ended
-    return Probe(
-        steps=len(watch.tokens) - first,
-        tokens_per_s=tokens_per_s,
-        flops_per_token=flops_per_token,
-        mfu=flops_per_token * tokens_per_s / peak_flops(trainer),
-        evaluation_s=evaluation_s,
-        save_s=save_s,
-        first_s=first_s,
-        peak_bytes=peak,
-    )
+def _accelerator(wanted: str) -> tuple[str, str | None]:
+    """What to count on, and why there is no probe; a device that is not here is counted on the CPU."""
+    try:
+        return available_accelerator(wanted), None
+    except ConfigError:
+        return "cpu", f"there is no {wanted} here; memory is that of the same steps on a CPU"
 
 
-def _seconds(plan: RunPlan, probe: Probe) -> float:
-    evaluations = len(plan.evaluation_steps) * ((probe.evaluation_s or 0.0) + probe.save_s)
-    return plan.total_tokens / probe.tokens_per_s + evaluations + probe.first_s
+def _on_one_device(config: Config, accelerator: str) -> dict[str, Any]:
+    """The configuration of a run on one device that is here."""
+    one = {
+        "accelerator": accelerator,
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "find_device_batch_size": False,
+    }
+    precision = config["precision"]
+    if accelerator == "cpu" and precision["name"] == "fp16_mixed":  # CPUs have none; as many bytes
+        precision = {**precision, "name": "bf16_mixed", "lightning": "bf16-mixed"}
+    return {**config, "hardware": {**config["hardware"], **one}, "precision": precision}
 
 
-def _split(state: Mapping[str, int], module: Experiment, setting: Setting) -> dict[str, int]:
-    """Parts of one device that do not depend on the batch, and `exchange`: what talking to the other devices needs."""
-    if setting.strategy == "one device":
-        return dict(state)
-    if setting.strategy == "ddp":  # buckets, in which gradients are added up
-        return {**state, "exchange": state["gradients"]}
-    blocks = [sum(weight.numel() * weight.element_size() for weight in part.parameters()) for part in blocks_of(module.net)]
-    around, largest = state["weights"] - sum(blocks), max(blocks, default=0)
-    # whole weights of what is around the blocks, of a block and the one that is fetched meanwhile; whole gradients of
-    # one of them
-    shards = {name: math.ceil(size / setting.devices) for name, size in state.items()}
-    return shards | {"exchange": around + min(2, len(blocks)) * largest + max(around, largest)}
+def _probe(
+    config: Config, datamodule: ExperimentData, module: Experiment, setting: Setting, share: int
+) -> tuple[Probe | None, str | None]:
+    """The probe, or why there is none; the data module is as before."""
+    before = datamodule.device_batch_size, datamodule.global_batch_size, datamodule.limits
+    datamodule.device_batch_size = min(setting.device_batch_size, share)
+    try:
+        return take_probe(config, datamodule, module, share=share), None
+    except Exception as error:
+        return None, f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    finally:
+        datamodule.device_batch_size, datamodule.global_batch_size, datamodule.limits = before
 
 
-def _smaller(setting: Setting) -> list[Setting]:
-    """The setting with its micro-batch, half of it, a quarter, down to one sample."""
-    sizes = [setting.device_batch_size]
-    while sizes[-1] > 1:
-        sizes.append(-(-sizes[-1] // 2))
-    return [replace(setting, device_batch_size=size) for size in sizes]
+def _settings(asked: Setting) -> dict[str, Setting]:
+    """One device, and several as copies and in shards; what was asked for is among them."""
+    found = {"one device": replace(asked, strategy="one device", devices=1)}
+    for strategy in ("ddp", "fsdp"):
+        for devices in sorted({2, 8, asked.devices} - {1}):
+            found[f"{strategy} x {devices}"] = replace(asked, strategy=strategy, devices=devices)
+    return found
 
 
-def _title(setting: Setting) -> str:
-    return setting.strategy if setting.devices == 1 else f"{setting.strategy} x {setting.devices}"
+def _first_that_fits(asked: Setting, memory: DeviceMemory, available: AvailableMemory) -> Setting | None:
+    """As it was asked for, with smaller micro-batches, with activations that are computed twice, with more shards."""
+    first = _first([asked], memory, available)
+    if first is not None or not (asked.gradient_checkpointing or memory.recompute_activations()):
+        return first
+    thrifty = replace(asked, gradient_checkpointing=True)
+    sharded = [replace(thrifty, strategy="fsdp", devices=devices) for devices in SHARDS if devices > asked.devices]
+    return _first([thrifty, *sharded], memory, available)
 
 
-def _resident_bytes() -> int:
-    """Memory of this process now; 0 where Linux does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmRSS:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
-def _forget_peak() -> None:
-    """Let the peak of this process begin anew; preparing data may have had a higher one."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def _first(settings: list[Setting], memory: DeviceMemory, available: AvailableMemory) -> Setting | None:
+    """The first that fits, each with its micro-batch, half of it, a quarter, down to one sample."""
+    for setting in settings:
+        size = setting.device_batch_size
+        while True:
+            smaller = replace(setting, device_batch_size=size)
+            if memory.fits(smaller, available):
+                return smaller
+            if size == 1:
+                break
+            size = -(-size // 2)
+    return None

@@ -12,6 +12,7 @@ from lightning_apps.config.help_page import comments
 COMMANDS = {
     "train": "Train one experiment and export its best weights.",
     "prepare": "Prepare an experiment's data, train nothing.",
+    "plan": "Look ahead: how long a run takes",
     "doctor": "Look at the data before anything is trained on them.",
     "verify": None,
     "evaluate": "Evaluate a checkpoint of a run, with the metrics that training used.",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_apps import doctor, prepare, train, verify
+from lightning_apps import doctor, plan, prepare, train, verify
 from lightning_apps.config.composition import CONF
 from lightning_apps.config.search_path import group_options, is_group, search_path, search_path_override
 from tests.tiny.tiny_runs import LOCATION
@@ -102,7 +102,7 @@ def test_options_of_folders_and_packages(tmp_path, monkeypatch):
     assert not is_group(CONF, "flavour", words[:2])
 
 
-@pytest.mark.parametrize("command", [train, prepare, doctor, verify])
+@pytest.mark.parametrize("command", [train, prepare, doctor, plan, verify])
 def test_hints_know_the_experiments_of_the_folder(command, call, mine):
     code, _, err = call(command, "--config-dir", mine.name, "experiment=twns")
     assert code == 2
