@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "Train one experiment and export its best weights.",
     "prepare": "Prepare an experiment's data, train nothing.",
     "plan": "Look ahead: how long a run takes",
-    "doctor": "Look at the data before anything is trained on them.",
+    "doctor": "Look at a run before it starts",
     "verify": None,
     "evaluate": "Evaluate a checkpoint of a run, with the metrics that training used.",
     "predict": "Classify texts with the best weights of a run",
