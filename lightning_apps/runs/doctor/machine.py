@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import nn
 
 from datamodules.storage.errors import StorageError
 from datamodules.storage.object_store import ObjectStore, TransferOptions, is_remote, split_url
 from lightning_apps.errors import ConfigError
+from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory, check_start, check_writable
 from lightning_apps.run_files.settings import flat_settings
 from lightning_apps.run_files.side_logger import SideLogger
@@ -90,7 +90,7 @@ def folders(config: Config, directory: RunDirectory) -> list[Finding]:
     return found
 
 
-def disk(config: Config, plan: RunPlan, module: nn.Module, directory: RunDirectory) -> Finding:
+def disk(config: Config, plan: RunPlan, module: Experiment, directory: RunDirectory) -> Finding:
     """Whether the plan of checkpoints fits on the disk."""
     claim = "the planned checkpoints fit on the disk"
     try:
