@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue
 from lightning_apps.config.help_page import help_page
 from lightning_apps.config.overrides import quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
+from lightning_apps.config.shell_completion import completion_of_all
 from lightning_apps.errors import ConfigError, did_you_mean
 from lightning_apps.process import interrupts
 from lightning_apps.process.console import log_file_only
@@ -53,6 +54,7 @@ def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_
     multirun = any(argument in ("--multirun", "-m") for argument in sys.argv[1:])
     quoted = [quote_value(argument, multirun=multirun) for argument in sys.argv[1:]]
     sys.argv[1:] = [*config_dir_of_completion(sys.argv[1:]), *quoted]
+    print(completion_of_all(quoted), end="")
     experiments = sorted({argument for argument in sys.argv[1:] if argument.startswith("experiment=")})
     if len(experiments) > 1:
         _fail(2, f"{' '.join(experiments)}: give one experiment; to run several, --multirun experiment=a,b", False)
