@@ -99,7 +99,8 @@ def lines(found: "Examination", *, colour: bool) -> list[str]:
     if found.report.examples:
         shown.append(f"\nwhat is trained stands in {'green' if colour else start + stop}:")
     for example in found.report.examples:
-        text = "".join(f"{start}{piece}{stop}" if trained else piece for piece, trained in example.stretches)
+        pieces = [(printable(piece), trained) for piece, trained in example.stretches]
+        text = "".join(f"{start}{piece}{stop}" if trained else piece for piece, trained in pieces)
         shown += ["", f"--- {example.title}", text]
     shown += ["", *found.report.pictures, ""]
     shown += [f"{name:>12}  {text}" for name, text in found.data_lines.items()]
@@ -109,6 +110,11 @@ def lines(found: "Examination", *, colour: bool) -> list[str]:
             if finding.area == area:
                 shown += finding_lines(finding, colour=colour)
     return [*shown, ""]
+
+
+def printable(text: str) -> str:
+    """A text of the data without the signs that would steer a terminal: these are shown as Python writes them."""
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def finding_lines(finding: "Finding", *, colour: bool) -> list[str]:

@@ -64,6 +64,11 @@ def test_colour_where_there_is_one():
     assert plain[-3:] == ["  red     claim: 0 of 1", "          remedy: a=1", ""]
 
 
+def test_a_text_cannot_steer_the_terminal():
+    example = DataReport([Example("one", [("a\x1b[2Jb\n\u0107\u202e", True)])], [], [])
+    assert "\u27e6a\\x1b[2Jb\n\u0107\\u202e\u27e7" in doctor.lines(Examination([], example, {}), colour=False)
+
+
 EXPERIMENTS = {
     "location": [*LOCATION, "model.hidden_size=32"],
     "imdb": IMDB,

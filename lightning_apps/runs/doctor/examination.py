@@ -20,7 +20,7 @@ from lightning_apps.runs.build import (
 )
 from lightning_apps.runs.doctor.data import check_data
 from lightning_apps.runs.doctor.finding import MORE, Area, Finding, Level, said
-from lightning_apps.runs.doctor.machine import check_machine, disk
+from lightning_apps.runs.doctor.machine import check_machine, disk, memory
 from lightning_apps.runs.doctor.network import check_generation, check_network
 from lightning_apps.runs.doctor.settings import check_settings
 from lightning_apps.runs.preflight import (
@@ -81,7 +81,8 @@ def examine(config: Config, defaults: Config) -> Examination:
 
     findings = [
         *guarded("settings", lambda: check_settings(config, defaults, plan, module.net, datamodule)),
-        *guarded("machine", lambda: [*check_machine(config, directory), disk(config, plan, module, directory)]),
+        *guarded("machine", lambda: check_machine(config, directory)),
+        *guarded("machine", lambda: [disk(config, plan, module, directory), memory(config, module, datamodule)]),
         *guarded("data", look_at_data),
         *parts_fit(config, plan, module, datamodule, directory),
         *guarded("model", lambda: check_network(config, module, datamodule)),
@@ -105,21 +106,34 @@ def parts_fit(
 ) -> list[Finding]:
     """What train refuses just before the first step, each with its own message."""
 
-    def callbacks() -> None:
+    def monitor() -> None:
         built = build_callbacks(config, directory, plan, SafeStop(None, directory.stop_request))
         check_callbacks(built, datamodule)
         check_monitor(config, plan, module, built, datamodule)
 
-    checks: dict[str, Callable[[], None]] = {
-        "no sequence is longer than the model has positions": lambda: check_positions(module.net, datamodule),
-        "the head is as large as there are classes": lambda: check_head_size(module.net, datamodule),
-        "the score weighs every class": lambda: check_score_weights(config, datamodule),
-        "an evaluation measures what chooses the best": callbacks,
+    positions = f"{datamodule.length_key}={usable_positions(module.net)}"
+    checks: dict[str, tuple[Callable[[], None], str]] = {
+        "no sequence is longer than the model has positions": (
+            lambda: check_positions(module.net, datamodule),
+            positions,
+        ),
+        "the head is as large as there are classes": (
+            lambda: check_head_size(module.net, datamodule),
+            "model.replace_head=true",
+        ),
+        "the score weighs every class": (
+            lambda: check_score_weights(config, datamodule),
+            "callbacks.extra.evaluation.score_weights=null",
+        ),
+        "an evaluation measures what chooses the best": (
+            monitor,
+            "callbacks.checkpoints.monitor=val/loss callbacks.checkpoints.mode=min",
+        ),
     }
     found = []
-    for claim, check in checks.items():
+    for claim, (check, remedy) in checks.items():
         try:
             check()
         except ConfigError as error:
-            found.append(said("red", "model", claim, str(error)))
+            found.append(said("red", "model", claim, str(error), remedy=remedy))
     return found or [Finding("green", "model", "data, model and callbacks go together", f"{len(checks)} checks")]

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from datamodules.contract import ExperimentData
 from datamodules.storage.errors import StorageError
 from datamodules.storage.object_store import ObjectStore, TransferOptions, is_remote, split_url
 from lightning_apps.errors import ConfigError
@@ -28,6 +29,7 @@ from lightning_apps.runs.preflight import (
     check_accelerator,
     check_disk,
     check_load,
+    check_memory,
     checkpoint_plan_bytes,
     cpu_has_bf16_units,
 )
@@ -36,6 +38,8 @@ from lightning_apps.training.plan import RunPlan
 Config = Mapping[str, Any]
 PATIENCE_S = 3.0
 """Seconds that a server may take to accept a connection."""
+PROBED = 1e10
+"""Parameters times tokens of the longest sample up to which a forward pass measures memory: about two seconds."""
 HOME_OUTPUTS = "run.output_root=$HOME/outputs"
 
 
@@ -104,6 +108,30 @@ def disk(config: Config, plan: RunPlan, module: Experiment, directory: RunDirect
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     return judged("machine", claim, f"{human_bytes(kept)} ({human_bytes(one)} each) of {human_bytes(free)} free")
+
+
+def memory(config: Config, module: Experiment, data: ExperimentData) -> Finding:
+    """Whether a step fits into memory: measured on the longest samples, or for a large model what it keeps at least."""
+    claim = "a step fits into memory"
+    weights = [(entry.numel() * entry.element_size(), entry.requires_grad) for entry in module.net.parameters()]
+    kept = sum(size * (4 if is_trained else 1) for size, is_trained in weights)
+    available = available_memory_bytes(available_accelerator(config["hardware"]["accelerator"]))
+    if available is None:
+        return judged(
+            "machine", claim, f"{human_bytes(kept)} for weights, gradients and Adam; nobody says what is free"
+        )
+    counted = f"{human_bytes(kept)} for weights, gradients and Adam; {human_bytes(available.now)} free"
+    remedy = "data.device_batch_size=1 hardware.gradient_checkpointing=true"
+    tokens = data.longest_sequence or data.tokens_per_sample
+    if sum(size / 4 for size, _ in weights) * tokens > PROBED:
+        counted += "; activations of so large a model are not measured here"
+        return judged("machine", claim, counted, red=kept > available.total, yellow=kept > available.now, remedy=remedy)
+    try:
+        for notice in check_memory(config, module, data):
+            return said("yellow", "machine", claim, notice, remedy=remedy)
+    except ConfigError as error:
+        return said("red", "machine", claim, str(error), remedy=remedy)
+    return judged("machine", claim, f"{counted}; measured on the longest samples, with all that is kept for gradients")
 
 
 # ---------------------------------------------------------------------- object stores

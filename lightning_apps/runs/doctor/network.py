@@ -31,7 +31,7 @@ FEWEST_TOKENS = 16
 OWN_STEPS, PLAIN_STEPS = 10, 20
 """Optimizer steps at most: with the run's own optimizer at its peak rate, then with plain Adam."""
 BUDGET_S = 6.0
-"""Seconds of CPU for all of these steps."""
+"""Seconds of CPU for all of these steps; half of them for the first kind."""
 LEARNED, STARTED = 0.5, 0.9
 """Shares of the first loss: below one a batch is learned; below the other its loss falls."""
 DIVERGED = 2.0
@@ -97,7 +97,7 @@ def parameters(module: Experiment) -> Finding:
 def small_batch(module: Experiment, data: ExperimentData) -> Tried:
     """A few short training samples, of several classes where there are such, cut where the model is large."""
     chosen = spread(data.num_train_samples, CANDIDATES)
-    fed = [tokens_fed(_read(data, one)) if _holds_tokens(data) else 1 for one in np.split(chosen, len(chosen))]
+    fed = [tokens_fed(_read(data, one)) for one in np.split(chosen, len(chosen))]
     order = chosen[np.argsort(fed, kind="stable")]
     longest = order[-1:]
     if isinstance(data, LabelledData) and data.labels("train").ndim == 1:  # one of each class first
@@ -105,7 +105,10 @@ def small_batch(module: Experiment, data: ExperimentData) -> Tried:
         _, firsts = np.unique(labels, return_index=True)
         rest = np.setdiff1d(np.arange(len(order)), firsts)
         order = order[np.concatenate([np.sort(firsts), rest])]
-    multiplied = sum(entry.numel() for name, entry in module.net.named_parameters() if "embed" not in name)
+    looked_up, projects = module.net.get_input_embeddings(), module.net.get_output_embeddings()
+    multiplied = sum(entry.numel() for entry in module.net.parameters())
+    if isinstance(looked_up, nn.Embedding) and (projects is None or projects.weight is not looked_up.weight):
+        multiplied -= looked_up.weight.numel()
     most_tokens = max(FEWEST_TOKENS * MOST_SAMPLES, int(STEP_FLOPS / (6 * max(multiplied, 1))))
     count = min(MOST_SAMPLES, len(order))
     batch = _cut(_read(data, order[:count]), most_tokens)
@@ -117,11 +120,6 @@ def small_batch(module: Experiment, data: ExperimentData) -> Tried:
     length = f" of {batch['input_ids'].shape[1]:,} tokens" if "input_ids" in batch else ""
     other = step_batch([_cut(_read(data, longest), most_tokens)], longest, weigh=module.weigh)
     return Tried(made.micro_batches[0], f"training samples {ids}{length}", other.micro_batches[0])
-
-
-def _holds_tokens(data: ExperimentData) -> bool:
-    batch = _read(data, np.zeros(1, dtype=np.int64))
-    return "num_tokens" in batch or "attention_mask" in batch
 
 
 def _read(data: ExperimentData, indices: Any) -> Batch:
@@ -242,27 +240,26 @@ class _Learning:
             return
         self.started = time.process_time()
         own = self.module.build_optimizer(self.module.net)
-        self.losses["own"] = self._steps(own, OWN_STEPS)
+        self.losses["own"] = self._steps(own, OWN_STEPS, BUDGET_S / 2)
         if is_schedule_free(self.config):
             own.eval()  # type: ignore[attr-defined]
         if not self.learned and not self.diverged:
             rate = 3e-3 if self.config["model"].get("pretrained") is None else 1e-4
             plain = torch.optim.Adam(self.trained.values(), lr=rate)
-            self.losses["plain"] = self._steps(plain, PLAIN_STEPS)
+            self.losses["plain"] = self._steps(plain, PLAIN_STEPS, BUDGET_S)
         if self.silent:
             self.module.zero_grad()
             loss_of(self.module, self.tried.longest).backward()
             self._listen()
 
-    def _steps(self, optimizer: Any, most: int) -> list[float]:
-        """Losses before each step and after the last one."""
+    def _steps(self, optimizer: Any, most: int, until_s: float) -> list[float]:
+        """Losses before each step and after the last one; no step begins after so many seconds of CPU."""
         losses: list[float] = []
         for _ in range(most):
             loss = loss_of(self.module, self.tried.batch)
             losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]) or losses[-1] < LEARNED * self.first_loss or self.late:
-                return losses
-            if not loss.requires_grad:
+            late = time.process_time() - self.started > until_s
+            if late or not loss.requires_grad or not LEARNED * self.first_loss <= losses[-1] < math.inf:
                 return losses
             optimizer.zero_grad()
             loss.backward()
@@ -281,10 +278,6 @@ class _Learning:
                     del self.silent[name]
                 else:
                     self.silent[name] = "zero"
-
-    @property
-    def late(self) -> bool:
-        return time.process_time() - self.started > BUDGET_S
 
     @property
     def last(self) -> float:
@@ -348,7 +341,7 @@ class _Learning:
                 + (f"; {BUDGET_S:g} s of CPU were up" if short else "")
                 + f"); {self.tried.words}",
                 red=not falls and not short,
-                yellow=not self.learned and not (short and self.last < self.first_loss),
+                yellow=not self.learned and not (short and falls),
                 remedy="python -m lightning_apps.train trainer.overfit_batches=1 trainer.max_steps=200",
             ),
         ]

@@ -13,10 +13,11 @@ from datamodules.contract import IGNORED
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.doctor import machine
 from lightning_apps.runs.doctor.data import check_data
-from lightning_apps.runs.doctor.examination import examine
+from lightning_apps.runs.doctor.examination import examine, parts_fit
 from lightning_apps.runs.doctor.machine import check_machine, disk
 from lightning_apps.runs.doctor.network import check_generation, check_network
 from lightning_apps.runs.doctor.settings import check_settings
+from lightning_apps.runs.memory_estimate import AvailableMemory
 from tests.fakes.s3_server import BUCKET
 from tests.tiny.labelled_files import folder as labelled_folder
 from tests.tiny.tiny_runs import IMDB, LOCATION, directory_of
@@ -95,6 +96,27 @@ def test_a_disk_that_is_too_small(location, monkeypatch):
     found = disk(config, plan, module, directory)
     assert (found.level, found.remedy) == ("red", "callbacks.checkpoints.keep=1 trainer.save_every=never")
     assert "5 KB are free" in found.counted
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "probed", "level"),
+    [
+        (10**9, 10**9, 1e10, "green"),
+        (2000, 10**9, 1e10, "yellow"),
+        (2000, 3000, 1e10, "red"),
+        (2000, 10**9, 0, "yellow"),
+        (2000, 3000, 0, "red"),
+    ],
+)
+def test_memory_that_is_too_small(location, monkeypatch, free, total, probed, level):
+    config, data, module = location()
+    there = AvailableMemory(free, total, shared=True)
+    monkeypatch.setattr(machine, "PROBED", probed)
+    for place in ("lightning_apps.runs.preflight", "lightning_apps.runs.doctor.machine"):
+        monkeypatch.setattr(f"{place}.available_memory_bytes", lambda accelerator: there)
+    found = machine.memory(config, module, data)
+    assert found.level == level
+    assert found.remedy == ("" if level == "green" else "data.device_batch_size=1 hardware.gradient_checkpointing=true")
 
 
 def test_a_folder_that_cannot_be_written(composed, tmp_path):
@@ -323,6 +345,29 @@ def test_nothing_is_trained(location):
     config, data, module = location("model.hidden_size=32")
     module.net.requires_grad_(requires_grad=False)
     assert looked_at(config, data, module)["something is trained"][0] == "red"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "claim", "remedy"),
+    [
+        (
+            [*LOCATION, "callbacks.checkpoints.monitor=val/nothing"],
+            "an evaluation measures what chooses the best",
+            "callbacks.checkpoints.monitor=val/loss callbacks.checkpoints.mode=min",
+        ),
+        (
+            [*IMDB, "model.max_position_embeddings=8"],
+            "no sequence is longer than the model has positions",
+            "data.max_length=8",
+        ),
+    ],
+)
+def test_what_train_would_refuse_is_red(composed, overrides, claim, remedy):
+    config = composed(*overrides, name="doctor")
+    data = build_datamodule(config)
+    plan = build_plan(config, data)
+    found = parts_fit(config, plan, build_module(config, data, plan), data, directory_of(config))
+    assert [(finding.level, finding.claim, finding.remedy) for finding in found] == [("red", claim, remedy)]
 
 
 def test_a_network_that_fails_is_red_and_not_the_end(composed, monkeypatch):
