@@ -25,8 +25,10 @@ from lightning_apps.config.composition import CONF, asks_for_sweep, plain
 from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
+from lightning_apps.process.preloaded import preload, run_preloaded
 from lightning_apps.run_files.directory import RunDirectory
 
+TRAIN = "lightning_apps.train"
 KILL_POINTS = {
     "between two checkpoints": "on_train_batch_end@3",
     "between evaluation and checkpoint": "on_validation_epoch_end@4",
@@ -76,13 +78,14 @@ class Bench:
     arguments: tuple[str, ...]
     last_step: int
 
-    def command(self, name: str, *more: str) -> list[str]:
-        """The train command of a run."""
-        where = [f"run.output_root={self.folder}", f"run.name={name}"]
-        return [sys.executable, "-m", "lightning_apps.train", *self.arguments, *where, *more]
-
-    def train(self, name: str, *more: str, kill: str | None = None) -> RunDirectory:
+    def train(self, name: str, *more: str, kill: str | None = None, processes: int = 1) -> RunDirectory:
         """Train in a process of its own.
+
+        Args:
+            name: of the run.
+            more: overrides.
+            kill: where the process kills itself, see SelfKill.
+            processes: that the run has; if more than one, they start each other by their command line.
 
         Raises:
             RuntimeError: the process failed, or was to be killed and was not.
@@ -91,7 +94,12 @@ class Bench:
 
         environment = {key: value for key, value in os.environ.items() if key != KILL_VARIABLE}
         environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | ({KILL_VARIABLE: kill} if kill else {})
-        done = subprocess.run(self.command(name, *more), capture_output=True, text=True, env=environment)  # noqa: S603
+        words = [*self.arguments, f"run.output_root={self.folder}", f"run.name={name}", *more]
+        if processes == 1:
+            done = run_preloaded(TRAIN, words, environment)
+        else:
+            command = [sys.executable, "-m", TRAIN, *words]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603
         expected = -signal.SIGKILL if kill else 0
         if done.returncode != expected:
             lines = (done.stderr or done.stdout).strip().splitlines()
@@ -171,7 +179,7 @@ def resumed(bench: Bench, whole: RunDirectory, place: str, point: str) -> Proof:
 
 def several_processes(bench: Bench, whole: RunDirectory) -> Proof:
     """The same global batch on two CPU processes."""
-    two = bench.train("two-processes", "hardware=cpu_ddp")
+    two = bench.train("two-processes", "hardware=cpu_ddp", processes=2)
     why = "float32 sums in another order, carried through the run's steps"
     return Proof("1 process = 2 processes", loss_difference(whole, two), 1e-5, why)
 
@@ -312,6 +320,8 @@ def verify(cfg: DictConfig) -> list[Proof]:
             small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
         check_config(small)
         plan = build_plan(small, build_datamodule(small))
+        own = [small[key]["_target_"].rpartition(".")[0] for key in ("module", "data", "model")]
+        preload([TRAIN, "lightning_apps.runs.experiment_run", *own])
         cache = f"run.cache_root={Path(config['run']['cache_root']).resolve()}"
         proofs = run_proofs(small, Bench(Path(folder), small["experiment"], (*tiny, cache), plan.total_steps))
     path = Path(config["run"]["output_root"]) / config["experiment"] / "verify.json"
