@@ -18,7 +18,8 @@ CONTEXT = get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Say what the server imports, before the first command; a module that cannot be imported is passed over."""
+    """Say what the server imports, before the first command; one that it does not find is left to
+    the processes."""
     CONTEXT.set_forkserver_preload(list(modules))
 
 
@@ -49,6 +50,6 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], output:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *arguments]
-    # its own lock is one between processes, of which a process that is killed leaves a complaint of the one that watches
+    # its own lock is one between processes: where one is killed, multiprocessing's tracker complains that it leaked
     tqdm.set_lock(threading.RLock())
     import_module(module).main()
