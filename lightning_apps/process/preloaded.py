@@ -18,8 +18,7 @@ CONTEXT = get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Say what the server imports, before the first command; one that it does not find is left to
-    the processes."""
+    """Say what the server imports, before the first command; what it does not find is left to the processes."""
     CONTEXT.set_forkserver_preload(list(modules))
 
 
