@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 # the server from which they are forked imports and computes nothing, so that a fork loses no thread; elsewhere than on
 # Linux libraries do not outlive a fork
-CONTEXT = get_context("forkserver" if sys.platform == "linux" else "spawn")
+CONTEXT = get_context("forkserver") if sys.platform == "linux" else get_context("spawn")
 
 
 def preload(modules: Sequence[str]) -> None:
