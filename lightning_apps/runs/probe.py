@@ -41,7 +41,7 @@ class Probe:
         mfu: share of the measured peak.
         evaluation_s: of one whole evaluation, by the batches that were measured; None without evaluations.
         save_s: of what follows an evaluation: picture, checkpoint.
-        first_s: what only the first evaluation does, such as baselines.
+        first_s: what the first step and evaluation take beyond later ones: baselines, fonts, kernels' first calls.
         peak_bytes: of the device's memory, on a CPU of this process.
     """
 
@@ -80,6 +80,7 @@ class _Watch(L.Callback):
         self.tokens: list[int] = []
         self.evaluations: list[tuple[float, float]] = []  # start and end of each
         self.ended = 0.0
+        self.attempt_s = 0.0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -93,6 +94,7 @@ class _Watch(L.Callback):
         self.ended = time.perf_counter()
         if len(self.tokens) == 1:  # beside the optimizer's state, which is there by now
             FindDeviceBatchSize().attempt(trainer, pl_module, self.size)
+            self.attempt_s = time.perf_counter() - self.ended
         timed = len(self.tokens) > self.warm_up
         if timed and (self.ended - self.started[self.warm_up] > PROBE_S or len(self.tokens) >= PROBE_STEPS):
             raise StopRun("enough was seen")
@@ -136,25 +138,27 @@ def take_probe(config: Mapping[str, Any], datamodule: ExperimentData, module: Ex
         callbacks = [watch, *(callback for callback in built if not isinstance(callback, RunProgress | EarlyStopping))]
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[MetricsCSV(directory.metrics)])
         _forget_peak()
+        begun = time.perf_counter()
         with contextlib.suppress(StopRun):
             trainer.fit(module, datamodule)
         log, peak = callback_of(callbacks, StepLog), peak_memory_bytes(trainer)
-    tokens_per_s = sum(watch.tokens[warm_up:]) / (watch.ended - watch.started[warm_up])
+    steps, seconds = len(watch.tokens) - warm_up, watch.ended - watch.started[warm_up]
+    tokens_per_s = sum(watch.tokens[warm_up:]) / seconds
     flops_per_token = log.flops / log.tokens_seen
-    evaluation_s, save_s, first_s = None, 0.0, 0.0
+    evaluation_s, measured_s, save_s = None, 0.0, 0.0
     if evaluates:
-        (first, first_end), (second, second_end) = watch.evaluations[:2]
-        evaluation_s = (second_end - second) * num_batches / measured
-        first_s = max(first_end - first - (second_end - second), 0.0)
-        save_s = watch.started[2] - second_end
+        start, end = watch.evaluations[1]
+        measured_s, save_s = end - start, watch.started[2] - end
+        evaluation_s = measured_s * num_batches / measured
+    usual_s = seconds / steps + measured_s + save_s
     return Probe(
-        steps=len(watch.tokens) - warm_up,
+        steps=steps,
         tokens_per_s=tokens_per_s,
         flops_per_token=flops_per_token,
         mfu=flops_per_token * tokens_per_s / peak_flops(trainer),
         evaluation_s=evaluation_s,
         save_s=save_s,
-        first_s=first_s,
+        first_s=max(watch.started[1] - begun - watch.attempt_s - usual_s, 0.0),
         peak_bytes=peak,
     )
 

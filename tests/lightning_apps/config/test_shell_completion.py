@@ -19,7 +19,7 @@ ASK = {
     # as a shell does at TAB, without a terminal
     "bash": "COMP_LINE='{typed}' COMP_POINT=${{#COMP_LINE}}; COMP_WORDS=({typed}) COMP_CWORD=1; "
     "complete -p lightning-apps-{command} && hydra_bash_completion && echo ${{COMPREPLY[@]}}",
-    "zsh": "COMP_LINE='{typed}' COMP_CWORD=1; echo ${{_comps[lightning-apps-{command}]}}; "
+    "zsh": "COMP_LINE='{typed}' COMP_CWORD=1; [[ -n ${{_comps[lightning-apps-{command}]}} ]] && "
     "emulate sh -c hydra_bash_completion && echo ${{COMPREPLY[@]}}",
     "fish": "complete -C '{typed}'",
 }
