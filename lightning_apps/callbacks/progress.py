@@ -1,4 +1,4 @@
-"""The progress bar: loss, tokens per second, time left."""
+"""The progress bar: loss, tokens per second, share of the peak, time left."""
 
 import sys
 import time
@@ -126,4 +126,5 @@ class RunProgress(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands behind the bar."""
         log = self.step_log
-        return {"loss": f"{float(log.last_loss):.3f}", "tokens/s": f"{log.tokens_per_s:,.0f}"}
+        loss, speed, share = f"{float(log.last_loss):.3f}", f"{log.tokens_per_s:,.0f}", f"{log.mfu:.0%}"
+        return {"loss": loss, "tokens/s": speed, "of peak": share}

@@ -6,7 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-HEADLINES = ("loss", "accuracy", "f1_macro")
+HEADLINES = (
+    "loss", "accuracy", "f1_macro", "haversine_km_median", "haversine_km_mean", "valid_ratio", "accuracy_numeric",
+    "perplexity", "bits_per_byte",
+)  # fmt: skip
 """Metrics that stand first, behind the one that chose the best checkpoint."""
 
 
@@ -20,6 +23,11 @@ def headlines_first(names: Collection[str], *, monitor: str | None) -> list[str]
         return (split != "val", rank, metric)
 
     return sorted(names, key=place)
+
+
+def is_headline(name: str, *, monitor: str | None) -> bool:
+    """Whether a metric is one of HEADLINES, or what chose the best checkpoint, on any split."""
+    return name.partition("/")[2] in (*HEADLINES, *([] if monitor is None else [monitor.partition("/")[2]]))
 
 
 def is_interval_end(name: str, names: Collection[str]) -> bool:

@@ -13,13 +13,15 @@ import lightning as L
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.directory import RunDirectory
-from lightning_apps.run_files.metrics import headlines_first, is_interval_end
+from lightning_apps.run_files.metrics import headlines_first, is_headline, is_interval_end
 from lightning_apps.run_files.upload import run_url
 from lightning_apps.runs.memory_estimate import checkpoint_bytes
 from lightning_apps.training.plan import RunPlan
 
 PER_CLASS = "per_class.csv"
 """In a run's directory: the metrics of single classes."""
+SCREEN_ROWS = 9
+"""Metrics in the closing lines, which fit with all else on a terminal of 24 lines and 80 columns."""
 
 
 def start_banner(
@@ -91,30 +93,38 @@ def _first_and_last(steps: frozenset[int]) -> str:
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics, headlines first and those of single classes left to a file; where files are; how to evaluate.
+    """The metrics that a screen has room for, headlines first; where files are; how to evaluate.
 
-    What is not there is not named.
+    What is not there is not named; summary.json and the report have all metrics, a file those of single classes.
     """
     path = Path(summary["directory"])
     best = summary["best"]
-    at_best = best["metrics"] if best else {}
     metrics = summary["metrics"]
-    names = headlines_first({*metrics, *at_best}, monitor=best["metric"] if best else None)
+    tested = {name: value for name, value in metrics.items() if name.startswith("test/")}  # with the best weights
+    at_best = {**best["metrics"], **tested} if best else {}
+    final = {name: value for name, value in metrics.items() if name not in tested} if best else metrics
+    monitor = best["metric"] if best else None
+    names = headlines_first({*metrics, *at_best}, monitor=monitor)
+    names = [name for name in names if name.count("/") < 2 and not is_interval_end(name, names)]
+    room = SCREEN_ROWS if len(names) > SCREEN_ROWS + 1 else len(names)  # a line that says "1 more" is no shorter
+    shown = sorted(names, key=lambda name: not is_headline(name, monitor=monitor))[:room]  # of each split
     rows = [
-        (name, _with_interval(metrics, name), _with_interval(at_best, name))
+        (name, _with_interval(final, name, short=bool(best)), _with_interval(at_best, name))
         for name in names
-        if name.count("/") < 2 and not is_interval_end(name, names)
+        if name in shown
     ]
     wide, middle = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
     lines = [
         "",
         f"{summary['status']}: {summary['reason']}; {summary['optimizer_steps']:,} steps, "
         f"{summary['tokens_seen']:,} tokens in {summary['wall_s']:.0f} s",
-        f"{'':{wide}}  {'final':{middle}}" + (f"  best, step {best['step']:,}" if best else ""),
+        f"{'':{wide}}  {'final':{middle}}" + (f"  best by *, step {best['step']:,}" if best else ""),
     ]
-    for name, final, chosen in rows:
-        mark = "  <- chose the best" if best and name == best["metric"] else ""
-        lines.append(f"{name:{wide}}  {final:{middle}}  {chosen}{mark}".rstrip())
+    for name, at_end, chosen in rows:
+        mark = "  *" if name == monitor else ""
+        lines.append(f"{name:{wide}}  {at_end:{middle}}  {chosen}{mark}".rstrip())
+    if len(names) > len(rows):
+        lines.append(f"... and {len(names) - len(rows)} more in summary.json")
     lines += ["", f"files     {path}"]
     if (path / "summary.png").is_file():
         lines.append(f"picture   {path / 'summary.png'}")
@@ -130,12 +140,13 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:
+def _with_interval(metrics: Mapping[str, float | None], name: str, *, short: bool = False) -> str:
+    """The value; its interval where it has one and there is room for it."""
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if value is not None and math.isnan(value):
         # its interval counts the answers that it leaves out
         return "no valid answer" if metrics.get(f"{name.partition('/')[0]}/valid_ratio") == 0 else "nan"
-    return _number(value) + ("" if low is None or high is None else f" ({_number(low)} to {_number(high)})")
+    return _number(value) + ("" if short or low is None or high is None else f" ({_number(low)} to {_number(high)})")
 
 
 def _number(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """What a run says at its end: headlines first, classes in a file, and nothing that is not there."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -24,12 +25,15 @@ def summary(tmp_path):
 
 def test_headlines_come_first_and_the_one_that_chose_is_marked(summary):
     lines = result_lines(summary)
-    start = next(number for number, line in enumerate(lines) if "best, step 1,200" in line) + 1
+    start = next(number for number, line in enumerate(lines) if "best by *, step 1,200" in line) + 1
     assert [line.split("  ")[0] for line in lines[start : start + 5]] == [
         "val/f1_macro", "val/loss", "val/accuracy", "val/auroc", "test/f1_macro",
     ]  # fmt: skip
-    assert lines[start].endswith("0.76  <- chose the best")
-    assert "0.8 (0.7 to 0.9)" in lines[start + 2]
+    assert lines[start].endswith("0.76  *")
+    assert lines[start + 2].split() == ["val/accuracy", "0.8"]  # the interval is that of the best, which has none
+    assert lines[start + 4].split() == ["test/f1_macro", "0.5"]
+    assert lines[start].index("0.76") == lines[start + 4].index("0.5")  # the test is of the best weights
+    assert "0.8 (0.7 to 0.9)" in "\n".join(result_lines({**summary, "best": None}))
     assert lines[start + 5 :] == ["", f"files     {summary['directory']}"]  # no picture, no model, no checkpoint
 
 
@@ -52,6 +56,30 @@ def test_what_is_there_is_named_and_the_command_can_be_pasted(summary, tmp_path)
             ["val", "b", "0.8", "", ""],
             ["test", "a", "0.125", "", ""],
         ]
+
+
+def test_the_last_screen_fits_and_has_the_headlines_of_each_split(summary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("outputs/rating/default")
+    for name in ("summary.png", "report.html", "per_class.csv", "model/config.json", "checkpoints/best.ckpt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    names = ["loss", "accuracy", "f1_macro", "held_out_in_context_gain", *(f"other_{number}" for number in range(20))]
+    values = {
+        f"{split}/{name}{end}": 0.12345 for split in ("val", "test") for name in names for end in ("", "_low", "_high")
+    }
+    best = {**summary["best"], "metrics": values}
+    long = {"directory": str(folder), "metrics": values, "best": best, "wall_s": 12345.0,
+            "reason": "reached trainer.max_tokens=1,536,000, which takes precedence"}  # fmt: skip
+    lines = result_lines({**summary, **long})
+    assert sum(-(-max(len(line), 1) // 80) for line in lines) <= 23  # and the line that is typed next
+    start = next(number for number, line in enumerate(lines) if "best by *" in line) + 1
+    assert [line.split()[0] for line in lines[start : start + 10]] == [
+        "val/f1_macro", "val/loss", "val/accuracy", "val/held_out_in_context_gain", "val/other_0", "val/other_1",
+        "test/f1_macro", "test/loss", "test/accuracy", "...",
+    ]  # fmt: skip
+    assert lines[start + 9] == "... and 39 more in summary.json"
+    assert max(map(len, lines[start : start + 9])) <= 80
 
 
 def test_no_table_of_classes_where_there_are_none(summary, tmp_path):
