@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from lightning_apps.run_files.metrics import HEADLINES, headlines_first, is_interval_end
+from lightning_apps.run_files.metrics import headlines_first, is_headline, is_interval_end
 
 MOST_POINTS = 1_200
 MOST_CHARTS = 60
@@ -46,8 +46,7 @@ def shown(name: str, names: Collection[str]) -> bool:
 
 def _group(name: str, monitor: str | None) -> int:
     """Headlines, then what tells whether training is healthy, then all others."""
-    metric = name.partition("/")[2]
-    if metric in HEADLINES or (monitor is not None and metric == monitor.partition("/")[2]):
+    if is_headline(name, monitor=monitor):
         return 0
     return 1 if name in HEALTH else 2
 
