@@ -67,8 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._info(*found.groups())
         elif found := re.fullmatch(rf"/api/(models|datasets)/({NAME})/tree/[^/]+(?:/(.*))?", path):
             if (folder := self._opened(found[1], found[2])) is not None:
-                entries = [self._entry(folder, file) for file in self._files(folder)]
-                self._json([entry for entry in entries if entry["path"].startswith(found[3] or "")])
+                self._tree(folder, (found[3] or "").strip("/"), recursive="recursive=True" in self.path)
         elif found := re.fullmatch(rf"/(datasets/)?({NAME})/resolve/[^/]+/(.+)", path):
             self._file("datasets" if found[1] else "models", found[2], found[3])
         else:
@@ -81,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(rf"/api/(models|datasets)/({NAME})/paths-info/[^/]+", path):
             if (folder := self._opened(*found.groups())) is not None:
                 wanted = set(json.loads(body)["paths"])
-                self._json([self._entry(folder, file) for file in self._files(folder) if file in wanted])
+                self._json([self._entry(folder, name) for name in wanted if (folder / name).exists()])
         elif self.headers.get("Authorization") != f"Bearer {self.server.token}":
             self._error(401, "RepoNotFound")
         elif path == "/api/repos/create":
@@ -148,10 +147,21 @@ class _Handler(BaseHTTPRequestHandler):
             return folder
         return None
 
+    def _tree(self, folder: Path, below: str, *, recursive: bool) -> None:
+        if not (folder / below).is_dir():
+            self._error(404, "EntryNotFound")
+            return
+        found = (folder / below).rglob("*") if recursive else (folder / below).iterdir()
+        self._json(
+            [self._entry(folder, name) for name in sorted(path.relative_to(folder).as_posix() for path in found)]
+        )
+
     def _files(self, folder: Path) -> list[str]:
         return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
     def _entry(self, folder: Path, name: str) -> dict[str, Any]:
+        if (folder / name).is_dir():
+            return {"type": "directory", "path": name, "size": 0, "oid": COMMIT}
         content = (folder / name).read_bytes()
         entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         if len(content) >= LARGE_BYTES:
