@@ -221,8 +221,8 @@ def check_overwrite(directory: RunDirectory, output_root: Path) -> None:
         raise ConfigError(
             f"run.overwrite=true refuses {directory.path}: it is not inside run.output_root={output_root}"
         )
-    if not directory.path.exists() or not any(directory.path.iterdir()):
-        return
+    if not directory.path.exists() or all(entry == directory.lock for entry in directory.path.iterdir()):
+        return  # the lock is that of the run which is to begin
     try:
         is_run = {"experiment", "run", "trainer"} <= read_config(directory).keys()
     except ConfigError:

@@ -155,6 +155,13 @@ def test_overwrite_trains_anew(composed, capsys):
     assert second["best"]["step"] == first["best"]["step"]
 
 
+def test_overwrite_where_no_run_is(composed):
+    config = composed(
+        *LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null", "run.overwrite=true", name="fresh"
+    )
+    assert run_experiment(config)["status"] == "completed"
+
+
 def test_same_seed_same_weights_and_other_seed_other_weights(composed):
     def weights(name, *overrides):
         config = composed(*LOCATION, "trainer.max_steps=3", "callbacks.extra.picture=null", *overrides, name=name)
