@@ -15,6 +15,8 @@ from lightning_apps.process.side_products import side_product
 
 BAR = "the progress bar"
 """Its name where it fails: a terminal or a pipe may be closed while the run goes on."""
+BAR_FORMAT = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix} {percentage:3.0f}% |{bar}|"
+"""What tells most comes first: a narrow terminal cuts the end."""
 
 
 class RunProgress(TQDMProgressBar):
@@ -40,7 +42,7 @@ class RunProgress(TQDMProgressBar):
             return Tqdm(disable=True)
         bar = super().init_train_tqdm()
         bar.unit = "step"
-        bar.bar_format = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        bar.bar_format = BAR_FORMAT
         return bar
 
     def init_validation_tqdm(self) -> Tqdm:

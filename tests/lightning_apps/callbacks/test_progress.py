@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from tqdm import tqdm
 
 from lightning_apps.callbacks import progress
-from lightning_apps.callbacks.progress import RunProgress
+from lightning_apps.callbacks.progress import BAR_FORMAT, RunProgress
 from lightning_apps.process import console
 from lightning_apps.process.console import human_time, with_progress
 
@@ -63,3 +64,12 @@ def test_items_are_counted_in_a_log_file(monkeypatch):
 
 def test_times_for_people():
     assert [human_time(seconds) for seconds in (45.4, 720, 12240)] == ["45 s", "12 min", "3.4 h"]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_the_bar_fits_any_width_and_says_time_and_loss_first(columns):
+    postfix = "loss=2.991, tokens/s=12,942, of peak=45%"
+    line = tqdm.format_meter(90, 200, 10, ncols=columns, prefix="training", postfix=postfix, bar_format=BAR_FORMAT)
+    assert len(line) <= columns
+    whole = f"training 90/200, 00:12 left, {postfix}  45% |"
+    assert line.startswith(whole[:columns])
