@@ -15,7 +15,7 @@ def settings(command, *overrides):
 
 @pytest.mark.parametrize("command", SETTINGS)
 def test_every_key_has_a_value(command):
-    given = {"run": "x", "input": "x"} if command != "report" else {"run": "x"}
+    given = {"run": "x", "input": "x", "to": "x"} if command != "report" else {"run": "x"}
     words = [f"{key}={value}" for key, value in given.items() if key in SETTINGS[command].__dataclass_fields__]
     assert settings(command, *words)["run"] == "x"
 

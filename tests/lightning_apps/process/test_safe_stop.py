@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.storage import atomic_files
 from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, newest_whole_checkpoint
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process import safe_stop
 from lightning_apps.process.safe_stop import SIGNALS, SafeStop, StopRun, heeded_signals, max_time_seconds
-from lightning_apps.run_files import atomic_files
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.weights import damage
 from lightning_apps.runs import experiment_run
