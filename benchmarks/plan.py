@@ -38,7 +38,7 @@ callbacks.weight_average=null",
     "wide bf16_mixed": f"{WIDE} precision=bf16_mixed",
     "wide bf16_true": f"{WIDE} precision=bf16_true",
     "imdb": IMDB,
-    "imdb frozen": f"{IMDB} optimizer.freeze=[embeddings,layer.[0-3]]",
+    "imdb frozen": f"{IMDB} optimizer.freeze=['embeddings','layer.[0-3]']",
     "imdb lora": f"{IMDB} model.lora.rank=8 optimizer.lr=1e-3",
     "rating": "experiment=rating model=hierarchical_tiny data.dataset=synthetic data.chunk_size=32 data.stride=16 \
 trainer.max_epochs=2",
