@@ -40,6 +40,7 @@ WRITTEN_BY_A_RUN = (
     "profile",
     "tensorboard",
     "wandb",
+    ".mlflow_run_id",
     ".upload",
     ".stop",
 )

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_apps.errors import ConfigError
+from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.settings import flat_settings
+
+MLFLOW_RUN_ID = ".mlflow_run_id"
+"""File of a run directory; hidden, so that no upload takes it to another server."""
 
 
 def _require(package: str) -> None:
@@ -36,13 +41,51 @@ def mlflow_logger(*, save_dir: Path, tracking_uri: str | None = None, group: str
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    return MLFlowLogger(
+    return ContinuedMLFlowLogger(
+        id_file=save_dir / MLFLOW_RUN_ID,
         experiment_name=save_dir.parent.name,
         run_name=save_dir.name,
         tracking_uri=tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
         save_dir=str((save_dir.parent.parent / "mlruns").resolve()),
         tags={"group": group} if group is not None else None,
     )
+
+
+class ContinuedMLFlowLogger(MLFlowLogger):
+    """Lightning's logger, which begins a new run of MLflow at each start: here a resumed run goes on in its own.
+
+    Args:
+        id_file: where the id that the server gives stands between two starts.
+        options: of MLFlowLogger.
+    """
+
+    def __init__(self, *, id_file: Path, **options: Any) -> None:
+        self._id_file = id_file
+        self._is_continued = False
+        super().__init__(**options)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """MLflow's client; its run is begun, or taken up again, when it is first asked for."""
+        if self._initialized:
+            return self._mlflow_client
+        # not before: overwriting deletes the file after loggers were made
+        if self._id_file.is_file():
+            self._is_continued = True
+            self._run_id = self._id_file.read_text(encoding="utf-8").strip()
+        client = super().experiment
+        if self._is_continued:
+            client.update_run(self._run_id, status="RUNNING")
+        else:
+            write_text_atomically(self._id_file, str(self._run_id))
+        return client
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Hand on the configuration, once: MLflow refuses what a resumed run may change, such as run.resume."""
+        if self.experiment is not None and not self._is_continued:
+            super().log_hyperparams(params)
 
 
 class TrackioLogger(Logger):

@@ -1,7 +1,11 @@
 """Loggers of other libraries: their trouble (a network, a full disk, their own faults) stops no training."""
 
+import queue
+import threading
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint
@@ -12,10 +16,14 @@ from lightning_apps.process.side_products import side_product
 
 TOLERATED_FAILURES = 3
 """So many calls in a row may fail before a logger is left alone: each may wait a minute for a network."""
+LONGEST_CALL_S = 120.0
+"""A call that has not returned by then is waited for no longer: W&B gives up its own start after 90 s."""
 
 
 class SideLogger(Logger):
     """Hands every call to another logger, as a side product; metrics.csv has all values whatever happens to it.
+
+    The calls are made one after another in a thread of their own, so that one that hangs can be left behind.
 
     Args:
         inner: the logger.
@@ -25,14 +33,33 @@ class SideLogger(Logger):
         super().__init__()
         self.inner = inner
         self._failures = 0
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def _try(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if self._failures >= TOLERATED_FAILURES:
             return
         self._failures += 1
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=type(self.inner).__name__, daemon=True)
+            self._thread.start()
+        answer: Future[None] = Future()
+        self._calls.put((partial(call, *args, **kwargs), answer))
         with side_product(type(self.inner).__name__):
-            call(*args, **kwargs)
+            if not wait([answer], LONGEST_CALL_S).done:
+                self._failures = TOLERATED_FAILURES
+                raise TimeoutError(f"no answer for {LONGEST_CALL_S:.0f} s")
+            answer.result()
             self._failures = 0
+
+    def _work(self) -> None:
+        while True:
+            call, answer = self._calls.get()
+            try:
+                call()
+                answer.set_result(None)
+            except BaseException as error:  # it is raised where the call was asked for
+                answer.set_exception(error)
 
     @property
     def name(self) -> str | None:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +15,7 @@ from lightning_apps.errors import GuardError
 from lightning_apps.process.console import open_console, say
 from lightning_apps.process.safe_stop import StopRun
 from lightning_apps.process.side_products import side_product
+from lightning_apps.run_files import side_logger
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.side_logger import TOLERATED_FAILURES, SideLogger
 from lightning_apps.runs import experiment_run
@@ -185,6 +187,29 @@ def test_a_logger_that_recovers_is_asked_again(tmp_path):
         logger.log_metrics({"a": 1.0}, step)
     assert BrokenLogger.calls == [0, 1, 2, 3, 4, 5, 6]
     assert (logger.name, logger.version, logger.save_dir) == ("broken", "", None)
+
+
+class Hanging(BrokenLogger):
+    """Its second call never returns."""
+
+    def log_metrics(self, metrics, step=None):
+        self.calls.append((step, threading.current_thread().name))
+        if step == 2:
+            threading.Event().wait()
+
+
+def test_a_logger_that_hangs_is_left_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(side_logger, "LONGEST_CALL_S", 0.5)
+    BrokenLogger.calls.clear()
+    logger = SideLogger(Hanging(save_dir=tmp_path))
+    open_console()
+    for step in (1, 2, 3):
+        logger.log_metrics({"a": 1.0}, step)
+    logger.finalize("success")
+    assert BrokenLogger.calls == [(1, "Hanging"), (2, "Hanging")]
+    assert capsys.readouterr().out == (
+        "warning: Hanging failed (TimeoutError: no answer for 0 s); the run goes on without it\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files import other_loggers
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -32,6 +33,35 @@ def test_mlflow_has_configuration_values_and_group(composed, monkeypatch, capsys
     losses = {row["step"]: row["train/loss"] for row in read_metrics(directory_of(config).metrics)}
     assert {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train/loss")} == losses
     assert not Path("mlruns").exists()
+
+
+def test_a_resumed_run_goes_on_in_its_run_of_mlflow(composed, monkeypatch, capsys):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = [*RUN, "logger=mlflow", "trainer.save_every=1", "trainer.max_steps=3"]
+    stopped = composed(*words, name="a")
+    take_step = StepClock.on_train_batch_end
+
+    def kill(clock, trainer, *arguments):
+        take_step(clock, trainer, *arguments)
+        if trainer.global_step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepClock, "on_train_batch_end", kill)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run_experiment(stopped)
+    stopped["run"]["resume"] = "auto"
+    assert run_experiment(stopped)["status"] == "completed"
+    assert "MLFlowLogger failed" not in capsys.readouterr().out
+    client = mlflow.MlflowClient(f"file:{Path(stopped['run']['output_root']) / 'mlruns'}")
+    experiment = client.get_experiment_by_name("location").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "train/loss")} == {1, 2, 3}
+    again = composed(*words, "run.overwrite=true", name="a")
+    run_experiment(again)
+    assert len(client.search_runs([experiment])) == 2  # another run, another one there
 
 
 class Recorded:
