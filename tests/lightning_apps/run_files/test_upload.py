@@ -323,7 +323,7 @@ def test_a_server_that_was_never_there(s3, tmp_path, cache_root, reference):
     code, out = ended(start(tmp_path, cache_root, tmp_path / "go", f"run.upload={TO}"))
     assert code == 0
     assert out.count("NOT UPLOADED: ") == 1
-    assert "  0 of 16 files, not checkpoints/best.ckpt" in out
+    assert "  0 of 17 files, not checkpoints/best.ckpt" in out
     assert_same_checkpoints(tmp_path, reference)
 
 
