@@ -203,8 +203,15 @@ def _alone(path: Path) -> Iterator[None]:
         return
     while True:
         with path.open("a") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(
+                    f"waiting for another process, which prepares the same data ({path})", file=sys.stderr, flush=True
+                )
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
             try:  # the one before may have removed the file while this process waited for it
                 current = path.stat().st_ino == os.fstat(file.fileno()).st_ino
             except FileNotFoundError:

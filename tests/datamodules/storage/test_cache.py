@@ -2,12 +2,13 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules.storage.cache import MANIFEST, CacheError, damage, prepared_folder, read_manifest
+from datamodules.storage.cache import MANIFEST, CacheError, damage, fingerprint, prepared_folder, read_manifest
 
 SETTINGS = {"a": 1}
 LARGE = np.arange(1_000_000, dtype=np.int64)  # 8 MB
@@ -127,3 +128,19 @@ def test_others_may_read_what_was_prepared(tmp_path):
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_who_waits_for_another_process_says_so(tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    at = tmp_path / "x" / f".{fingerprint(SETTINGS)}.lock"
+    at.parent.mkdir()
+    with at.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=prepared_folder, args=(tmp_path, "x", SETTINGS, write))
+        waiting.start()
+        said = ""
+        while not said and waiting.is_alive():
+            said = capsys.readouterr().err
+        assert said == f"waiting for another process, which prepares the same data ({at})\n"
+    waiting.join()
+    assert (tmp_path / "x" / fingerprint(SETTINGS) / MANIFEST).is_file()
