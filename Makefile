@@ -27,8 +27,14 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) install --require-hashes --no-deps -r constraints.txt
+	sed '/^# what make docs/,$$d' constraints.txt > $(VENV)/dev.txt
+	$(PIP) install --require-hashes --no-deps -r $(VENV)/dev.txt
 	$(REST) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) install --require-hashes --no-deps -r constraints.txt
+	$(REST) -e '.[docs]'
 	@touch $@
 
 .PHONY: setup
@@ -56,6 +62,10 @@ check: $(VENV)/.dev  ## lint, format check and types (pre-commit runs the same)
 config-docs: $(VENV)/.dev  ## write docs/config.md anew, from conf/, types and docstrings
 	$(BIN)/python -m lightning_apps.config.reference
 
+.PHONY: docs
+docs: $(VENV)/.docs  ## build the pages into site/ (open site/index.html); a link that leads nowhere ends it
+	$(BIN)/python .ci/docs
+
 .PHONY: format
 format: $(VENV)/.dev  ## apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
@@ -82,5 +92,5 @@ wheel: $(VENV)/.dev  ## build the wheel into dist/, without a network
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 .PHONY: clean
-clean:  ## remove .venv, caches, builds and prepared data; outputs/ stays
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+clean:  ## remove .venv, caches, builds, site/ and prepared data; outputs/ stays
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info

@@ -31,7 +31,7 @@ MAX_ENTRIES = 8
 
 
 def sentences(results: SweepResults, fits: Sequence[ScalingSeries], contexts: Sequence[ContextSeries]) -> list[str]:
-    """What the numbers say, a few sentences for each metric and study.
+    """What the numbers say, a few sentences for each metric and analysis.
 
     Args:
         results: all jobs of the sweep.

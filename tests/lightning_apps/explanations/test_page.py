@@ -20,7 +20,7 @@ from lightning_apps.explanations.page import display_scores, documents, excerpt,
 from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.reports.page import ENVIRONMENT, page, render
 from lightning_apps.run_files.directory import RunDirectory
-from tests.asserts.browser import browser, load
+from tests.asserts.browser import browser, load, violations
 from tests.asserts.html_pages import Page
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -249,3 +249,9 @@ def test_the_choice_of_a_method_shows_and_works_without_a_script(tmp_path):
         orange[name] = int((np.abs(pixels - [0xC4, 0x51, 0x00]).sum(axis=-1) < 12).sum())  # bars against, in the map
     assert min(orange.values()) > 500
     assert orange["attention"] != orange["occlusion"]
+
+
+@browser
+@pytest.mark.slow
+def test_everyone_can_read_it(tmp_path):
+    assert violations(write(tmp_path, entries()), tmp_path) == []

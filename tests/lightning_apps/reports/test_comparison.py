@@ -8,7 +8,9 @@ import pytest
 from lightning_apps import report as report_command
 from lightning_apps.report import with_one_run
 from lightning_apps.reports.comparison import write_comparison
-from tests.asserts.browser import browser, load
+from lightning_apps.reports.index import write_index
+from lightning_apps.reports.run_report import write_run_report
+from tests.asserts.browser import browser, load, violations
 from tests.asserts.html_pages import Page
 from tests.fakes.run_directory import CONFIG, EVIL, PREDICTIONS, SUMMARY, complete, curves_of, lines, write
 
@@ -90,3 +92,14 @@ def test_in_a_browser(size, outputs, tmp_path):
     assert console == []
     assert dom.count('class="series"') == 4
     assert json.loads(dom.partition('id="chart-data">')[2].partition("</script>")[0])
+
+
+@browser
+@pytest.mark.slow
+def test_everyone_can_read_them(outputs, tmp_path):
+    write_run_report(str(outputs / "imdb" / "a"))  # the list links to it
+    (outputs / "sweeps" / "s").mkdir(parents=True)
+    (outputs / "sweeps" / "s" / "sweep.json").write_text("{}")
+    (index,), _ = write_index(outputs)
+    (compared,) = write_comparison([str(outputs / "imdb" / name) for name in ("a", "b=1,c")])
+    assert [found for path in (index, compared) for found in violations(path, tmp_path)] == []

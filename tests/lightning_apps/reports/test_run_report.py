@@ -9,14 +9,16 @@ import re
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from lightning_apps.config.composition import CONF
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.file_lock import this_process, try_lock
 from lightning_apps.reports.curves import MOST_POINTS, charts, thinned
+from lightning_apps.reports.page import page
 from lightning_apps.reports.run_record import default_settings, flat_text, read_record
 from lightning_apps.reports.run_report import commands, error_of, training_words, write_run_report
-from tests.asserts.browser import browser, load
+from tests.asserts.browser import browser, load, violations
 from tests.asserts.html_pages import Page
 from tests.fakes.run_directory import CONFIG, EVIL, METRICS, PREDICTIONS, SUMMARY, complete, curves_of, lines, write
 
@@ -300,3 +302,30 @@ def test_in_a_browser(size, tmp_path):
         "smoothed": True, "log": True, "zoomed": True, "dragged": True,
         "first": ["3", "2", "1"], "down": ["3", "2", "1"], "up": ["1", "2", "3"],
     }  # fmt: skip
+
+
+@browser
+@pytest.mark.slow
+def test_everyone_can_read_it(tmp_path):
+    baselines = {"validation": {"majority class": {"f1_macro": 0.375}}}
+    folder = complete(tmp_path / "imdb" / "a", baselines=baselines, train="one line\n",
+                      summary=SUMMARY | {"status": "failed"})  # fmt: skip
+    Image.new("RGB", (600, 400), "white").save(folder / "summary.png")
+    (path,) = write_run_report(str(folder))
+    assert violations(path, tmp_path) == []
+
+
+@browser
+@pytest.mark.slow
+def test_what_not_everyone_can_read_is_found(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page("base.html", "title").replace(' lang="en"', "").replace("<h1>", '<h1 style="width: 900px">'))
+    found = violations(path, tmp_path)
+    assert [line.partition(" at ")[0] for line in found] == [
+        "1280 dark: html-has-lang",
+        "1280 light: html-has-lang",
+        "400 dark: 510 pixels wider than the window",
+        "400 dark: html-has-lang",
+        "400 light: 510 pixels wider than the window",
+        "400 light: html-has-lang",
+    ]

@@ -22,6 +22,7 @@ from lightning_apps.sweeps.report import write_sweep_report
 from lightning_apps.sweeps.results import find_sweep, read_curve, read_sweep, show
 from lightning_apps.sweeps.scaling_picture import PositionLine, colours, draw_in_context, metric_unit, short_count
 from lightning_apps.sweeps.state import read_state
+from tests.asserts.browser import browser, violations
 from tests.asserts.html_pages import Page
 from tests.fakes.synthetic_sweep import loss_of, write_sweep
 
@@ -386,3 +387,10 @@ def test_a_line_keeps_its_colour_where_another_is_missing(tmp_path, monkeypatch)
     draw_in_context(tmp_path / "a.png", panels, ordered=True, band="none")
     assert [label for label, _ in drawn] == ["a", "b", "c", "a", "c"]
     assert len(dict.fromkeys(drawn)) == 3
+
+
+@browser
+@pytest.mark.slow
+def test_everyone_can_read_it(study, tmp_path):
+    _, (path, *_), _ = study
+    assert violations(path, tmp_path) == []
