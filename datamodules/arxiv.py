@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules.contract import IGNORED, Batch, ExperimentData, Indices, Loading, Split
+from datamodules.corpus.learned_bpe import vocabulary_size
 from datamodules.corpus.prepared_store import find_store
 from datamodules.corpus.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
 from datamodules.corpus.token_windows import (
@@ -43,7 +44,7 @@ class ArxivDataModule(ExperimentData):
         hub_config: its configuration.
         text_column: field that holds the document.
         label_column: field that holds its category.
-        tokenizer: Hugging Face name or path.
+        tokenizer: Hugging Face name or path, or bpe:<tokens> for one that is learned from the training documents.
         store: s3:// prefix that shares the prepared store: fetched from there if it is there, put there afterwards if
             not; None keeps it in the cache only.
         max_documents_per_split: size of the sample that is prepared for a first look.
@@ -114,11 +115,12 @@ class ArxivDataModule(ExperimentData):
 
     @staticmethod
     def check(settings: Mapping[str, Any]) -> None:
-        """Whether the categories are chosen in one way only.
+        """Whether the categories are chosen in one way only, and a tokenizer to learn has a size that can be.
 
         Raises:
-            ValueError: they are not.
+            ValueError: they are not, or it has not.
         """
+        vocabulary_size(settings["tokenizer"])
         if settings["num_categories"] is not None and settings["categories"] is not None:
             raise ValueError("data.num_categories and data.categories exclude each other: a number, or the names")
 

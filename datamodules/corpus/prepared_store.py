@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datamodules.corpus.learned_bpe import vocabulary_size
 from datamodules.corpus.text_source import SourceError, TextSource, file_source, hub_source, local_files
 from datamodules.corpus.token_store import TOKENS, StoreError, is_store, open_store
 from datamodules.corpus.tokenize_corpus import write_store
@@ -53,7 +54,7 @@ def find_store(
         hub_config: its configuration.
         text_column: field that holds the document.
         label_column: field that holds its category.
-        tokenizer_name: Hugging Face name or path.
+        tokenizer_name: Hugging Face name or path, or bpe:<tokens> for one that is learned from the training split.
         shared_store: s3:// prefix to fetch the store from, or to put it to; None for none.
         max_documents_per_split: None for all.
         num_workers: tokenizing processes.
@@ -71,7 +72,8 @@ def find_store(
     settings = {
         "version": PREPARATION_VERSION,
         "source": source.identity,
-        "tokenizer": tokenizer_identity(tokenizer_name),
+        # one that is learned depends on the source alone
+        "tokenizer": tokenizer_name if vocabulary_size(tokenizer_name) else tokenizer_identity(tokenizer_name),
         "max_documents_per_split": max_documents_per_split,
     }
     cached = cache_root / "arxiv" / fingerprint(settings)

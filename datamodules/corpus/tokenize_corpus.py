@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from datamodules.corpus.learned_bpe import learn_bpe, vocabulary_size
 from datamodules.corpus.text_source import Row, SourceError, TextSource
 from datamodules.corpus.token_store import (
     INDEX,
@@ -54,7 +55,7 @@ def write_store(
     Args:
         folder: to write into.
         source: documents.
-        tokenizer_name: Hugging Face name or path.
+        tokenizer_name: Hugging Face name or path, or bpe:<tokens> for one that is learned from the training split.
         max_documents_per_split: size of the sample to keep; None keeps all documents.
         seed: decides which documents are in that sample.
         num_workers: tokenizing processes; 1 tokenizes here.
@@ -66,9 +67,7 @@ def write_store(
         SourceError: a document cannot be read, or there is none.
         StoreError: a token does not fit.
     """
-    tokenizer = load_tokenizer(
-        tokenizer_name, remedy="give a Hugging Face name, with a network, or a folder that holds tokenizer.json"
-    )
+    tokenizer = corpus_tokenizer(tokenizer_name, source, max_documents_per_split, seed)
     tokenizer.save_pretrained(folder / "tokenizer")
     vocab_size = len(tokenizer)
     dtype = token_dtype(vocab_size - 1)
@@ -127,6 +126,22 @@ def write_store(
     facts["files"] = checksums(folder)
     remember_verified(folder, facts["files"])
     return facts
+
+
+def corpus_tokenizer(name: str, source: TextSource, limit: int | None, seed: int) -> PreTrainedTokenizerBase:
+    """The tokenizer of that name; one that is to be learned sees the training documents of the store, no others.
+
+    Raises:
+        SourceError: it is to be learned, and there is no training split.
+        ValueError: it cannot be had.
+    """
+    size = vocabulary_size(name)
+    if size is None:
+        remedy = "give a Hugging Face name, with a network, a folder that holds tokenizer.json, or bpe:4096"
+        return load_tokenizer(name, remedy=remedy)
+    if "train" not in source.splits:
+        raise SourceError(f"data.tokenizer={name} is learned from the training split, and the source has none")
+    return learn_bpe((text for _, text, _ in source.read("train", limit, seed)), size=size)
 
 
 def _finish_index(folder: Path, rows_path: Path, found: list[str], categories: list[str]) -> None:
