@@ -2,8 +2,8 @@
 
 Errors (ConfigError, exit code 2, nothing written): sequences beyond the model's positions, a head of another size than
 the classes, a micro-batch that needs more memory than the machine has, a disk too small for the planned checkpoints.
-Notices (said once, the run goes on): an implausible learning rate, a CPU in use while a GPU idles, bf16 without units
-for it, the limits of MPS, memory that will be short, and what the data module has to say.
+Notices (said once, the run goes on): an implausible learning rate, a CPU in use while a GPU idles, bf16 that is slower
+than float32, the limits of MPS, memory that will be short, and what the data module has to say.
 """
 
 import os
@@ -28,6 +28,7 @@ from lightning_apps.runs.build import available_accelerator
 from lightning_apps.runs.memory_estimate import available_memory_bytes, step_memory
 from lightning_apps.training.parameter_groups import layer_depths
 from lightning_apps.training.plan import RunPlan
+from models.flops import measure_peak_flops
 
 Config = Mapping[str, Any]
 
@@ -256,6 +257,16 @@ def check_accelerator(config: Config) -> list[str]:
             f"precision={precision}: this CPU has no units for bf16 and emulates it, up to a hundred times slower; "
             "precision=fp32 is faster here"
         )
+    elif accelerator == "cpu" and precision.startswith("bf16") and (share := bf16_speed()) < 0.8:
+        notices.append(
+            f"precision={precision}: this CPU has units for bf16, and multiplies it at {share:.1f} times the speed of "
+            "float32 (measured); precision=fp32 is faster here"
+        )
+    if accelerator == "gpu" and precision == "fp32" and torch.cuda.is_bf16_supported(including_emulation=False):
+        notices.append(
+            f"precision=fp32: {torch.cuda.get_device_name()} multiplies bf16 many times faster; precision=bf16_mixed "
+            "keeps weights and optimizer in float32"
+        )
     if accelerator == "mps":
         if "PYTORCH_ENABLE_MPS_FALLBACK" not in os.environ:
             notices.append(
@@ -271,6 +282,17 @@ def cpu_has_bf16_units() -> bool:
     """Whether this CPU multiplies bf16 matrices natively (AVX-512 BF16, AMX, or ARM's BF16)."""
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile") or found.get("bf16"))
+
+
+def bf16_speed() -> float:
+    """How fast this CPU multiplies bf16 matrices, in units of its speed in float32.
+
+    Flags do not tell: with AVX-512 BF16 an AMD EPYC was measured at 4 to 5, an Intel Xeon without AMX at 0.5 (LOG.md).
+    """
+    cpu = torch.device("cpu")
+    return measure_peak_flops(cpu, torch.bfloat16, size=1024, rounds=5) / measure_peak_flops(
+        cpu, torch.float32, size=1024, rounds=5
+    )
 
 
 def check_memory(config: Config, module: Experiment, datamodule: ExperimentData) -> list[str]:

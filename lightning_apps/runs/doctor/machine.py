@@ -26,6 +26,7 @@ from lightning_apps.runs.build import available_accelerator, build_loggers
 from lightning_apps.runs.doctor.finding import Finding, judged, said
 from lightning_apps.runs.memory_estimate import available_memory_bytes
 from lightning_apps.runs.preflight import (
+    bf16_speed,
     check_accelerator,
     check_disk,
     check_load,
@@ -63,7 +64,11 @@ def hardware(config: Config) -> list[Finding]:
         parts.append(f"{human_bytes(memory.now)} of {human_bytes(memory.total)} memory free")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     parts.append(", ".join(gpus) or "no GPU")
-    parts.append(f"the CPU has {'' if cpu_has_bf16_units() else 'no '}units for bf16")
+    parts.append(
+        f"bf16 products at {bf16_speed():.1f} times the speed of float32 on the CPU"
+        if cpu_has_bf16_units()
+        else "the CPU has no units for bf16"
+    )
     claim = f"the machine suits {accelerator} with precision={config['precision']['name']}"
     notices = [*check_accelerator(config), *check_load(config)]
     return [said("yellow", "machine", claim, notice) for notice in notices] or [

@@ -123,7 +123,24 @@ def test_a_gpu_that_idles_and_bf16_without_units(composed, monkeypatch):
     assert idle == "Some GPU idles while the CPU trains; hardware=gpu uses it"
     assert "no units for bf16" in slow
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert len(preflight.check_accelerator(config)) == 1
+    monkeypatch.setattr(preflight, "bf16_speed", lambda: 4.5)
+    assert preflight.check_accelerator(config) == [idle]
+    monkeypatch.setattr(preflight, "bf16_speed", lambda: 0.52)  # units, but slow ones
+    assert preflight.check_accelerator(config)[1] == (
+        "precision=bf16_mixed: this CPU has units for bf16, and multiplies it at 0.5 times the speed of float32 "
+        "(measured); precision=fp32 is faster here"
+    )
+
+
+def test_a_gpu_with_bf16_units_that_computes_in_float32(composed, monkeypatch):
+    monkeypatch.setattr(preflight, "available_accelerator", lambda wanted: "gpu")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    (said,) = preflight.check_accelerator(composed(*IMDB, "precision=fp32"))
+    assert said.startswith("precision=fp32: Some GPU multiplies bf16 many times faster; precision=bf16_mixed")
+    assert preflight.check_accelerator(composed(*IMDB, "precision=bf16_mixed")) == []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert preflight.check_accelerator(composed(*IMDB, "precision=fp32")) == []
 
 
 def test_limits_of_mps(composed, monkeypatch):
