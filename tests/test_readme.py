@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import tomllib
 from functools import cache
 
 import pytest
@@ -50,15 +51,33 @@ COMMANDS = WITH_CONFIG | {
 
 
 def commands_of(page):
-    """Name and arguments of each command line of the project in a page's blocks, continued lines joined."""
-    return re.findall(
-        r"^(?:.* \| )?python -m lightning_apps\.(\w+) ?(.*)$", page.replace("\\\n", ""), flags=re.MULTILINE
-    )
+    """Name and arguments of each command line of the project, continued lines joined.
+
+    In blocks behind a pipe, variables, torchrun or srun too, and in the lines of a page within backquotes.
+    """
+    command = r"-m lightning_apps\.(\w+) ?(.*)$"
+    blocks = re.findall(rf"^(?!#)[^`\n]*?{command}", page.replace("\\\n", ""), flags=re.MULTILINE)
+    return blocks + [match.groups() for code in code_of(page) if (match := re.match(f"python {command}", code))]
+
+
+def code_of(page):
+    """What stands in backquotes within the lines of a page."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
 
 
 OWN_FILES = {name for name, page in PAGES.items() if any("--config-dir" in words for _, words in commands_of(page))}
 """Pages that make files of their own; a test of its own follows each of them to the letter."""
-FOUND = sorted({found for name, page in PAGES.items() if name not in OWN_FILES for found in commands_of(page)})
+FOLLOWED = "docs/own-experiment.md"
+"""Of the others with files of their own, these lines alone are followed: --config-dir, trust=."""
+FOUND = sorted(
+    {
+        (command, words)
+        for name, page in PAGES.items()
+        for command, words in (commands_of(page) if name != FOLLOWED else ())
+        if "--config-dir" not in words and "trust=" not in words
+    }
+)
 
 
 def first_of(word):
@@ -147,12 +166,6 @@ def has_key(config, key):
     return True
 
 
-def code_of(page):
-    """What stands in backquotes within the lines of a page."""
-    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"`([^`\n]+)`", prose)
-
-
 def unknown_keys(page):
     """Settings such as `trainer.max_steps=5` that no experiment has."""
     sections = "model|data|optimizer|scheduler|precision|hardware|trainer|callbacks|logger|run|sweep|module"
@@ -193,6 +206,13 @@ def unknown_programs(page):
     for module in re.findall(r"python -m (benchmarks\.\w+)", page):
         if importlib.util.find_spec(module) is None:
             yield module
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in re.findall(r"lightning-apps\[(\w+)\]", page):
+        if extra not in project["optional-dependencies"]:
+            yield f"lightning-apps[{extra}]"
+    for script in re.findall(r"\blightning-apps-\w+", page):
+        if script not in project["scripts"]:
+            yield script
 
 
 @cache
@@ -200,7 +220,12 @@ def texts_of_the_program():
     """Every piece of text in our sources, such as those between the values of a message."""
     files = [path for path in source_files() if path.suffix == ".py" and "tests" not in path.parts]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    return "\0".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    values = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return "\0".join(
+        value if isinstance(value, str) else value.decode(errors="replace")
+        for value in values
+        if isinstance(value, str | bytes)
+    )
 
 
 def unsaid_messages(page):
@@ -231,7 +256,12 @@ def test_what_is_not_there_is_found():
     assert list(unknown_keys(page)) == ["trainer.max_step"]
     assert list(unknown_files(page)) == ["runs/biuld.py"]
     assert list(broken_links("README.md", page)) == ["docs/nowhere.md"]
-    assert list(unknown_programs(page)) == ["make trian"]
+    assert list(unknown_programs(f"{page}, lightning-apps[slrum]")) == ["make trian", "lightning-apps[slrum]"]
+    line = "torchrun --nnodes=2 \\\n  -m lightning_apps.train a=1"
+    assert commands_of(f"`python -m lightning_apps.plan b=2`\n\n```bash\n# c\n{line}\n```\n") == [
+        ("train", "a=1"),
+        ("plan", "b=2"),
+    ]
     row = "| all frozen | `nothing is trainable: ...; melt some part`, `freeze less` | unfreeze |"
     table = f"| what happens | what the program says | what to do |\n| --- | --- | --- |\n{row}\n"
     assert list(unsaid_messages(table)) == ["; melt some part", "freeze less"]
