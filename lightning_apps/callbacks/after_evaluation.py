@@ -8,7 +8,13 @@ class AfterEvaluation(L.Callback):
 
     Lightning calls the callback that saves last, whatever the order of the list, so that work in `on_validation_end`
     would come before the checkpoint: RunCheckpoints calls these, each as a side product, when it has saved.
+
+    Attributes:
+        reads_checkpoint: false where the work reads no checkpoint file, and need not wait for one that is written
+            beside training.
     """
+
+    reads_checkpoint = True
 
     def on_evaluation_saved(self, trainer: L.Trainer, pl_module: L.LightningModule, best_step: int | None) -> None:
         """Do the work; called on every rank.

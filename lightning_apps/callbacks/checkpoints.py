@@ -1,109 +1,47 @@
 """Checkpoints of a run: best, last and periodic, three policies over one atomic write."""
 
-import contextlib
-import os
-import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from datamodules.storage.atomic_files import fsync_folder, open_new, written_aside
 from lightning_apps.callbacks.after_evaluation import AfterEvaluation
+from lightning_apps.callbacks.checkpoint_writer import CheckpointWriter, Files
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.process.side_products import side_product
-from lightning_apps.run_files.metrics_csv import MetricsCSV
-from lightning_apps.run_files.weights import damage
-from lightning_apps.training.optimizer_step import all_ranks, from_all_ranks, takes_steps
+from lightning_apps.run_files.checkpoint_files import periodic_checkpoints, remove
+from lightning_apps.training.optimizer_step import all_ranks, from_all_ranks
 from lightning_apps.training.plan import RunPlan
-from lightning_apps.training.sharding import weights_as_shards
 
 TOLERATED_FAILED_WRITES = 3
 """So many checkpoints in a row may fail before the run stops: a full disk is often emptied in time."""
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside, flushes it to the disk, and renames it: it is there whole or not at all."""
+@dataclass(frozen=True)
+class _Save:
+    """A checkpoint whose write has begun.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint, or leave what was there.
-
-        Args:
-            checkpoint: what torch.save can write.
-            path: of a local file; its folder is made if need be.
-            storage_options: of Lightning's signature; nothing here reads them.
-        """
-        with written_aside(Path(path)) as file:
-            # torch's writer turns a full disk into a RuntimeError about its archive; a file object keeps the errno
-            torch.save(checkpoint, file)
-
-
-def second_name(source: Path, aside: Path) -> None:
-    """Make `aside` the same file as `source`, or a copy of it where the file system has no hard links.
-
-    exFAT, SMB, FUSE and drive mounts answer with EPERM, ENOTSUP, ENOSYS and others; what really is wrong with a disk,
-    copying meets as well.
+    Attributes:
+        step: optimizer steps behind it.
+        names: of the checkpoint.
+        best_before: state of RunCheckpoints from before the evaluation of this step; taken back if the write fails.
+        write: its end, and the OSError of one that failed.
     """
-    try:
-        aside.hardlink_to(source)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()  # some mounts leave an empty file
-        with source.open("rb") as whole, os.fdopen(open_new(aside), "wb") as copy:
-            shutil.copyfileobj(whole, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
 
-
-def name_atomically(written: Path, targets: Sequence[Path]) -> None:
-    """Give a file its names, replacing what had them: first all are made aside, then each takes its name, in order.
-
-    What can fail, a full disk above all, fails before the first of them is replaced.
-
-    Args:
-        written: the file; it is renamed to the last of the names.
-        targets: in the same folder.
-    """
-    *others, last = targets
-    asides = [target.with_name(f".{target.name}.{secrets.token_hex(8)}.part") for target in others]
-    try:
-        for aside in asides:
-            second_name(written, aside)
-        for aside, target in zip(asides, others, strict=True):
-            aside.replace(target)
-        written.replace(last)
-    except BaseException:
-        for aside in (*asides, written):
-            with contextlib.suppress(OSError):
-                aside.unlink()
-        raise
-    fsync_folder(last.parent)
-
-
-def newest_whole_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is not damaged: last, then periodic ones from the newest, then best.
-
-    Args:
-        folder: the run's checkpoints.
-        report: told of each damaged file that is passed over.
-    """
-    for path in (folder / "last.ckpt", *reversed(periodic_checkpoints(folder)), folder / "best.ckpt"):
-        if not path.is_file():
-            continue
-        reason = damage(path)
-        if reason is None:
-            return path
-        report(f"{path} is damaged ({reason}); trying the one before")
-    return None
+    step: int
+    names: list[str]
+    best_before: dict[str, Any]
+    write: "Future[Files]"
 
 
 class RunCheckpoints(Checkpoint):
@@ -117,6 +55,10 @@ class RunCheckpoints(Checkpoint):
     Lightning's ModelCheckpoint saves before the evaluation of the same step (Lightning#14431), and three of them
     would write three files.
 
+    A write may go on beside training, from a copy of the state. Whatever looks at a checkpoint or at what is best waits
+    for it: the next save, a stop, the end of the fit. What a write does to others (what is best, failures in a row, old
+    checkpoints that go) is done on the main thread, and on all ranks together.
+
     Args:
         plan: the plan of the run.
         folder: where the checkpoints go.
@@ -127,6 +69,9 @@ class RunCheckpoints(Checkpoint):
             that checkpoints are spaced evenly in the logarithm of the loss; None keeps none of these.
         stop: when asked, the run ends here, saved; an evaluation that is due comes first, since a resumed run would
             not repeat the step before it.
+        write: foreground: training waits for the write; background: for a copy of the state alone.
+        layout: consolidated: one file, written by the first rank; sharded: a folder into which each rank writes what it
+            holds.
     """
 
     def __init__(
@@ -139,6 +84,8 @@ class RunCheckpoints(Checkpoint):
         keep: int | None,
         loss_ratio: float | None,
         stop: SafeStop,
+        write: Literal["foreground", "background"] = "foreground",
+        layout: Literal["consolidated", "sharded"] = "consolidated",
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -153,6 +100,8 @@ class RunCheckpoints(Checkpoint):
         self.stop = stop
         self.failed_writes = 0
         self._saved_step = -1
+        self._writer = CheckpointWriter(folder, in_background=write == "background", in_shards=layout == "sharded")
+        self._begun: _Save | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best evaluation so far, and the loss of the last spaced checkpoint."""
@@ -186,7 +135,11 @@ class RunCheckpoints(Checkpoint):
         Raises:
             ConfigError: one of them does not.
         """
-        if stage != "fit" or trainer.world_size == 1:
+        if stage != "fit":
+            return
+        if trainer.is_global_zero:
+            self._writer.clean()
+        if trainer.world_size == 1:
             return
         start = zlib.crc32(str(trainer.ckpt_path and Path(trainer.ckpt_path).name).encode())
         seen = from_all_ranks([float(self.folder.is_dir()), float(start)])
@@ -208,19 +161,37 @@ class RunCheckpoints(Checkpoint):
         self.stop.in_training = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """There is no step to wait for any more."""
+        """There is no step to wait for any more; the best weights are read next."""
         self.stop.in_training = False
+        self._settle(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """There is no step to wait for any more."""
+        """There is no step to wait for any more; other ranks may be gone, and are not asked."""
         self.stop.in_training = False
+        save, error = self._begun, self.wait()
+        if save is not None and error is not None:
+            self.load_state_dict(save.best_before)
+            self._say_failure(save.step, error)
+        self._begun = None
+
+    def wait(self) -> BaseException | None:
+        """Return once no write is under way here; what went wrong with the last one, where nobody has asked yet."""
+        return None if self._begun is None else self._begun.write.exception()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint of an earlier step does not have its name yet."""
+        return self._begun is not None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Stop after an evaluation, which has saved."""
-        if (code := self._stop_code(trainer)) and self._saved_step == trainer.global_step:
-            self.stop.raise_stop(code)
+        self._settle(trainer, wait=False)
+        if code := self._stop_code(trainer):
+            self._settle(trainer)
+            if self._saved_step == trainer.global_step:
+                self.stop.raise_stop(code)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
@@ -231,8 +202,10 @@ class RunCheckpoints(Checkpoint):
         if (step in self.plan.save_steps or step == self.plan.total_steps) and not evaluated:
             self._save(trainer, ["last.ckpt", *self._periodic(step)])
         if step < self.plan.total_steps and not evaluated and (code := self._stop_code(trainer)):
+            self._settle(trainer)
             if self._saved_step != step:
                 self._save(trainer, ["last.ckpt"])
+                self._settle(trainer)
             self.stop.raise_stop(code)
 
     def _stop_code(self, trainer: L.Trainer) -> int:
@@ -246,16 +219,17 @@ class RunCheckpoints(Checkpoint):
         """Compare with the best evaluation and save; then whatever follows an evaluation."""
         if trainer.state.fn != "fit":
             return
-        step = trainer.global_step
-        names = ["last.ckpt", *self._periodic(step)]
+        self._settle(trainer)  # else what is compared with is not yet known to be saved
+        names = ["last.ckpt", *self._periodic(trainer.global_step)]
         best_before = self.state_dict()
         if self._is_best(trainer):
             names.append("best.ckpt")
         names += self._spaced(trainer)
-        if not self._save(trainer, names):
-            self.load_state_dict(best_before)  # best.ckpt still is the earlier one
+        self._save(trainer, names, best_before)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AfterEvaluation):
+                if callback.reads_checkpoint:
+                    self._settle(trainer)
                 with side_product(type(callback).__name__):
                     callback.on_evaluation_saved(trainer, pl_module, self.best_step or None)
 
@@ -290,51 +264,70 @@ class RunCheckpoints(Checkpoint):
         self.best_metrics = metrics
         return True
 
-    def _save(self, trainer: L.Trainer, names: list[str]) -> bool:
-        """Write a checkpoint under these names; all ranks know whether the first one could."""
-        error = None
-        try:
-            self._write(trainer, names)
-        except OSError as failure:
-            error = failure
-        written = error is None if trainer.world_size == 1 else all_ranks(error is None)
+    def _save(self, trainer: L.Trainer, names: list[str], best_before: dict[str, Any] | None = None) -> None:
+        """Begin a checkpoint under these names; where nothing is trained beside its write, wait for the end."""
+        self._settle(trainer)
+        with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
+            write = self._writer.begin(trainer, names)
+        self._begun = _Save(trainer.global_step, names, best_before or self.state_dict(), write)
+        if not self._writer.in_background or trainer.global_step >= self.plan.total_steps:
+            self._settle(trainer)
+
+    def _settle(self, trainer: L.Trainer, *, wait: bool = True) -> None:
+        """What follows a write: all ranks learn whether there is a checkpoint; called on each of them.
+
+        Args:
+            trainer: of the run.
+            wait: for a write that is under way; else it stays so.
+        """
+        save = self._begun
+        if save is None:
+            return
+        if not wait and not on_all_ranks(trainer, save.write.done()):
+            return
+        with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
+            error = save.write.exception()
+            self._begun = None
+            if error is not None and not isinstance(error, OSError):
+                raise error
+            written = on_all_ranks(trainer, error is None)
+            if written:
+                error = self._writer.finish(trainer, save.write.result(), save.names)
+                written = on_all_ranks(trainer, error is None)
         if not written:
-            self._handle_failed_write(trainer, error)
-            return False
+            if trainer.is_global_zero:
+                self._writer.clean()
+            self.load_state_dict(save.best_before)  # best.ckpt still is the earlier one
+            self._count_failure(save.step, error)
+            return
         self.failed_writes = 0
-        self._saved_step = trainer.global_step
+        self._saved_step = save.step
         if self.keep is not None and trainer.is_global_zero:
             for old in periodic_checkpoints(self.folder)[: -self.keep or None]:
-                with contextlib.suppress(FileNotFoundError):
-                    old.unlink()
-        return True
+                remove(old)
 
-    def _write(self, trainer: L.Trainer, names: list[str]) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.save()  # else a power cut keeps the checkpoint and loses the rows that it builds on
-        written = self.folder / ".new.part"
-        with weights_as_shards(takes_steps(trainer.lightning_module).net):  # an evaluation holds whole weights
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            # not by Trainer.save_checkpoint, where the other ranks wait for a first one that has met a full disk
-            trainer.strategy.save_checkpoint(checkpoint, written)
-        if trainer.is_global_zero:
-            # last.ckpt at last: it knows which step best.ckpt is of
-            name_atomically(written, [self.folder / name for name in reversed(names)])
-
-    def _handle_failed_write(self, trainer: L.Trainer, error: OSError | None) -> None:
-        self.failed_writes += 1
+    def _say_failure(self, step: int, error: BaseException | None) -> str:
+        reason = "another process could not" if error is None else getattr(error, "strerror", None) or str(error)
         free = shutil.disk_usage(self.folder).free
-        reason = "the first process could not" if error is None else error.strerror or error
         say(
-            f"checkpoint of step {trainer.global_step} could not be written: {reason} "
+            f"checkpoint of step {step} could not be written: {reason} "
             f"({free / 1e6:,.0f} MB free in {self.folder}); the previous one is kept"
         )
-        if self.failed_writes >= TOLERATED_FAILED_WRITES or trainer.global_step >= self.plan.total_steps:
+        return reason
+
+    def _count_failure(self, step: int, error: OSError | None) -> None:
+        self.failed_writes += 1
+        reason = self._say_failure(step, error)
+        if self.failed_writes >= TOLERATED_FAILED_WRITES or step >= self.plan.total_steps:
             raise CheckpointWriteError(
                 f"{self.failed_writes} checkpoint(s) in a row could not be written: {reason}; "
                 f"free some space for {self.folder}, then continue with run.resume=auto"
             ) from error
+
+
+def on_all_ranks(trainer: L.Trainer, holds: bool) -> bool:
+    """Whether something holds on every rank; each waits for the answer of all."""
+    return holds if trainer.world_size == 1 else all_ranks(holds)
 
 
 def _loss(metrics: Mapping[str, Any]) -> float:
@@ -355,8 +348,3 @@ def monitored_value(trainer: L.Trainer, monitor: str) -> float:
             f"callbacks.checkpoints.monitor={monitor!r} is not measured here; choose one of {', '.join(measured)}"
         )
     return float(trainer.callback_metrics[monitor])
-
-
-def periodic_checkpoints(folder: Path) -> list[Path]:
-    """Periodic checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step=*.ckpt"))

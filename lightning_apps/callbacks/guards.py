@@ -258,7 +258,10 @@ class Guards(L.Callback):
         if not isinstance(exception, GuardError) or self.crash_dumps is None:
             return
         folder = crash_dump_folder(self.crash_dumps, self._step)
-        checkpoints = [entry.last_path for entry in trainer.callbacks if isinstance(entry, RunCheckpoints)]  # type: ignore[attr-defined]
+        savers = [entry for entry in trainer.callbacks if isinstance(entry, RunCheckpoints)]  # type: ignore[attr-defined]
+        for saver in savers:
+            saver.wait()
+        checkpoints = [saver.last_path for saver in savers]
         crash_dump = CrashDump(
             guard=exception.guard,
             message=str(exception),
@@ -266,7 +269,7 @@ class Guards(L.Callback):
             rank=trainer.global_rank,
             sample_ids=[] if self._batch is None else self._batch.sample_ids.tolist(),
             run=str(self.crash_dumps.parent),
-            checkpoint=next((str(path) for path in checkpoints if path.is_file()), None),
+            checkpoint=next((str(path) for path in checkpoints if path.exists()), None),
             grad_norms=list(self.grad_norms),
             losses=[*self.losses, *([] if self._loss is None else [self._loss])],
             replay=f"python -m lightning_apps.replay crash_dump={folder}",

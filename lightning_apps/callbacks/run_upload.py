@@ -16,6 +16,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from datamodules.storage.folders import StorageError, folder_files
+from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.config.composition import PACKAGE
 from lightning_apps.process.console import say
 from lightning_apps.process.side_products import side_product
@@ -94,7 +95,8 @@ class RunUpload(L.Callback):
         with side_product("run.upload"):
             if self._pass is not None and self._pass.process.poll() is not None:
                 self._end_pass()
-            if self._begun and self._due and self._pass is None and time.monotonic() >= self._not_before:
+            is_time = self._begun and self._due and self._pass is None and time.monotonic() >= self._not_before
+            if is_time and not any(isinstance(e, RunCheckpoints) and e.is_writing for e in trainer.callbacks):  # type: ignore[attr-defined]
                 self._start_pass()
 
     def _start_pass(self) -> None:
@@ -249,7 +251,7 @@ def take_snapshot(directory: RunDirectory, known: Mapping[str, Signature]) -> di
     for name in changed:
         source, target = directory.path / name, directory.upload_snapshot / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix == ".ckpt" and not source.is_symlink():
+        if ".ckpt" in (source.suffix, source.parent.suffix) and not source.is_symlink():
             with contextlib.suppress(OSError):  # a file system without hard links
                 target.hardlink_to(source)
                 continue

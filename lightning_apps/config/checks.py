@@ -36,6 +36,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_fields("", config, RootConfig, unknown=lightning_hint)
     _check_callbacks(config["callbacks"])
     check_hardware(config["hardware"], config["precision"])
+    _check_layout(config["callbacks"]["checkpoints"], config["hardware"])
     check_kinds(config)
     for key in BOUND:
         bind(key, config[key])
@@ -100,6 +101,14 @@ def _check_callbacks(callbacks: Mapping[str, Any]) -> None:
         raise ConfigError(f"callbacks.checkpoints.monitor={monitor!r}: selection looks at val/ metrics only")
     if isinstance(stopping, Mapping) and "patience" in stopping:  # Lightning's own argument, which has no range
         checked_value("callbacks.early_stopping.patience", stopping["patience"], Natural)
+
+
+def _check_layout(checkpoints: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
+    if checkpoints.get("layout") == "sharded" and hardware["strategy"] != "fsdp2":
+        raise ConfigError(
+            f"callbacks.checkpoints.layout=sharded: hardware.strategy={hardware['strategy']} holds no shards; choose "
+            "hardware=fsdp or cpu_fsdp, or leave it consolidated, which goes on from sharded checkpoints too"
+        )
 
 
 def _check_shares(data: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:

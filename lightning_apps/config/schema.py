@@ -117,7 +117,7 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class CheckpointsConfig:
-    """Which checkpoint is best, and how many are kept.
+    """Which checkpoint is best, how many are kept, how they are written.
 
     Attributes:
         monitor: metric of an evaluation that chooses the best checkpoint.
@@ -128,6 +128,8 @@ class CheckpointsConfig:
     mode: Annotated[str, Allowed(Literal["min", "max"])]
     keep: Count | None
     loss_ratio: Annotated[float, Gt(0), Lt(1)] | None
+    write: Annotated[str, Allowed(Literal["foreground", "background"])] = "foreground"  # an older run has none
+    layout: Annotated[str, Allowed(Literal["consolidated", "sharded"])] = "consolidated"  # nor of this
 
 
 @dataclass(kw_only=True)

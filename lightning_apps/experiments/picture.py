@@ -56,6 +56,8 @@ class RunPicture(AfterEvaluation):
         run_directory: whose files are read and whose summary.png is written.
     """
 
+    reads_checkpoint = False
+
     def __init__(self, *, run_directory: RunDirectory) -> None:
         self.run_directory = run_directory
 

@@ -16,6 +16,8 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 class TrainingHistory(AfterEvaluation):
     """Writes the file after every evaluation, out of metrics.csv, so that a resumed run has all of them."""
 
+    reads_checkpoint = False
+
     def __init__(self, *, run_directory: RunDirectory) -> None:
         self.run_directory = run_directory
 

@@ -216,7 +216,7 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
     goes_on: list[tuple[str, Sequence[str]]] = []
     if record.status not in ("completed", "running") and (words := training_words(record.summary.get("command"))):
         goes_on.append(("go on training", ["train", *words, "run.resume=auto"]))
-    if (record.directory.checkpoints / "best.ckpt").is_file():
+    if (record.directory.checkpoints / "best.ckpt").exists():
         goes_on.append(("measure the best weights", ["evaluate", path, "split=test", "checkpoint=best"]))
     if (record.directory.model / "config.json").is_file() and isinstance(record.data.get("label_names"), list):
         goes_on.append(("classify other texts", ["predict", path, "input=texts.jsonl", "output=answers.jsonl"]))

@@ -161,12 +161,12 @@ class RunDirectory:
         """A checkpoint by `best`, `last`, its step (`120`), file name, or path.
 
         Raises:
-            ConfigError: there is no such file.
+            ConfigError: there is no such file, nor folder of shards.
         """
         if name.isdecimal():
             name = f"step={int(name):08d}"
         for candidate in (self.checkpoints / f"{name}.ckpt", self.checkpoints / name, Path(name)):
-            if candidate.is_file():
+            if candidate.is_file() or (candidate.suffix == ".ckpt" and candidate.is_dir()):
                 return candidate
         there = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
         raise ConfigError(f"checkpoint={name}: not in {self.checkpoints}; there are: {', '.join(there) or 'none'}")

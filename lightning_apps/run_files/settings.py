@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 FREE = (
-    "run", "sweep", "logger", "hardware", "callbacks.guards", "trainer.max_time", "data.num_workers",
-    "data.worker_start_method", "data.pin_memory", "data.cache_root",
+    "run", "sweep", "logger", "hardware", "callbacks.guards", "callbacks.checkpoints.write",
+    "callbacks.checkpoints.layout", "trainer.max_time", "data.num_workers", "data.worker_start_method",
+    "data.pin_memory", "data.cache_root",
 )  # fmt: skip
 """Where a run happens, what it says and what watches it; none of these changes what is learned."""
 

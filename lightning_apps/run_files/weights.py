@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datamodules.storage.cache import file_sha256
 from lightning_apps.errors import ConfigError, first_line
 from lightning_apps.run_files.atomic_files import write_json_atomically
+from lightning_apps.run_files.sharded_checkpoint import STATE, read_sharded, sharded_damage
 
 CHECKSUMS = "checksums.json"
 CARD = "README.md"
@@ -25,10 +26,12 @@ EXPORT_AGAIN = "the run's command with run.resume=auto exports it again"
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None: torch writes zip archives, each entry with its CRC-32.
+    """What is wrong with a checkpoint, or None: torch writes zip archives, each entry with its CRC-32.
 
-    torch.load itself does not compare the checksums.
+    torch.load itself does not compare the checksums. A folder of shards has COMPLETE.
     """
+    if path.is_dir():
+        return sharded_damage(path)
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -48,12 +51,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if (reason := damage(path)) is not None:
         raise ConfigError(f"{path} is damaged ({reason}); {remedy}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_sharded(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file of somebody else makes of torch.load
         raise ConfigError(f"{path} cannot be read as a checkpoint ({first_line(error)}); {remedy}") from error
     if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
         raise ConfigError(f"{path} is no checkpoint of a run (state_dict and global_step are not in it); {remedy}")
     return content
+
+
+def steps_behind(path: Path) -> int:
+    """Optimizer steps behind a checkpoint; its tensors are not read.
+
+    Raises:
+        Exception: whatever half a file makes of torch.load.
+    """
+    file = path / STATE if path.is_dir() else path
+    return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _others(path: Path) -> str:

@@ -134,7 +134,7 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"classes   {path / PER_CLASS}")
     if (path / "model" / "config.json").is_file():
         lines.append(f"model     {path / 'model'}")
-    if (path / "checkpoints" / "best.ckpt").is_file():
+    if (path / "checkpoints" / "best.ckpt").exists():
         command = ["python", "-m", "lightning_apps.evaluate", f"run={path}", "split=validation", "checkpoint=best"]
         lines.append(f"evaluate  {shlex.join(command)}")
     return lines

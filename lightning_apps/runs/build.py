@@ -17,7 +17,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData, Limits, Split
-from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize
 from lightning_apps.callbacks.gradual_unfreezing import GradualUnfreezing
 from lightning_apps.callbacks.guards import Guards
@@ -35,6 +35,7 @@ from lightning_apps.diagnostics.phases import PhaseProfiler
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.process.safe_stop import SafeStop
+from lightning_apps.run_files.checkpoint_files import AtomicCheckpointIO
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
 from lightning_apps.run_files.side_logger import SideLogger

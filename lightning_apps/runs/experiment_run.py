@@ -13,7 +13,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from datamodules.contract import ExperimentData
-from lightning_apps.callbacks.checkpoints import RunCheckpoints, newest_whole_checkpoint
+from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.run_upload import RunUpload
 from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvaluation
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
@@ -28,6 +28,7 @@ from lightning_apps.process.side_products import side_product
 from lightning_apps.reports.model_card import write_model_card
 from lightning_apps.reports.run_report import write_run_report
 from lightning_apps.run_files.atomic_files import write_text_atomically
+from lightning_apps.run_files.checkpoint_files import newest_whole_checkpoint
 from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
 from lightning_apps.run_files.weights import damage, exported_damage, read_checkpoint, write_checksums

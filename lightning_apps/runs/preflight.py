@@ -216,7 +216,8 @@ def _takes_a_file(folder: Path) -> bool:
 
 def _files_in(directory: RunDirectory) -> list[Path]:
     """Checkpoints and exported weights of an earlier start, each once however many names it has."""
-    paths = [*directory.checkpoints.glob("*.ckpt"), *directory.model.glob("*.safetensors")]
+    checkpoints = [*directory.checkpoints.glob("*.ckpt"), *directory.checkpoints.glob("*.ckpt/*")]
+    paths = [*(path for path in checkpoints if path.is_file()), *directory.model.glob("*.safetensors")]
     return list({path.stat().st_ino: path for path in paths}.values())
 
 

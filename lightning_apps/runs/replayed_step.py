@@ -24,7 +24,7 @@ from lightning_apps.errors import ConfigError, GuardError, first_line
 from lightning_apps.process.console import say
 from lightning_apps.run_files.directory import RunDirectory, whole_summary
 from lightning_apps.run_files.metrics_csv import read_metrics
-from lightning_apps.run_files.weights import damage, read_checkpoint
+from lightning_apps.run_files.weights import damage, read_checkpoint, steps_behind
 from lightning_apps.runs.build import (
     build_datamodule,
     build_module,
@@ -87,7 +87,7 @@ def checkpoint_before(directory: RunDirectory, step: int) -> tuple[Path | None, 
     candidates = []
     for path in directory.checkpoints.glob("*.ckpt"):
         try:
-            completed = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+            completed = steps_behind(path)
         except Exception as error:  # whatever half a file makes of torch.load
             say(f"{path.name} cannot be read and is left out: {first_line(error)}")
             continue

@@ -33,6 +33,8 @@ class InContextLoss(Evaluation, AfterEvaluation):
 
     needs = ArxivDataModule
 
+    reads_checkpoint = False
+
     def __init__(self, *, run_directory: RunDirectory, num_resamples: Annotated[int, Ge(1)]) -> None:
         super().__init__(run_directory=run_directory)
         self.num_resamples = num_resamples

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_apps.callbacks.checkpoints import RunCheckpoints, name_atomically
+from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.tiny.tiny_runs import LOCATION, directory_of
@@ -73,26 +73,3 @@ def test_where_there_are_no_hard_links_checkpoints_are_copied(number, composed, 
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "last.ckpt").read_bytes() == (folder / "step=00000004.ckpt").read_bytes()
     assert all(path.stat().st_nlink == 1 for path in folder.iterdir())
-
-
-def test_nothing_is_replaced_where_a_copy_does_not_fit(tmp_path, monkeypatch):
-    refuse_links(monkeypatch, errno.EPERM)
-    best, last, written = (tmp_path / name for name in ("best.ckpt", "last.ckpt", ".new.part"))
-    best.write_text("old")
-    written.write_text("new" * 100_000)
-    monkeypatch.setattr("lightning_apps.callbacks.checkpoints.open_new", lambda path: os.open("/dev/full", os.O_WRONLY))
-    with pytest.raises(OSError, match="No space left"):
-        name_atomically(written, [best, last])
-    assert best.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
-
-
-def test_links_where_there_are_some(tmp_path):
-    written = tmp_path / ".new.part"
-    written.write_text("new")
-    (tmp_path / "victim").write_text("mine")
-    (tmp_path / "best.ckpt").symlink_to(tmp_path / "victim")
-    name_atomically(written, [tmp_path / "best.ckpt", tmp_path / "last.ckpt"])
-    assert (tmp_path / "best.ckpt").samefile(tmp_path / "last.ckpt")
-    assert (tmp_path / "victim").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "victim"]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_apps.callbacks.checkpoints import RunCheckpoints
 from lightning_apps.callbacks.run_upload import RunUpload, _Answer, signatures, take_snapshot
+from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.upload import is_left_out
 from tests.tiny.uploaded_runs import TO, small_run
 
@@ -90,13 +92,14 @@ class FakePlan:
 
 
 class FakeTrainer:
-    def __init__(self, step):
+    def __init__(self, step, saving=None):
         self.global_step = step
         self.state = type("State", (), {"fn": "fit"})
+        self.callbacks = [] if saving is None else [saving]
 
 
-def step(callback, number, *, evaluated=False):
-    trainer = FakeTrainer(number)
+def step(callback, number, *, evaluated=False, saving=None):
+    trainer = FakeTrainer(number, saving)
     callback.on_train_batch_start(trainer, None, None, number)
     callback.on_train_batch_end(trainer, None, None, None, number)
     if evaluated:
@@ -131,6 +134,24 @@ def test_passes_follow_evaluations_and_checkpoints_one_at_a_time(tmp_path, passe
         "run.upload: the server is gone",
         "run.upload: s3://bucket/runs/location/a takes files again",
     ]
+
+
+def test_a_pass_waits_for_the_checkpoint_that_is_being_written(tmp_path, passes, monkeypatch):
+    started, _ = passes
+    directory = small_run(tmp_path / "a")
+    callback = RunUpload(directory=directory, to=TO, experiment="location", name="a")
+    callback.begin(FakePlan())
+    started[0].end()
+    directory.metrics.write_text("more")
+    saving = RunCheckpoints(plan=None, folder=tmp_path, monitor="val/loss", mode="min", keep=None, loss_ratio=None,
+                            stop=SafeStop(None))  # fmt: skip
+    monkeypatch.setattr(RunCheckpoints, "is_writing", True)
+    step(callback, 2, evaluated=True)
+    step(callback, 3, saving=saving)
+    assert len(started) == 1
+    monkeypatch.setattr(RunCheckpoints, "is_writing", False)
+    step(callback, 4, saving=saving)
+    assert len(started) == 2
 
 
 def test_passes_rest(tmp_path, passes, monkeypatch):

@@ -134,6 +134,11 @@ AFTER_CHECKS = [
         (["module.label_smoothing=1.0"], ["module.label_smoothing=1.0", "below 1"]),
         (["callbacks.checkpoints.monitor=test/loss"], ["callbacks.checkpoints.monitor", "val/ metrics only"]),
         (["callbacks.checkpoints.mode=lowest"], ["callbacks.checkpoints.mode='lowest'", "min, max"]),
+        (["callbacks.checkpoints.write=later"], ["callbacks.checkpoints.write='later'", "foreground, background"]),
+        (
+            ["callbacks.checkpoints.layout=sharded", "hardware=cpu"],
+            ["callbacks.checkpoints.layout=sharded", "hardware.strategy=auto holds no shards", "hardware=fsdp"],
+        ),
         (["callbacks.extra.generation._target_=lightning_apps.x.Y"], ["_target_", "cannot be imported"]),
         (["run.name=../../x"], ["run.name='../../x'", "no slashes"]),
         (["run.upload=outputs/x"], ["run.upload: 'outputs/x'", "s3://bucket/prefix"]),

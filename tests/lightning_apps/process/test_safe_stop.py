@@ -1,5 +1,6 @@
 """Signals, time budgets, damaged checkpoints, full disks: a run ends saved and goes on as if nothing had been."""
 
+import errno
 import json
 import os
 import signal
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 from datamodules.storage import atomic_files
-from lightning_apps.callbacks.checkpoints import AtomicCheckpointIO, newest_whole_checkpoint
 from lightning_apps.errors import CheckpointWriteError, ConfigError
 from lightning_apps.process import safe_stop
 from lightning_apps.process.safe_stop import SIGNALS, SafeStop, StopRun, heeded_signals, max_time_seconds
+from lightning_apps.run_files.checkpoint_files import AtomicCheckpointIO, newest_whole_checkpoint
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.run_files.weights import damage
 from lightning_apps.runs import experiment_run
@@ -273,27 +274,38 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("write", ["foreground", "background"])
 @pytest.mark.parametrize(("failing", "fails"), [(range(4, 7), False), (range(4, 99), True)])
-def test_a_disk_that_fills_up(failing, fails, composed, monkeypatch, capsys):
-    config = composed(*RUN, "callbacks.checkpoints.keep=1", name="full")
+def test_a_disk_that_fills_up(failing, fails, write, composed, monkeypatch, capsys):
+    """The evaluation of step 4 is the best one, and its weights are not there."""
+    config = composed(*RUN, "callbacks.checkpoints.keep=1", "callbacks.checkpoints.monitor=val/loss",
+                      "callbacks.checkpoints.mode=max", f"callbacks.checkpoints.write={write}",
+                      name="full")  # fmt: skip
     save = AtomicCheckpointIO.save_checkpoint
 
     def save_or_fail(self, checkpoint, path, storage_options=None):
-        with monkeypatch.context() as patch:
-            if checkpoint["global_step"] in failing:
-                patch.setattr(atomic_files, "open_new", open_full)
-            save(self, checkpoint, path, storage_options)
+        if checkpoint["global_step"] in failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(self, checkpoint, path, storage_options)
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_or_fail)
     if fails:
-        with pytest.raises(CheckpointWriteError, match=r"No space left.*run\.resume=auto"):
+        with pytest.raises(CheckpointWriteError, match=r"3 checkpoint.*No space left.*run\.resume=auto"):
             run_experiment(config)
-        assert json.loads(directory_of(config).summary.read_text())["status"] == "failed"
+        summary = json.loads(directory_of(config).summary.read_text())
+        assert (summary["status"], summary["best"]) == ("failed", None)
         state = torch.load(directory_of(config).checkpoint("last"), weights_only=True)
         assert state["global_step"] == 3
     else:
-        assert run_experiment(config)["status"] == "completed"
-    assert "checkpoint of step 4 could not be written: No space left on device" in capsys.readouterr().out
+        summary = run_experiment(config)
+        assert (summary["status"], summary["best"]["step"]) == ("completed", 8)
+        names = ["best.ckpt", "last.ckpt", "step=00000012.ckpt"]
+        assert sorted(path.name for path in directory_of(config).checkpoints.iterdir()) == names
+    said = capsys.readouterr().out
+    assert [f"checkpoint of step {step} could not be written: No space left on device" in said for step in (4, 6)] == [
+        True,
+        True,
+    ]
 
 
 def test_best_is_evaluated_again_and_is_the_same(composed, capsys):

@@ -87,7 +87,9 @@ def test_disk_too_small_for_the_plan(parts, monkeypatch):
     directory.checkpoints.mkdir(parents=True)
     (directory.checkpoints / "best.ckpt").write_bytes(bytes(4 * parameters))
     (directory.checkpoints / "last.ckpt").hardlink_to(directory.checkpoints / "best.ckpt")
-    assert sum(path.stat().st_size for path in preflight._files_in(directory)) == 4 * parameters
+    (directory.checkpoints / "step=00000002.ckpt").mkdir()  # of shards
+    (directory.checkpoints / "step=00000002.ckpt" / "shard").write_bytes(bytes(7))
+    assert sum(path.stat().st_size for path in preflight._files_in(directory)) == 4 * parameters + 7
     preflight.check_disk(config, plan, module, directory)
 
 

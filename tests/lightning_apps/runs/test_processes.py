@@ -127,3 +127,44 @@ def test_a_failing_process_ends_all_with_its_own_error_first(root, cache_root):
     assert len(errors) == 1 or "waited for another one that is gone" in errors[1]
     assert "Traceback" not in done.stderr
     assert json.loads((root / "location" / "failing" / "summary.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "broken"),
+    [
+        ("ddp", ["hardware=cpu_ddp"], "checkpoint_files.torch.save"),
+        ("consolidated", ["hardware=cpu_fsdp"], "checkpoint_files.torch.save"),
+        ("sharded", ["hardware=cpu_fsdp", "callbacks.checkpoints.layout=sharded"], "sharded_checkpoint.save_file"),
+    ],
+)
+def test_all_processes_know_of_a_checkpoint_that_could_not_be_written(root, cache_root, name, settings, broken):
+    """In the background, of the best evaluation: one process meets the full disk, and all go on."""
+    script = root / "full.py"
+    script.write_text(
+        "import os\n"
+        "from lightning_apps.run_files import checkpoint_files, sharded_checkpoint\n"
+        "from lightning_apps.callbacks.checkpoint_writer import CheckpointWriter\n"
+        f"write, begin, step = {broken}, CheckpointWriter.begin, 0\n"
+        "def note(self, trainer, names):\n"
+        "    global step\n"
+        "    step = trainer.global_step\n"
+        "    return begin(self, trainer, names)\n"
+        "def fill(*args, **kwargs):\n"
+        "    if step == 3 and os.environ.get('LOCAL_RANK', '0') == os.environ['FULL']:\n"
+        "        raise OSError(28, 'No space left on device')\n"
+        "    return write(*args, **kwargs)\n"
+        f"{broken}, CheckpointWriter.begin = fill, note\n"
+        "from lightning_apps.train import main; main()\n"
+    )
+    best = ["callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=max"]
+    words = [*RUN, *best, *settings, "callbacks.checkpoints.write=background", "trainer.save_every=3"]
+    own = {**os.environ, "PYTHONPATH": str(CONF.parent), "FULL": "1" if name == "sharded" else "0"}
+    command = [sys.executable, script, *words, *in_folder(root, cache_root, f"full-{name}")]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    reason = "another process could not" if name == "sharded" else "No space left on device"
+    assert done.stdout.count(f"checkpoint of step 3 could not be written: {reason}") == 1
+    run = RunDirectory(root / "location" / f"full-{name}")
+    summary = json.loads(run.summary.read_text())
+    assert (summary["status"], summary["best"]["step"]) == ("completed", 6)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt", "step=00000006.ckpt"]

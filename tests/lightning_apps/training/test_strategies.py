@@ -26,6 +26,7 @@ RUNS = {
     "location": UNEVEN,
     "untied, average": [*UNEVEN, "model.tie_word_embeddings=false", "callbacks.weight_average={decay: 0.9}"],
     "schedule_free": [*UNEVEN, "optimizer=schedule_free", "callbacks.weight_average=null"],
+    "written in the background": [*UNEVEN, "callbacks.checkpoints.write=background"],
     "muon": [*UNEVEN, "optimizer=muon"],
     "unfreezing": [*UNEVEN, "optimizer.unfreeze=[{pattern: embed, at_step: 2}, {pattern: layers.0, at_step: 4}]"],
     "recomputed": [*UNEVEN, "hardware.gradient_checkpointing=true", "hardware.find_device_batch_size=true"],
