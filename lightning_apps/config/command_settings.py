@@ -113,6 +113,7 @@ class ExplainConfig:
     max_steps: int
     max_sentences: Count
     faithfulness: FaithfulnessConfig
+    checks: Annotated[float, Ge(0), Le(1)]
     page: PageConfig
     micro_chunks: Count
     seed: int

@@ -1,7 +1,7 @@
 """The explanation of one document by all methods, and what is measured of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,16 @@ from lightning_apps.explanations.deletion_curves import deletion_and_insertion, 
 from lightning_apps.explanations.documents import Document
 from lightning_apps.explanations.faithfulness import (
     CURVES,
+    ERASER_SHARES,
     RANDOM,
     chunks_inside,
     curve_area,
+    eraser_falls,
     evidence_scores,
     expected_random_evidence,
 )
 from lightning_apps.explanations.integrated_gradients import Completeness, integrated_gradients
+from lightning_apps.explanations.sanity import Sanity, check_sanity
 from lightning_apps.explanations.text_units import ReadWords, Spans, inside_spans, read_words
 
 PREDICTED = "predicted"
@@ -90,6 +93,9 @@ class Explanation:
         evidence: by method and `random`, the measures that faithfulness.EVIDENCE names; None where no evidence is known
             or read.
         evidence_read: whether the model read any of the evidence; None where none is known.
+        eraser: by method and `random`, comprehensiveness and sufficiency at each of faithfulness.ERASER_SHARES; empty
+            where curves are.
+        sanity: whether the methods explain the model at all; None where that was not checked.
     """
 
     document: Document
@@ -104,6 +110,8 @@ class Explanation:
     curves: dict[str, dict[str, list[float]]]
     evidence: dict[str, dict[str, float]] | None
     evidence_read: bool | None
+    eraser: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    sanity: Sanity | None = None
 
     @property
     def confidence(self) -> float:
@@ -134,6 +142,7 @@ def explain_document(
     label_names: Sequence[str],
     settings: ExplainSettings,
     measure_curves: bool,
+    check_seed: int | None = None,
 ) -> Explanation:
     """Explain one document.
 
@@ -143,7 +152,9 @@ def explain_document(
         encoder: the run's model.
         label_names: the classes in order.
         settings: methods and their settings.
-        measure_curves: whether to measure deletion and insertion too, which costs the most.
+        measure_curves: whether to measure deletion and insertion, comprehensiveness and sufficiency too.
+        check_seed: of the parameters that check_sanity draws; None checks nothing. A check costs as much as explaining
+            the document six times more.
     """
     encoder.forget()
     input_ids, attention_mask, token_spans = chunk_text(document.text)
@@ -157,17 +168,31 @@ def explain_document(
     control = random_scores(chunks, words.sentence, settings.seed)
     scored = {**attributions, RANDOM: control}
     curves: dict[str, dict[str, list[float]]] = {}
+    eraser: dict[str, dict[str, list[float]]] = {}
     if measure_curves and chunks.num_words:
         for method, found in scored.items():
             order = ranked_words(found.words, words.sentence, unit=settings.unit, seed=settings.seed)
             both = deletion_and_insertion(chunks, encoder, target, order, settings.fractions)
             curves[method] = dict(zip(CURVES, (values.tolist() for values in both), strict=True))
+            eraser[method] = eraser_falls(
+                *deletion_and_insertion(chunks, encoder, target, order, [0.0, *ERASER_SHARES])
+            )
     evidence = evidence_read = None
     if document.evidence:
         inside = inside_spans(words.spans, document.evidence)
         evidence_read = bool(inside.any())
         if evidence_read:
             evidence = measure_evidence(chunks, words, attributions, document.evidence, settings.seed)
+
+    def explained_again() -> dict[str, Attribution]:
+        encoder.forget()
+        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)])
+        return attribute(chunks, encoder, target, weights, words, settings)[0]
+
+    sanity = None
+    if check_seed is not None and chunks.num_words:
+        sanity = check_sanity(encoder.net, explained_again, attributions, seed=check_seed)
+        encoder.forget()
     return Explanation(
         document=document,
         prediction=label_names[best],
@@ -181,6 +206,8 @@ def explain_document(
         curves=curves,
         evidence=evidence,
         evidence_read=evidence_read,
+        eraser=eraser,
+        sanity=sanity,
     )
 
 
@@ -287,9 +314,11 @@ def record(explanation: Explanation, fractions: Sequence[float]) -> dict[str, An
             method: {
                 **curves,
                 **{f"{curve}_area": curve_area(fractions, np.array(curves[curve])) for curve in CURVES},
+                **explanation.eraser.get(method, {}),
             }
             for method, curves in explanation.curves.items()
         },
+        "sanity": None if explanation.sanity is None else asdict(explanation.sanity),
     }
 
 

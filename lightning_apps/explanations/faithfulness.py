@@ -14,6 +14,9 @@ Array = NDArray[np.float64]
 Inside = NDArray[np.bool_]
 RANDOM = "random"
 CURVES = ("deletion", "insertion")
+ERASER = ("comprehensiveness", "sufficiency")
+ERASER_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
+"""Of the words, as in the benchmark."""
 CURVE_ENDS = {"mean": "value", "low": "low", "high": "high"}
 METHOD_NAMES = {
     "chunk_attention": "chunk attention",
@@ -140,6 +143,12 @@ def mean_with_interval(values: Sequence[float] | Array) -> dict[str, float]:
     return {"value": float(numbers.mean()), "low": low, "high": high}
 
 
+def known(values: Sequence[float]) -> dict[str, float]:
+    """mean_with_interval of those that are not NaN; `num_documents` says how many they are."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return {**mean_with_interval(numbers), "num_documents": len(numbers)}
+
+
 def compare_with_random(by_method: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Each method's mean over documents, and its mean difference to `random` on the same documents, with intervals.
 
@@ -178,6 +187,34 @@ def summarise_curves(documents: Sequence[Mapping[str, Any]], fractions: Sequence
             },
         }
     return summary
+
+
+def eraser_falls(deletion: Array, insertion: Array) -> dict[str, list[float]]:
+    """Comprehensiveness and sufficiency (DeYoung et al. 2020, "ERASER"): how far the probability falls.
+
+    Without the best words, where more is better, and with nothing but them, where less is.
+
+    Args:
+        deletion: (1 + shares,) probability of the whole document, and without the best words at each share.
+        insertion: the same with the best words alone; the first is not read.
+    """
+    return {name: (deletion[0] - rest[1:]).tolist() for name, rest in zip(ERASER, (deletion, insertion), strict=True)}
+
+
+def summarise_eraser(documents: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, Any]:
+    """`shares`, and of each of ERASER the mean over shares (AOPC), every method against random over documents.
+
+    Args:
+        documents: of each, by method, what eraser_falls gives.
+    """
+    methods = list(documents[0]) if documents else []
+    return {"shares": list(ERASER_SHARES)} | {
+        name: compare_with_random(
+            {method: [float(np.mean(entry[method][name])) for entry in documents] for method in methods}
+        )
+        for name in ERASER
+        if methods
+    }
 
 
 def summarise_evidence(documents: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:

@@ -1,22 +1,26 @@
 """What explain writes: explanations.jsonl, faithfulness.json and .png, explanations.html."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datamodules.text.jsonl import write_jsonl
+from lightning_apps.explanations.agreement import summarise_agreement
+from lightning_apps.explanations.check_tables import check_tables, difference, findings, spelt
 from lightning_apps.explanations.explanation import Explanation, completeness_sentence, record
 from lightning_apps.explanations.faithfulness import (
     CURVES,
+    ERASER,
     EVIDENCE,
     METHOD_NAMES,
     summarise_curves,
+    summarise_eraser,
     summarise_evidence,
 )
 from lightning_apps.explanations.faithfulness_picture import draw_faithfulness
 from lightning_apps.explanations.page import documents
 from lightning_apps.explanations.run import all_fractions
+from lightning_apps.explanations.sanity import summarise_sanity
 from lightning_apps.reports.page import Table, render, write_page
 from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
@@ -57,6 +61,7 @@ def write_explanations(
         paths[0], "explanations.html", f"Explanations of {name}, {source}",
         style=render("explanations.css", letters=letters), script=render("explanations.js"),
         overview=overview(explanations, results, directory, source), picture=paths[3], tables=result_tables(results),
+        checks=check_tables(results), findings=findings(results["sanity"]),
         completeness=said[0], **shown,
     )  # fmt: skip
     return said, paths
@@ -94,6 +99,15 @@ def summarise(
             for name in sorted({entry.prediction for entry in measured})
             for found in [[entry for entry in measured if entry.prediction == name]]
         },
+        "eraser": summarise_eraser([entry.eraser for entry in measured]),
+        "agreement": summarise_agreement(
+            [
+                {method: entry.sentence_scores(method) for method in entry.attributions}
+                for entry in explanations
+                if len(entry.words.spans)
+            ]
+        ),
+        "sanity": summarise_sanity([entry.sanity for entry in explanations if entry.sanity is not None]),
         "completeness_error": {"largest": errors[-1], "median": errors[len(errors) // 2]} if errors else None,
         "evidence": {
             "num_documents": len(known),
@@ -134,7 +148,12 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
         rows = [
             [
                 METHOD_NAMES[method],
-                *(cell for curve in CURVES for cell in _cells(results["curves"][curve]["area"][method])),
+                *(
+                    cell
+                    for curve in CURVES
+                    for area in [results["curves"][curve]["area"][method]]
+                    for cell in (spelt(area), difference(area))
+                ),
             ]
             for method in results["curves"]["deletion"]["area"]
         ]
@@ -148,7 +167,7 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     if evidence["num_documents"]:
         scores = evidence["scores"]
         rows = [
-            [METHOD_NAMES[method], *(_spelt(scores[name][method], 2) for name in EVIDENCE)]
+            [METHOD_NAMES[method], *(spelt(scores[name][method], 2) for name in EVIDENCE)]
             for method in scores["average_precision"]
         ]
         head = ["method", "top word", "top sentence", "top chunk", "AP, words", "AP, sentences"]
@@ -166,48 +185,35 @@ def evidence_caption(evidence: Mapping[str, Any]) -> str:
 
 
 def results_in_words(explanations: Sequence[Explanation], results: Mapping[str, Any]) -> list[str]:
-    """What the command prints: completeness, curves against random order, evidence against chance."""
+    """What the command prints: completeness, curves and evidence against chance, what speaks against a method."""
     lines = [completeness_sentence(explanations)]
     width = max(map(len, METHOD_NAMES.values()))
     if results["num_documents"]:
         lines.append(f"area under the curves of {results['num_documents']:,} documents ({results['measured']}):")
-        for method in results["curves"]["deletion"]["area"]:
-            cells = [
-                f"{curve} {_spelt(results['curves'][curve]['area'][method])}"
-                + _difference(results["curves"][curve]["area"][method])
-                for curve in CURVES
-            ]
-            lines.append(f"  {METHOD_NAMES[method]:{width}}  {'   '.join(cells)}")
+        areas = {curve: results["curves"][curve]["area"] for curve in CURVES}
+        lines += method_lines(areas, width)
+        lines.append("fall of it without the best words (comprehensiveness) and with nothing else (sufficiency):")
+        lines += method_lines({name: results["eraser"][name] for name in ERASER}, width)
     if results["evidence"]["num_documents"]:
         lines.append(f"{evidence_caption(results['evidence'])}:")
         scores = results["evidence"]["scores"]
         for name, words in EVIDENCE.items():
             for method in scores[name]:
                 entry = scores[name][method]
-                lines.append(f"  {words:28}  {METHOD_NAMES[method]:{width}}  {_spelt(entry)}{_difference(entry)}")
-    return lines
+                lines.append(f"  {words:28}  {METHOD_NAMES[method]:{width}}  {against_random(entry)}")
+    return lines + [line for _, line in findings(results["sanity"])]
 
 
-def _spelt(entry: Mapping[str, float], digits: int = 3) -> str:
-    return f"{entry['value']:.{digits}f}{_interval(entry, f'.{digits}f')}"
-
-
-def _interval(entry: Mapping[str, float], form: str) -> str:
-    """` (low to high)`; nothing where there is none, as for a single document."""
-    ends = entry["low"], entry["high"]
-    return f" ({ends[0]:{form}} to {ends[1]:{form}})" if all(map(math.isfinite, ends)) else ""
-
-
-def _difference(entry: Mapping[str, Any]) -> str:
-    if "minus_random" not in entry:
-        return ""
-    change = entry["minus_random"]
-    return f", {change['value']:+.3f}{_interval(change, '+.3f')} to random"
-
-
-def _cells(entry: Mapping[str, Any]) -> list[str]:
-    change = entry.get("minus_random")
+def method_lines(measured: Mapping[str, Mapping[str, Any]], width: int) -> list[str]:
+    """A line for each method, with all measures (name -> method -> mean) and their differences to random."""
+    methods = next(iter(measured.values()))
     return [
-        _spelt(entry),
-        "–" if change is None else f"{change['value']:+.3f}{_interval(change, '+.3f')}",
+        f"  {METHOD_NAMES[method]:{width}}  "
+        + "   ".join(f"{name} {against_random(entries[method])}" for name, entries in measured.items())
+        for method in methods
     ]
+
+
+def against_random(entry: Mapping[str, Any]) -> str:
+    """Mean and interval, and the same of the difference to random where that is another method."""
+    return spelt(entry) + (f", {difference(entry)} to random" if "minus_random" in entry else "")

@@ -137,6 +137,7 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
     with_curves = len(documents) if with_curves is None else with_curves
     # every so many-th document, so that the classes stay in proportion in any order of the data
     measured = set(np.linspace(0, len(documents) - 1, min(with_curves, len(documents))).round().astype(int).tolist())
+    checked = set(np.linspace(0, len(documents) - 1, round(options["checks"] * len(documents))).round().astype(int))
     started = time.perf_counter()
     found = []
     for place, document in enumerate(with_progress(documents, name="explaining", unit="document")):
@@ -144,6 +145,7 @@ def explain_documents(model: RatingModel, documents: Sequence[Document], options
             explain_document(
                 document, chunk_text=model.chunk_text, encoder=encoder, label_names=model.label_names,
                 settings=settings, measure_curves=place in measured,
+                check_seed=options["seed"] + place if place in checked else None,
             )
         )  # fmt: skip
     elapsed_s = time.perf_counter() - started

@@ -55,6 +55,7 @@ def explanation(name, text, probabilities, *, label=None, evidence=None, read=sl
         curves={method: {"deletion": [0.9, 0.5, 0.1], "insertion": [0.1, 0.5, 0.9]} for method in (*METHODS, "random")},
         evidence=None,
         evidence_read=None,
+        eraser={method: {"comprehensiveness": [0.4], "sufficiency": [0.1]} for method in (*METHODS, "random")},
     )
 
 
