@@ -120,8 +120,8 @@ def check_tables(results: Mapping[str, Any]) -> list[Table]:
         names = [name if place == 0 else f"+ {name}" for place, name in enumerate(sanity["stages"])]
         caption = (
             "Rank correlation of word scores with those of the trained model, as its parameters are drawn at random "
-            f"from the head downwards, over {sanity['num_documents']:,} documents (near 0 is right); that of magnitudes "
-            "at the end; and how far a shift of the embeddings that changes no prediction moves a score"
+            f"from the head downwards, over {sanity['num_documents']:,} documents (near 0 is right); that of "
+            "magnitudes at the end; and how far a shift of the embeddings that changes no prediction moves a score"
         )
         tables.append(Table(caption, ["method", *names, "magnitudes", "shift"], rows, text=(0,)))
     return tables

@@ -149,6 +149,7 @@ def shift_embeddings(net: HierarchicalClassifier, source: torch.Generator) -> bo
         Whether it was possible.
     """
     words = net.get_input_embeddings()
+    assert isinstance(words, nn.Embedding)
     positions = [
         part for name, part in net.embeddings.named_modules()
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(part, nn.Embedding)
@@ -156,10 +157,10 @@ def shift_embeddings(net: HierarchicalClassifier, source: torch.Generator) -> bo
     if len(positions) != 1 or positions[0].weight.shape[1] != words.weight.shape[1]:
         return False
     weight = positions[0].weight
-    scale = float(words.weight.float().std())
-    vector = (scale * torch.randn(weight.shape[1], generator=source)).to(weight.device, weight.dtype)
-    words.weight += vector
-    weight -= vector
+    drawn = torch.randn(weight.shape[1], generator=source).to(weight.device, weight.dtype)
+    vector = words.weight.std() * drawn
+    words.weight.add_(vector)
+    weight.sub_(vector)
     return True
 
 

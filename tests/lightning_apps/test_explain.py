@@ -106,7 +106,7 @@ def test_the_whole_command(run, tmp_path, monkeypatch, capsys):
     ]
     (tmp_path / "some.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     command(monkeypatch, f"run={run}", f"input={tmp_path / 'some.jsonl'}", "steps=25", "tolerance=1", "target=higher",
-            "faithfulness.fractions=[0.2]")  # fmt: skip
+            "faithfulness.fractions=[0.2]", "checks=0.25")  # fmt: skip
     said = capsys.readouterr().out
     folder = run / "explanations" / "some.jsonl"
     found = [json.loads(line) for line in (folder / "explanations.jsonl").read_text().splitlines()]
@@ -133,7 +133,20 @@ def test_the_whole_command(run, tmp_path, monkeypatch, capsys):
     assert (word["num_words"], len(word["chunks"])) == (1, 1)
     assert unread["num_words_read"] < unread["num_words"] == 9 * 78
     assert unread["evidence"] is None
+    assert [row["sanity"] is None for row in found] == [False, True, True, True]
+    assert area["comprehensiveness"][3] == pytest.approx(area["deletion"][0] - area["deletion"][1])  # a fifth
+    assert area["sufficiency"][3] == pytest.approx(area["deletion"][0] - area["insertion"][1])
     results = json.loads((folder / "faithfulness.json").read_text())
+    assert results["sanity"]["num_documents"] == 1
+    assert results["sanity"]["stages"] == ["head", "pooling", "layer 2", "layer 1", "embeddings"]
+    for method, entry in results["sanity"]["methods"].items():
+        assert entry["signed"][-1]["value"] == pytest.approx(
+            np.mean([row["sanity"]["signed"][method][-1] for row in found if row["sanity"]])
+        )
+        assert entry["shifted"] is False
+    assert results["agreement"]["pairs"][0]["methods"] == ["chunk_attention", "integrated_gradients"]
+    assert "fall of it without the best words" in said
+    assert "Shifted embeddings that compute the same change no score" in said
     evidence = results["evidence"]
     assert (evidence["num_documents"], evidence["num_without_evidence"], evidence["num_evidence_not_read"]) == (1, 2, 1)
     assert evidence["scores"]["pointing_word"]["random"]["value"] > 0
@@ -236,6 +249,7 @@ def test_ten_megabytes(run, tmp_path, monkeypatch):
         (["faithfulness.fractions=[0.5,0.2]"], "faithfulness.fractions=[0.5, 0.2]: must rise"),
         (["input=nowhere.txt"], "input=nowhere.txt: there is no such file"),
         (["input={file}", "ids=[b]"], "ids=b: no such document; there are 1, from a to a"),
+        (["checks=2"], "checks=2.0: must lie between 0 and 1"),
         (["stpes=3"], "stpes does not exist (did you mean steps?)"),
     ],
 )

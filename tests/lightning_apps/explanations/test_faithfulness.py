@@ -15,11 +15,13 @@ from lightning_apps.explanations.faithfulness import (
     chunks_inside,
     compare_with_random,
     curve_area,
+    eraser_falls,
     evidence_scores,
     expected_random_evidence,
     mean_with_interval,
     pointing_hit,
     summarise_curves,
+    summarise_eraser,
     summarise_evidence,
     tied,
 )
@@ -75,6 +77,22 @@ def test_curves_by_hand():
     sigmoid = [1 / (1 + math.exp(-(number - 1))) for number in range(3)]
     np.testing.assert_allclose(deletion, [sigmoid[2], sigmoid[1], sigmoid[0], sigmoid[0]], rtol=1e-6)
     np.testing.assert_allclose(insertion, [sigmoid[0], sigmoid[1], sigmoid[2], sigmoid[2]], rtol=1e-6)
+
+
+def test_eraser_by_hand():
+    """As the benchmark's own metrics.py: the mean over shares of what the probability falls by."""
+    deletion, insertion = np.array([0.9, 0.8, 0.5]), np.array([0.0, 0.6, 0.95])
+    found = eraser_falls(deletion, insertion)
+    assert found["comprehensiveness"] == pytest.approx([0.1, 0.4])
+    assert found["sufficiency"] == pytest.approx([0.3, -0.05])
+    chance = {"comprehensiveness": [0.1, 0.2], "sufficiency": [0.4, 0.4]}
+    summary = summarise_eraser([{"occlusion": found, "random": chance}] * 2)
+    assert summary["shares"] == [0.01, 0.05, 0.1, 0.2, 0.5]
+    assert summary["comprehensiveness"]["occlusion"]["value"] == pytest.approx(0.25)
+    assert summary["comprehensiveness"]["occlusion"]["minus_random"]["value"] == pytest.approx(0.1)
+    assert summary["sufficiency"]["occlusion"]["value"] == pytest.approx(0.125)
+    assert summary["sufficiency"]["random"]["value"] == pytest.approx(0.4)
+    assert summarise_eraser([]) == {"shares": [0.01, 0.05, 0.1, 0.2, 0.5]}
 
 
 def test_pointing_game_with_ties():

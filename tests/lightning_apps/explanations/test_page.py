@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_apps.explanations.explanation import Explanation
 from lightning_apps.explanations.files import write_explanations
 from lightning_apps.explanations.integrated_gradients import Completeness
 from lightning_apps.explanations.page import display_scores, documents, excerpt, highlighted_text, levels, shorter
+from lightning_apps.explanations.sanity import Sanity
 from lightning_apps.explanations.text_units import WORD, read_words
 from lightning_apps.reports.page import ENVIRONMENT, page, render
 from lightning_apps.run_files.directory import RunDirectory
@@ -141,6 +143,28 @@ def test_limits_of_the_page():
     both = section([long, long], megabytes=len(highlighted_text(long, 1000)) / 1e6)
     assert both.count("The text is not shown") == 1
     assert shorter("X" * 10_000_000) == excerpt("X" * 10_000_000)[:201] == "X" * 200 + "…"
+
+
+def test_a_method_that_ignores_the_model_is_exposed_on_the_page(tmp_path):
+    first, *others = entries()
+    found = {"chunk_attention": [0.9, 0.875], "integrated_gradients": [0.5, 0.0], "occlusion": [0.5, 0.25]}
+    sizes = {"chunk_attention": [0.9, 0.875], "integrated_gradients": [0.5, 0.75], "occlusion": [0.5, 0.25]}
+    shift = {"chunk_attention": 0.0, "integrated_gradients": 1e-6, "occlusion": 0.5}
+    checked = replace(first, sanity=Sanity(["head", "embeddings"], found, sizes, shift))
+    text = " ".join(Page(write(tmp_path, [checked, *others]).read_text()).text)
+    text = re.sub(r"\s+", " ", text)
+    assert (
+        "exposed Chunk attention ignores the model: with random parameters it says the same (rank correlation "
+        "+0.88 over 1 document)." in text
+    )
+    assert "exposed Integrated gradients: the size of its scores rests on the text, not on what the model" in text
+    assert "exposed Occlusion depends on how the model is written: shifted embeddings" in text
+    assert "integrated gradients +0.50 +0.00 +0.75 1.0e-06" in text
+    assert "integrated gradients / occlusion" in text
+    assert text.count("exposed") == 3
+    text = " ".join(Page(write(tmp_path, others).read_text()).text)
+    assert "exposed" not in text
+    assert "Not checked whether the methods explain the model at all: checks=1 does, on every document." in text
 
 
 def test_levels():
