@@ -1,4 +1,4 @@
-"""What was found of the methods themselves, for the page and the terminal: sanity, ERASER, agreement."""
+"""What was found of the methods, for the page and the terminal: ERASER, agreement, and whether they heed the model."""
 
 import math
 from collections.abc import Mapping
@@ -69,23 +69,27 @@ def findings(sanity: Mapping[str, Any]) -> list[tuple[bool, str]]:
     return [*((True, line) for line in against), *((False, line) for line in others)]
 
 
-def check_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Comprehensiveness and sufficiency, agreement, and the cascade of random parameters."""
-    tables = []
+def eraser_table(results: Mapping[str, Any]) -> Table:
+    """Comprehensiveness and sufficiency."""
     eraser = results["eraser"]
-    if results["num_documents"]:
-        shares = ", ".join(f"{share:.0%}"[:-1] for share in eraser["shares"])
-        rows = [
-            [METHOD_NAMES[method], *(cell for name in ERASER for cell in (spelt(eraser[name][method]),
-                                                                         difference(eraser[name][method])))]
-            for method in eraser[ERASER[0]]
-        ]  # fmt: skip
-        caption = (
-            "Fall of the probability without the best words (comprehensiveness, higher is better) and with nothing "
-            f"else (sufficiency, lower is better), mean over {shares} % of the words (AOPC)"
-        )
-        head = ["method", ERASER[0], "minus random", ERASER[1], "minus random"]
-        tables.append(Table(caption, head, rows, text=(0,)))
+    rows = [
+        [
+            METHOD_NAMES[method],
+            *(cell for name in ERASER for cell in (spelt(eraser[name][method]), difference(eraser[name][method]))),
+        ]
+        for method in eraser[ERASER[0]]
+    ]
+    shares = ", ".join(f"{share:.0%}"[:-1] for share in eraser["shares"])
+    caption = (
+        "Fall of the probability without the best words (comprehensiveness, higher is better) and with nothing else "
+        f"(sufficiency, lower is better), mean over {shares} % of the words (AOPC)"
+    )
+    return Table(caption, ["method", ERASER[0], "minus random", ERASER[1], "minus random"], rows, text=(0,))
+
+
+def check_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Agreement, and the cascade of random parameters."""
+    tables = []
     agreement = results["agreement"]
     if agreement["pairs"]:
         rows = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from datamodules.text.jsonl import write_jsonl
 from lightning_apps.explanations.agreement import summarise_agreement
-from lightning_apps.explanations.check_tables import check_tables, difference, findings, spelt
+from lightning_apps.explanations.check_tables import check_tables, difference, eraser_table, findings, spelt
 from lightning_apps.explanations.explanation import Explanation, completeness_sentence, record
 from lightning_apps.explanations.faithfulness import (
     CURVES,
@@ -142,7 +142,7 @@ def overview(
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Areas and evidence scores."""
+    """Areas, ERASER and evidence scores."""
     tables = []
     if results["num_documents"]:
         rows = [
@@ -162,7 +162,7 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
             "for deletion, higher for insertion"
         )
         head = ["method", "deletion", "minus random", "insertion", "minus random"]
-        tables.append(Table(caption, head, rows, text=(0,)))
+        tables += [Table(caption, head, rows, text=(0,)), eraser_table(results)]
     evidence = results["evidence"]
     if evidence["num_documents"]:
         scores = evidence["scores"]
