@@ -13,12 +13,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules.chat.files import Chat, chat_rows, hub_rows, split_files, to_chat
+from datamodules.chat.own_samples import OwnSamples
 from datamodules.chat.rendering import Message, encode_prompt
 from datamodules.chat.store import ChatStore, write_chats
 from datamodules.contract import IGNORED, Batch, CollateStep, DataReport, ExperimentData, Indices, Loading, Split
 from datamodules.gsm8k_proofs import prove_chats
 from datamodules.sampling.packing import Document, PackingCollator, packed_batch, padded_batch
-from datamodules.storage.cache import file_sha256, prepared_folder
+from datamodules.storage.cache import file_sha256, prepared_folder, read_manifest
 from datamodules.text.hub import TokenizerSource, find_tokenizer
 from datamodules.text.hub_access import load_tokenizer
 
@@ -46,6 +47,9 @@ class Gsm8kDataModule(ExperimentData):
         overlong: `truncate` cuts longer training samples on the right (their stop token is then not trained), `drop`
             leaves them out. A sample whose answer would be cut off whole is left out in any case.
         batching: `packed` puts samples end to end, `length_grouped` beside others of like length.
+        source: what is trained on: `given` takes the chats as they are, `own_samples` right solutions that the run's
+            model draws to their questions (rejection sampling), see OwnSamples.
+        own_samples: how they are drawn.
         **loading: see Loading; with packing `device_batch_size` counts rows of up to `max_length` tokens.
     """
 
@@ -68,6 +72,8 @@ class Gsm8kDataModule(ExperimentData):
         max_length: Annotated[int, Ge(1)],
         overlong: Literal["truncate", "drop"],
         batching: Literal["packed", "length_grouped"],
+        source: Literal["given", "own_samples"] = "given",  # an older run has neither
+        own_samples: OwnSamples | None = None,
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(**loading)
@@ -84,6 +90,8 @@ class Gsm8kDataModule(ExperimentData):
         self.max_length = max_length
         self.overlong = overlong
         self.batching = batching
+        self.source = source
+        self.own_samples = own_samples
         self.folder: Path | None = None
 
     # ------------------------------------------------------------------ preparation
@@ -146,6 +154,8 @@ class Gsm8kDataModule(ExperimentData):
         """
         if self.folder is not None:
             return
+        if self.source == "own_samples" and self.own_samples is None:
+            raise ValueError("data.source=own_samples needs data.own_samples, how they are drawn: leave that as it is")
         self.folder = self._prepared()
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         files = {
@@ -159,8 +169,25 @@ class Gsm8kDataModule(ExperimentData):
         order = list(range(num_rows))
         random.Random(self.split_seed).shuffle(order)  # noqa: S311 (a split, not a secret)
         shuffled = np.array(order, dtype=np.int64)
-        chosen = shuffled[self.num_validation :][: self.max_train_samples]
-        lengths, first_answers = files["train"].lengths[chosen], files["train"].first_answers[chosen]
+        self._given = shuffled[self.num_validation :][: self.max_train_samples]
+        self.files: dict[Split, ChatStore] = {"train": files["train"], "validation": files["train"]}
+        self.rows: dict[Split, NDArray[np.int64]] = {
+            "train": self._given,
+            "validation": shuffled[: self.num_validation],
+        }
+        if "test" in files:
+            self.files["test"] = files["test"]
+            self.rows["test"] = np.arange(len(files["test"]))[: self.max_test_samples]
+        self.facts_of_samples: dict[str, Any] = {}
+        self._train_on(files["train"], self._given)
+
+    def _train_on(self, store: ChatStore, chosen: NDArray[np.int64]) -> None:
+        """Let chats (n,) of a store be the training samples, but for those that would be cut before any answer.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        lengths, first_answers = store.lengths[chosen], store.first_answers[chosen]
         self.num_overlong = int((lengths > self.max_length).sum())
         # a sample cut before its second answer token teaches nothing
         hopeless = (first_answers >= self.max_length) if self.overlong == "truncate" else (lengths > self.max_length)
@@ -170,17 +197,36 @@ class Gsm8kDataModule(ExperimentData):
                 f"data.max_length={self.max_length}: no training sample fits (the shortest has {lengths.min()} tokens "
                 f"and an answer from {first_answers.min() + 1} on); raise it, or choose data.overlong=truncate"
             )
-        self.files: dict[Split, ChatStore] = {"train": files["train"], "validation": files["train"]}
-        self.rows: dict[Split, NDArray[np.int64]] = {
-            "train": chosen[~hopeless],
-            "validation": shuffled[: self.num_validation],
-        }
-        if "test" in files:
-            self.files["test"] = files["test"]
-            self.rows["test"] = np.arange(len(files["test"]))[: self.max_test_samples]
+        self.files["train"], self.rows["train"] = store, chosen[~hopeless]
         self.shared_prefix_length = self._shared_prefix() if self.batching == "packed" else 0
         if self.batching == "length_grouped":
-            self.lengths = self.files["train"].lengths[self.rows["train"]]
+            self.lengths = store.lengths[self.rows["train"]]
+
+    def write_with_samples(self, folder: Path, samples: Sequence[Chat]) -> None:
+        """Write what add_samples opens: the chats of the train file, then those that a model wrote."""
+        store = self.files["train"]
+        write_chats(folder, "train", self.tokenizer, [*map(store.chat, range(len(store))), *samples])
+
+    def add_samples(self, folder: Path) -> None:
+        """Train on what write_with_samples wrote, once.
+
+        Args:
+            folder: a prepared one; its facts are described.
+
+        Raises:
+            ValueError: it has nothing to train on.
+        """
+        assert self.own_samples is not None
+        store, num_given = ChatStore(folder, "train"), len(self.files["validation"])
+        self.facts_of_samples = read_manifest(folder)["facts"]
+        own = np.arange(num_given, len(store), dtype=np.int64)
+        if not len(own) and not self.own_samples["with_given"]:
+            raise ValueError(
+                f"data.source=own_samples: none of the {self.facts_of_samples['num_drawn']:,} drawn solutions is right;"
+                " start from a better model, draw more (data.own_samples.num_samples), or keep the given answers "
+                "(data.own_samples.with_given=true)"
+            )
+        self._train_on(store, np.concatenate([self._given, own]) if self.own_samples["with_given"] else own)
 
     def _shared_prefix(self) -> int:
         """Leading tokens that all samples of all splits share, before any answer: the system turn and a header."""
@@ -234,11 +280,17 @@ class Gsm8kDataModule(ExperimentData):
         sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.rows.items())
         lengths = self.files["train"].lengths[self.rows["train"]]
         cut = self.num_overlong - self.num_dropped if self.overlong == "truncate" else 0
-        return {
+        lines = {
             "data": f"{sizes} chats; {self.tokens_per_sample:.0f} tokens a sample, longest {lengths.max():,}",
             "overlong": f"{self.num_overlong:,} training samples over data.max_length={self.max_length:,}: {cut:,} "
             f"truncated, {self.num_dropped:,} dropped",
         }
+        if facts := self.facts_of_samples:
+            lines["own samples"] = (
+                f"{facts['num_kept']:,} kept of {facts['num_right']:,} right ones among {facts['num_drawn']:,} drawn; "
+                f"{facts['num_solved']:,} of {facts['num_asked']:,} training questions solved"
+            )
+        return lines
 
     def prove(self, num_examples: int) -> DataReport:
         """What doctor shows: examples, and what can be proved of every sample."""

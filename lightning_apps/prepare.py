@@ -7,11 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_apps.config.binding import bind
 from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.composition import CONF, plain
-from lightning_apps.errors import ConfigError
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -27,16 +25,11 @@ def prepare(cfg: DictConfig) -> None:
 
     from datamodules.contract import DescribesPreparation
     from lightning_apps.process.console import open_console, say
-    from lightning_apps.runs.build import quiet_libraries
+    from lightning_apps.runs.build import build_datamodule, quiet_libraries
 
     quiet_libraries()
     open_console()
-    datamodule: Any = bind("data", config["data"])()
-    try:
-        datamodule.prepare_data()
-        datamodule.setup()
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    datamodule = build_datamodule(config)
     lines = datamodule.preparation_lines() if isinstance(datamodule, DescribesPreparation) else []
     say("\n".join(["prepared", *lines]))
 

@@ -1,6 +1,7 @@
 """The LightningModule of every experiment: a network, its optimizer and schedule, the loss of a batch, one step."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -35,6 +36,21 @@ class Parts(TypedDict):
     plan: RunPlan
 
 
+@dataclass(frozen=True)
+class Start:
+    """The network that a run starts from, for data that need it.
+
+    Attributes:
+        build_net: makes it, on the CPU.
+        to_device: moves it to where the run computes.
+        autocast: what products of matrices are in an evaluation; None for the weights' own.
+    """
+
+    build_net: Callable[[], PreTrainedModel]
+    to_device: Callable[[PreTrainedModel], PreTrainedModel]
+    autocast: torch.dtype | None
+
+
 class Experiment(L.LightningModule):
     """Trains a network on StepBatches; a subclass says what the loss of a batch is.
 
@@ -58,6 +74,15 @@ class Experiment(L.LightningModule):
         self.schedule = parts["schedule"]
         self.plan = parts["plan"]
         self.evaluation_loss = MeanMetric()
+
+    @classmethod
+    def complete_data(cls, data: Any, start: Start) -> None:
+        """Add to data that are set up what only a network can: nothing, unless a subclass does.
+
+        Args:
+            data: the experiment's data module.
+            start: the network that the run starts from.
+        """
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor | int]:
         """Loss of a batch summed over its targets, a () tensor, and their number or the sum of their weights.

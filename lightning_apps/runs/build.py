@@ -27,13 +27,13 @@ from lightning_apps.callbacks.schedule_free_evaluation import ScheduleFreeEvalua
 from lightning_apps.callbacks.self_kill import KILL_VARIABLE, SelfKill
 from lightning_apps.callbacks.step_clock import StepClock
 from lightning_apps.callbacks.step_log import StepLog
-from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data
+from lightning_apps.config.binding import bind, bind_callback, parameters_of, supplied_by_data, target
 from lightning_apps.config.composition import chosen
 from lightning_apps.config.kind_checks import check_kinds
 from lightning_apps.config.optimizer_checks import is_schedule_free
 from lightning_apps.diagnostics.phases import PhaseProfiler
 from lightning_apps.errors import ConfigError
-from lightning_apps.experiments.experiment import Experiment
+from lightning_apps.experiments.experiment import Experiment, Start
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.run_files.checkpoint_files import AtomicCheckpointIO
 from lightning_apps.run_files.directory import RunDirectory
@@ -95,11 +95,28 @@ def build_datamodule(config: Config) -> ExperimentData:
     try:
         datamodule.prepare_data()
         datamodule.setup()
+        target("module", config["module"]).complete_data(datamodule, start_of(config, datamodule))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     whole_epoch = datamodule.epoch_steps  # before there are limits
     datamodule.limits = limits_of(config["trainer"], epoch_steps=whole_epoch)
     return datamodule
+
+
+def start_of(config: Config, datamodule: ExperimentData) -> Start:
+    """The network that a run starts from; nothing is built yet."""
+
+    def build_net() -> PreTrainedModel:
+        torch.manual_seed(config["seed"])
+        net: PreTrainedModel = bind_net(config, datamodule.net_arguments)()
+        return net
+
+    def to_device(net: PreTrainedModel) -> PreTrainedModel:
+        name = available_accelerator(config["hardware"]["accelerator"])
+        return net.to(torch.device({"gpu": "cuda"}.get(name, name)))  # type: ignore[arg-type]  # transformers' own wrapper
+
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
+    return Start(build_net, to_device, dtypes.get(config["precision"]["lightning"].partition("-")[0]))
 
 
 def limits_of(trainer: Mapping[str, Any], *, epoch_steps: int) -> Limits:

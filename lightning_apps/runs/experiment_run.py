@@ -135,6 +135,7 @@ def _run_experiment(
     summary: dict[str, Any] = {}
     try:
         check_needs(config)
+        open_console(main_process=lock.is_first)  # preparing data may take long, and say so
         datamodule = build_datamodule(config)
         if checkpoint is not None:
             refuse_other_data(directory, datamodule)
