@@ -130,6 +130,7 @@ class ExperimentData(L.LightningDataModule, ABC):
             keeps the samples of a step in their order.
         draw: which samples an epoch holds; None for each once.
         weigh: sum of the weights of a batch's targets, where the loss weighs them; the run sets it from its module.
+        inner_steps: optimizer steps in a row that the same samples feed; the run sets it from its module.
         limits: what the run leaves out; the run sets it.
         notices: what a user should know of the data, one line each.
         length_key: setting that makes sequences shorter.
@@ -142,6 +143,7 @@ class ExperimentData(L.LightningDataModule, ABC):
     lengths: NDArray[np.int64] | None = None
     draw: Draw | None = None
     weigh: Weigh | None = None
+    inner_steps: int = 1
 
     def __init__(self, **loading: Unpack[Loading]) -> None:
         super().__init__()
@@ -305,6 +307,7 @@ class ExperimentData(L.LightningDataModule, ABC):
             draw=self.draw,
             epoch_steps=self.limits.epoch_steps,
             repeats_first_epoch=self.limits.repeats_first_epoch,
+            inner_steps=self.inner_steps,
         )
         collate = self.step_collator(-(-self.global_batch_size // world_size))
         return StepLoader(sampler, collate, lambda: trainer.global_step, **self.loader_options)

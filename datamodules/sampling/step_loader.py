@@ -39,6 +39,7 @@ class StepSampler(Sampler[SampleKey]):
         draw: which samples an epoch holds; None for each once.
         epoch_steps: leave an epoch after so many steps; None goes through all samples.
         repeats_first_epoch: whether every epoch is the first one again.
+        inner_steps: optimizer steps in a row that the same samples feed.
     """
 
     num_samples: int
@@ -51,6 +52,7 @@ class StepSampler(Sampler[SampleKey]):
     draw: Draw | None = None
     epoch_steps: int | None = None
     repeats_first_epoch: bool = False
+    inner_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -61,7 +63,8 @@ class StepSampler(Sampler[SampleKey]):
 
     def key(self, step: int) -> SampleKey:
         """Epoch and sample indices that feed optimizer step `step` (0-based), over all ranks."""
-        epoch, place = divmod(step, self.epoch_steps or steps_per_epoch(self.num_samples, self.global_batch_size))
+        steps = self.epoch_steps or steps_per_epoch(self.num_samples, self.global_batch_size)
+        epoch, place = divmod(step // self.inner_steps, steps)
         epoch = 0 if self.repeats_first_epoch else epoch
         start = place * self.global_batch_size
         stop = min(start + self.global_batch_size, self.num_samples)

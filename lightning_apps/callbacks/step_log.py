@@ -122,6 +122,7 @@ class StepLog(L.Callback):
             "train/tokens": float(self.tokens_seen),
             "train/tokens_per_s": self.tokens_per_s,
             "train/mfu": self.mfu,
+            **{f"train/{name}": float(value) for name, value in takes_steps(pl_module).step_metrics().items()},
         }
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
         for logger in trainer.loggers:

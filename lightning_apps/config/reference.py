@@ -27,6 +27,8 @@ from lightning_apps.config.value_checks import allowed_type
 PAGE = CONF.parent / "docs" / "config.md"
 SWEEP = "lightning_apps.sweeps.grid.SweepSettings"
 """By name, as every target: sweeps stand above the configuration."""
+PRESETS = ("experiment", "module")
+"""Groups whose options set keys of any section."""
 OURS = ("lightning_apps", "datamodules", "models")
 HEAD = """# Configuration
 
@@ -232,17 +234,21 @@ def head_of(path: Path) -> str:
     return f" ({' '.join(lines).rstrip('.')})" if lines else ""
 
 
-def experiments() -> list[str]:
-    """The experiments: what each chooses and sets, and the keys of its module."""
+def presets(group: str) -> list[str]:
+    """Options that set keys of any section: what each chooses and sets, and the keys of its module."""
     sections = []
-    for path in sorted((CONF / "experiment").glob("*.yaml")):
+    for path in sorted((CONF / group).glob("*.yaml")):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        chosen = [f"{key.partition('/')[2]}={option}" for base in content["defaults"] for key, option in base.items()]
+        defaults = [base for base in content.get("defaults", []) if isinstance(base, dict)]
+        chosen = [f"{key.partition('/')[2]}={option}" for base in defaults for key, option in base.items()]
         own = ("defaults", "experiment", "module", "verify", "verify_files")
         chosen += [f"{key}={shown(value)}" for key, value in leaves(content) if key.partition(".")[0] not in own]
-        sections.append(f"**{path.stem}**{head_of(path)}: {', '.join(f'`{word}`' for word in chosen)}")
-        found = list(rows(content["module"], target("module", content["module"]), comments(path, ()), ("module",)))
-        sections += [table(found)] if found else []
+        words = f": {', '.join(f'`{word}`' for word in chosen)}" if chosen else ""
+        sections.append(f"**{path.stem}**{head_of(path)}{words}")
+        if "module" in content:
+            kind = target("module", content["module"])
+            found = list(rows(content["module"], kind, comments(path, ()), ("module",)))
+            sections += [table(found)] if found else []
     return sections
 
 
@@ -277,7 +283,7 @@ def page() -> str:
         table(list(rows(root, RootConfig, comments(CONF / "config.yaml", ()), ()))),
     ]
     for group in sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "command"):
-        sections += [f"## {group}", *(experiments() if group == "experiment" else options_of(group))]
+        sections += [f"## {group}", *(presets(group) if group in PRESETS else options_of(group))]
         sections += ["Where they are on:", table(list(optional_callbacks()))] if group == "callbacks" else []
     sections.append("## Commands that start from a run")
     for command, kind in SETTINGS.items():

@@ -26,6 +26,7 @@ KEYS_OF_GROUPS = {
     "callbacks": "callbacks",
     "logger": "logger",
     "experiment": "",
+    "module": "",
 }
 """Groups of conf/ whose options name targets, and the key below which each of them goes."""
 NAMED_FREELY = ("callbacks.extra", "logger")

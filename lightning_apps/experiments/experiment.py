@@ -60,9 +60,11 @@ class Experiment(L.LightningModule):
     Attributes:
         step_result: of the optimizer step under way, from before its weights move; guards look at it then.
         weigh: sum of the weights of a batch's targets; None where the loss counts all alike.
+        inner_steps: optimizer steps in a row that the same samples feed.
     """
 
     weigh: Weigh | None = None
+    inner_steps: int = 1
     step_result: StepResult = NO_STEP
 
     def __init__(self, **parts: Unpack[Parts]) -> None:
@@ -129,6 +131,10 @@ class Experiment(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
         """The same on the test split."""
         return self.validation_step(batch, batch_idx)
+
+    def step_metrics(self) -> dict[str, Tensor | float]:
+        """What a step logs as `train/*` beside its loss; asked at logged steps only, on all ranks."""
+        return {}
 
     def evaluation_metrics(self, data: Any) -> set[str]:
         """Names, without the split, of what this module logs in an evaluation; callbacks may log more."""

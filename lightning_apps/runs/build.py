@@ -68,6 +68,7 @@ def quiet_libraries() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*LeafSpec.*",
         ".*Found .* module\\(s\\) in eval mode.*",
+        ".*You have overridden `on_before_batch_transfer`.*",  # grpo means to
         ".*sync_dist=True.*",  # values are reduced before they are logged
         ".*pin_memory.*",
     ):
@@ -173,6 +174,7 @@ def build_module(config: Config, datamodule: ExperimentData, plan: RunPlan) -> E
     }
     module: Experiment = _call(bind("module", config["module"]), runtime)
     datamodule.weigh = module.weigh  # the collator counts what the loss divides by
+    datamodule.inner_steps = module.inner_steps
     net: Any = module.net
     if config["hardware"]["gradient_checkpointing"]:
         try:

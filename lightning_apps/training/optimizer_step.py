@@ -73,6 +73,10 @@ class TakesSteps(Protocol):
         """Loss of a batch summed over its targets, and their number or the sum of their weights."""
         ...
 
+    def step_metrics(self) -> dict[str, Tensor | float]:
+        """What a step logs beside its loss."""
+        ...
+
 
 def takes_steps(module: L.LightningModule) -> TakesSteps:
     """The module as callbacks may look at it.

@@ -19,10 +19,12 @@ class Answer:
     Attributes:
         tokens: (length,) int64 on the CPU, without the stop token and what follows it.
         finished: whether a stop token ended it; False where it was cut at max_new_tokens.
+        stop_token_id: the one that ended it; None where it was cut.
     """
 
     tokens: Tensor
     finished: bool
+    stop_token_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _generate(net: PreTrainedModel, prompts: Sequence[Tensor], settings: Generat
 
 def _until_stop(tokens: Sequence[int], stops: Sequence[int]) -> Answer:
     end = next((place for place, token in enumerate(tokens) if token in stops), None)
-    return Answer(torch.tensor(tokens[:end], dtype=torch.int64), end is not None)
+    return Answer(torch.tensor(tokens[:end], dtype=torch.int64), end is not None, None if end is None else tokens[end])
 
 
 class _Selection:

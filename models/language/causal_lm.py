@@ -212,7 +212,7 @@ def projected_losses(
         states: (N, d) last hidden states of the positions that have a target.
         labels: (N,) int64 in the vocabulary.
         label_smoothing: share of each target that is spread over the whole vocabulary, in [0, 1).
-        reduce: whether to sum; else one loss per position, without a gradient.
+        reduce: whether to sum; else one loss per position.
 
     Returns:
         () or (N,) float32.
@@ -230,7 +230,8 @@ def projected_losses(
     num_logits = len(labels) * embedding.num_embeddings
     # an adapted or wrapped projection is more than its weight, and hooks are there to see its output
     is_plain = type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
-    if is_plain and num_logits > FEW_LOGITS:
+    # the fused one has its gradient before it knows by what each position's will be multiplied
+    if is_plain and num_logits > FEW_LOGITS and (reduce or not torch.is_grad_enabled()):
         return linear_cross_entropy(
             states, head.weight, labels, bias=head.bias, label_smoothing=label_smoothing, reduction=reduction
         )
@@ -267,6 +268,29 @@ def target_loss(
     """
     states, labels = target_states(net, batch, shared_prefix_length=shared_prefix_length)
     return projected_losses(net, states, labels, label_smoothing=label_smoothing), len(labels)
+
+
+def target_log_probs(
+    net: PreTrainedModel, batch: dict[str, Any], *, shared_prefix_length: int = 0, temperature: float = 1.0
+) -> Tensor:
+    """Log-probabilities (targets,) float32 of the target tokens, in the order of their places, with a gradient each.
+
+    Args:
+        net: a causal language model.
+        batch: see target_loss.
+        shared_prefix_length: see target_loss.
+        temperature: logits are divided by it; above 0.
+
+    Raises:
+        ValueError: the output projection has a bias, which a temperature other than 1 would have to divide.
+    """
+    head: Any = net.get_output_embeddings()
+    if temperature != 1.0 and getattr(head, "bias", None) is not None:
+        raise ValueError(
+            f"temperature={temperature}: the output projection of {type(net).__name__} has a bias; use 1.0"
+        )
+    states, labels = target_states(net, batch, shared_prefix_length=shared_prefix_length)
+    return -projected_losses(net, states / temperature if temperature != 1.0 else states, labels, reduce=False)
 
 
 @torch.no_grad()
