@@ -299,6 +299,7 @@ def policy_losses(
     Returns:
         Losses (n,); divergence (n,), 0 without a reference, by the estimator k3 = r - log r - 1 with r the reference's
         probability over the policy's (Schulman 2020), which is never negative; whether clipping (n,) took the gradient.
+        In the loss the divergence is weighted by the ratio (DeepSeek-V3.2, arXiv:2512.02556), as in trl.
     """
     ratio = torch.exp(log_probs - old)
     clipped = torch.clamp(ratio, 1 - epsilon_low, 1 + epsilon_high)
@@ -308,7 +309,8 @@ def policy_losses(
         return losses, torch.zeros_like(losses), is_clipped
     log_r = reference - log_probs
     divergence = torch.exp(log_r) - log_r - 1
-    return losses + kl_coefficient * divergence, divergence, is_clipped
+    # the ratio is 1 where the policy has not moved; with it the gradient is that of the divergence, without it another
+    return losses + kl_coefficient * ratio * divergence, divergence, is_clipped
 
 
 def answer_document(prompt: np.ndarray, answer: Answer) -> Document:

@@ -82,7 +82,7 @@ def test_losses_are_clipped_where_the_ratio_leaves_the_range_for_better_or_worse
     assert gradient.tolist() == pytest.approx([-2.0, 0.0, 1.5, -0.5, 0.0, -1.25])  # d ratio / d log p = ratio
 
 
-def test_the_divergence_is_that_of_k3():
+def test_the_divergence_is_that_of_k3_and_its_gradient_has_no_bias():
     log_probs = torch.tensor([0.5, 0.25]).log().requires_grad_()
     losses, divergence, _ = policy_losses(
         log_probs, old=log_probs.detach(), advantages=torch.zeros(2), epsilon_low=0.2, epsilon_high=0.2,
@@ -91,7 +91,7 @@ def test_the_divergence_is_that_of_k3():
     assert divergence.tolist() == pytest.approx([0.0, 2 - math.log(2) - 1])
     assert losses.tolist() == pytest.approx([0.0, 0.1 * (1 - math.log(2))])
     (gradient,) = torch.autograd.grad(losses.sum(), log_probs)
-    assert gradient.tolist() == pytest.approx([0.0, 0.1 * (1 - 2)])  # 1 - r
+    assert gradient.tolist() == pytest.approx([0.0, -0.1 * math.log(2)])  # that of the divergence itself: - log r
 
 
 def test_an_answer_is_trained_with_the_stop_token_that_ended_it():
@@ -122,8 +122,11 @@ def test_advantages_and_loss_are_those_of_trl(scale, beta, small_gsm8k, tmp_path
         steps_per_generation=1, temperature=0.8, report_to=[], use_cpu=True, bf16=False, seed=1,
     )  # fmt: skip
 
+    def reward_of(text):
+        return float(sum(map(ord, text)) % 3 == 0)
+
     def reward(completions, **_):
-        return [float("1" in completion[0]["content"]) for completion in completions]
+        return [reward_of(completion[0]["content"]) for completion in completions]
 
     trainer = trl.GRPOTrainer(
         model=net, reward_funcs=reward, args=options, train_dataset=Dataset.from_list(rows),
@@ -136,8 +139,8 @@ def test_advantages_and_loss_are_those_of_trl(scale, beta, small_gsm8k, tmp_path
         completion = drawn["completion_ids"][number][drawn["completion_mask"][number].bool()]
         documents.append(answer_document(prompt.numpy(), Answer(completion, False)))
     texts = trainer.processing_class.batch_decode(drawn["completion_ids"], skip_special_tokens=True)
-    rewards = torch.tensor([float("1" in text) for text in texts]).reshape(2, 4)
-    assert 0 < rewards.sum() < 8
+    rewards = torch.tensor([reward_of(text) for text in texts]).reshape(2, 4)
+    assert rewards.std(dim=1).sum() > 0
     advantages = group_advantages(rewards, scale=scale).flatten()
     torch.testing.assert_close(advantages, drawn["advantages"])
 
@@ -147,6 +150,8 @@ def test_advantages_and_loss_are_those_of_trl(scale, beta, small_gsm8k, tmp_path
         old = target_log_probs(net, batch, temperature=0.8)
         start = target_log_probs(reference, batch, temperature=0.8)
         torch.testing.assert_close(old, drawn["old_per_token_logps"][mask], rtol=0, atol=2e-5)
+        if beta:
+            torch.testing.assert_close(start, drawn["ref_per_token_logps"][mask], rtol=0, atol=2e-5)
         torch.manual_seed(0)
         for parameter in net.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
