@@ -147,11 +147,15 @@ def test_the_readme_shows_the_commands():
 
 
 @cache
+OTHER_CHOICES = (["sweep=grid", "sweep.name=rates"], ["experiment=gsm8k", "module=grpo"])
+"""Of groups that bring keys of their own."""
+
+
 def configurations():
     """The five experiments, and a sweep."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         choices = [[f"experiment={name}"] for name in options("experiment")]
-        return [compose("config", overrides=words) for words in [*choices, ["sweep=grid", "sweep.name=rates"]]]
+        return [compose("config", overrides=words) for words in [*choices, *OTHER_CHOICES]]
 
 
 def has_key(config, key):

@@ -134,8 +134,7 @@ def explain(error: Exception, config_path: Path, config_name: str, words: Sequen
     if match := re.search(r"Could not (?:override|delete) '([^']+)'", text):
         key = match[1].split("@")[0]
         if is_group(config_path, key, words):  # that only some experiments choose from
-            given = next((word for word in words if word.lstrip("~").partition("=")[0] == key), key)
-            return f"{given}: this experiment has one {key} and no choice; leave it away, or choose another experiment"
+            return f"{key}: this experiment has no choice of {key}; leave the word away, or choose another experiment"
         return _unknown_key(key, config_path, config_name, words)
     if match := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text + cause):
         full = re.search(r"full_key: (\S+)", text + cause)

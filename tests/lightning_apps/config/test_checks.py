@@ -218,9 +218,9 @@ BEFORE_TORCH = {
     "precision.lightning=''": "precision.lightning='': allowed are 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, "
     "64-true; precision= chooses one",
     "trainer=[[]]": "trainer=[[]]: name one of the options of trainer: default",
-    "~module": "~module: this experiment has one module and no choice; leave it away, or choose another experiment",
-    "module=grpo": "module=grpo: this experiment has one module and no choice; leave it away, or choose another experiment",
-    "experiment=gsm8k ~module": "module is missing: a run needs it; leave ~module away",
+    "~module": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
+    "module=grpo": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
+    "experiment=gsm8k ~module": "module is missing: give it on the command line, module=...",
     "run.name=???": "run.name is missing: give it on the command line, run.name=<value>",
     f"run.name={'a' * 300}": "run.name=aaaaaaaaaaaaaaaaaaaa...: 300 characters; at most 200 make the name of a folder",
     "callbacks.extra.picture=5": "callbacks.extra.picture=5: give its settings, or null or false to switch it off",
