@@ -146,11 +146,11 @@ def test_the_readme_shows_the_commands():
 # ---------------------------------------------------------------------- settings, files, targets and links in prose
 
 
-@cache
 OTHER_CHOICES = (["sweep=grid", "sweep.name=rates"], ["experiment=gsm8k", "module=grpo"])
 """Of groups that bring keys of their own."""
 
 
+@cache
 def configurations():
     """The five experiments, and a sweep."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
