@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lightning_apps.config.composition import CONF
-from tests.asserts.browser import browser, load
+from tests.asserts.browser import browser, load, violations
 
 ROOT = CONF.parent
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_files_of_the_theme_are_there():
-    for file in [*CONFIG["extra"]["polyfills"], *CONFIG["extra_css"]]:
+    for file in [*CONFIG["extra"]["polyfills"], *CONFIG["extra_css"], *CONFIG["extra_javascript"]]:
         assert (ROOT / file).is_file()
 
 
@@ -79,3 +79,11 @@ def test_the_search_needs_no_server(site, tmp_path):
     assert console == []
     (found,) = re.findall(r'data-found="([^"]+)"', dom)
     assert "code/lightning_apps.statistics.html" in found
+
+
+@browser
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["index.html", "docs/troubles.html", "code/lightning_apps.statistics.html"])
+def test_everyone_can_read_them(site, page):
+    path = site / page
+    assert violations(path, path.parent) == []

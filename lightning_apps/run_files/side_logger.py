@@ -93,8 +93,10 @@ class SideLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """What the other library logs to, for who needs it."""
-        return getattr(self.inner, "experiment", None)
+        """What the other library logs to, for who needs it; None where it cannot be begun (a key that W&B refuses)."""
+        found: list[Any] = []
+        self._try(lambda: found.append(getattr(self.inner, "experiment", None)))
+        return found[0] if found else None
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Hand on the values of one step."""

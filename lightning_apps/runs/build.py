@@ -300,7 +300,7 @@ def build_loggers(config: Config, directory: RunDirectory) -> list[Logger]:
 def _wandb_logger(node: Mapping[str, Any], config: Config, directory: RunDirectory) -> Logger:
     offline = node.get("offline", False) or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
     netrc = Path.home() / ".netrc"
-    known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+    known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
     if not offline and not known:
         raise ConfigError(
             "logger=wandb needs an account: run `wandb login`, set WANDB_API_KEY, or use logger.wandb.offline=true"

@@ -189,6 +189,23 @@ def test_a_logger_that_recovers_is_asked_again(tmp_path):
     assert (logger.name, logger.version, logger.save_dir) == ("broken", "", None)
 
 
+class NeverBegun(BrokenLogger):
+    """Lightning asks each logger for its experiment before a run."""
+
+    @property
+    def experiment(self):
+        raise PermissionError("the key is refused")
+
+
+def test_a_logger_that_cannot_begin_stops_nothing(tmp_path, capsys):
+    logger = SideLogger(NeverBegun(save_dir=tmp_path))
+    open_console()
+    assert logger.experiment is None
+    assert capsys.readouterr().out == (
+        "warning: NeverBegun failed (PermissionError: the key is refused); the run goes on without it\n"
+    )
+
+
 class Hanging(BrokenLogger):
     """Its second call never returns."""
 

@@ -111,3 +111,12 @@ def test_a_package_that_is_missing_is_one_line_before_anything_is_written(packag
 def test_wandb_groups_runs(composed, monkeypatch):
     config = composed(*RUN, "logger=wandb", "run.group=rates", "logger.wandb.offline=true", name="a")
     assert config["logger"]["wandb"]["group"] == "rates"
+
+
+def test_an_empty_key_of_wandb_is_none(composed, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = composed(*RUN, "logger=wandb", name="a")
+    with pytest.raises(ConfigError, match=r"^logger=wandb needs an account: "):
+        run_experiment(config)
