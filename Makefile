@@ -79,6 +79,10 @@ verify: $(VENV)/.runtime  ## prove on this machine: exact resume, honest loss, s
 bench: $(VENV)/.dev  ## compare location with transformers' Trainer on this machine, side by side
 	$(BIN)/python -m benchmarks.location $(ARGS)
 
+.PHONY: board
+board: $(VENV)/.dev  ## measure what docs/board.json lacks of the recipes of arxiv, and write docs/board.md
+	$(BIN)/python -m benchmarks.board $(ARGS)
+
 .PHONY: lock
 lock: $(VENV)/.dev  ## renew constraints.txt, versions with hashes (ARGS=--upgrade: the newest that fit)
 	.ci/lock $(ARGS)

@@ -16,6 +16,7 @@ from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import build_module
 from lightning_apps.runs.experiment_run import run_experiment
 from lightning_apps.training import optimizers
+from lightning_apps.training.muon import BatchedMuon
 from lightning_apps.training.parameter_groups import hidden_matrices
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.plans import plan
@@ -85,7 +86,7 @@ def test_muon_equals_muon_and_adamw_run_apart():
     assert len(inside) == 2 * 7
     rest = [parameter for parameter in apart.parameters() if parameter not in inside]
     alone = [
-        torch.optim.Muon(inside_in_order(apart, inside), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        BatchedMuon(inside_in_order(apart, inside), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
             [
                 {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": 0.1},
@@ -111,6 +112,37 @@ def test_muon_equals_muon_and_adamw_run_apart():
     assert {group["name"] for group in optimizer.param_groups} == {"muon/matrices", "adamw/matrices", "adamw/vectors"}
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in together.parameters())
+
+
+def test_muon_is_torchs_in_float32():
+    """A reference in float64, and torch's own, which iterates in bfloat16."""
+    torch.manual_seed(3)
+    shapes = [(8, 24), (24, 8), (24, 8), (16, 16)]
+    start = [torch.randn(shape) for shape in shapes]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = ([nn.Parameter(value.clone()) for value in start] for _ in range(2))
+    optimizers = BatchedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    expected, averages = [value.double() for value in start], [torch.zeros(shape).double() for shape in shapes]
+    for _ in range(3):
+        for number, shape in enumerate(shapes):
+            gradient = torch.randn(shape)
+            ours[number].grad, theirs[number].grad = gradient.clone(), gradient.clone()
+            averages[number] = 0.95 * averages[number] + 0.05 * gradient.double()
+            x = 0.05 * gradient.double() + 0.95 * averages[number]
+            x = x.T / x.norm() if shape[0] > shape[1] else x / x.norm()
+            for _ in range(5):
+                a = x @ x.T
+                x = 3.4445 * x - 4.775 * a @ x + 2.0315 * a @ a @ x
+            x = x.T if shape[0] > shape[1] else x
+            expected[number] = expected[number] * (1 - 0.02 * 0.1) - 0.02 * 0.2 * max(shape) ** 0.5 * x
+        for optimizer in optimizers:
+            optimizer.step()
+    for number in range(len(shapes)):
+        torch.testing.assert_close(ours[number].detach().double(), expected[number], rtol=1e-5, atol=1e-6)
+        # an update has entries of about 0.004; bfloat16 keeps 8 bits through fifteen products
+        torch.testing.assert_close(ours[number], theirs[number], rtol=0.0, atol=1e-3)
+    assert optimizers[0].state_dict()["state"].keys() == optimizers[1].state_dict()["state"].keys()
+    assert optimizers[0].state[ours[0]].keys() == optimizers[1].state[theirs[0]].keys()
 
 
 def inside_in_order(net, chosen):

@@ -57,5 +57,5 @@ def test_parameters_of_the_default_size(composed):
     settings = {key: value for key, value in chosen.items() if key != "_target_"}
     with torch.device("meta"):
         net = modern(vocab_size=4096, pad_token_id=None, eos_token_id=0, **settings)
-    layer = 4 * 256 * 256 + 2 * 256 * 1024  # attention and MLP, without biases; norms have no weights
-    assert sum(entry.numel() for entry in net.parameters()) == 2 * 4096 * 256 + 6 * layer == 6_815_744
+    layer = 4 * 128 * 128 + 2 * 128 * 512  # attention and MLP, without biases; norms have no weights
+    assert sum(entry.numel() for entry in net.parameters()) == 2 * 4096 * 128 + 6 * layer == 2_228_224

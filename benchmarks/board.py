@@ -1,0 +1,324 @@
+"""The board of recipes: how good a model is after so many seconds, each line tested against the one before.
+
+    make board                                     measure what docs/board.json lacks, then write docs/board.md
+    python -m benchmarks.board --budgets 60 300    seconds of training, on one core each
+    python -m benchmarks.board --page              only write docs/board.md from docs/board.json
+
+`arxiv`: bits per byte of the validation windows (lower is better). A recipe's tokens are what its steps get through in
+the budget, by the processor's clock over some steps in a process of its own: a machine that does other work as well
+does not shorten a run. The learning rate goes by the whole plan, so that each budget is a run of its own. The first
+line is transformers' Trainer with the same network, tokenizer, windows and learning rate, and its own step.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+RESULTS, PAGE = Path("docs/board.json"), Path("docs/board.md")
+PYTHIA = "../shared/tokenizers/pythia"
+BPE, MODERN = "data.tokenizer=bpe:4096", "model=modern_small"
+RECIPES: dict[str, list[str]] = {
+    "Trainer, pythia_14m": [],
+    "ours, pythia_14m": [],
+    "+ a vocabulary of 4,096": [BPE],
+    "+ modern_small": [BPE, MODERN],
+    "+ Muon": [BPE, MODERN, "optimizer=muon"],
+    "+ lr 4e-3": [BPE, MODERN, "optimizer=muon", "optimizer.lr=4e-3"],
+    "+ warmup-stable-decay": [
+        BPE, MODERN, "optimizer=muon", "optimizer.lr=4e-3", "scheduler=warmup_stable_decay",
+    ],
+}  # fmt: skip
+"""Name of the line -> overrides of `experiment=arxiv`; `+` builds on the line before."""
+TRAINER = "Trainer, pythia_14m"
+BATCH = 32
+PROBE_STEPS, PROBE_WARM_UP = 10, 3
+
+
+def overrides(recipe: str, *, seed: int, steps: int, data: str) -> list[str]:
+    """The configuration of one run."""
+    return [
+        "experiment=arxiv", f"data.path={data}", "data.full_dataset=true", f"data.tokenizer={PYTHIA}",
+        f"data.global_batch_size={BATCH}", "hardware=cpu", "hardware.num_threads=1", "trainer.max_tokens=null",
+        f"trainer.max_steps={steps}", "trainer.evaluate_every=never", "trainer.save_every=never",
+        "trainer.limit_test_batches=1", f"seed={seed}", "run.name=board", *RECIPES[recipe],
+    ]  # fmt: skip
+
+
+def speed(recipe: str, data: str) -> float:
+    """Seconds of the processor that a step takes on one core: the median after some steps."""
+    made = _made(overrides(recipe, seed=0, steps=PROBE_STEPS, data=data))
+    took: list[float] = []
+    (_train_trainer if recipe == TRAINER else _train_ours)(made, took)
+    return statistics.median(took[PROBE_WARM_UP:])
+
+
+def trainer_result(seed: int, steps: int, data: str) -> float:
+    """Bits per byte of the validation windows after transformers' Trainer has trained."""
+    import torch
+
+    from models.language.causal_lm import token_losses
+
+    made = _made(overrides(TRAINER, seed=seed, steps=steps, data=data))
+    _train_trainer(made, [])
+    datamodule, net = made[1], made[3].net.eval()
+    nats = num_bytes = 0.0
+    indices = datamodule.evaluated("validation")
+    for start in range(0, len(indices), BATCH):
+        batch = datamodule.batch("validation", indices[start : start + BATCH])
+        nats += float(token_losses(net, batch).nansum(dtype=torch.float64))
+        num_bytes += float(batch["num_bytes"].sum())
+    return nats / math.log(2) / num_bytes
+
+
+def our_result(recipe: str, seed: int, steps: int, data: str) -> float:
+    """Bits per byte of the validation windows after a run of the command."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*overrides(recipe, seed=seed, steps=steps, data=data), f"run.output_root={folder}"]
+        command = [sys.executable, "-m", "lightning_apps.train", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        summary = json.loads((Path(folder) / "arxiv" / "board" / "summary.json").read_text(encoding="utf-8"))
+    return float(summary["metrics"]["val/bits_per_byte"])
+
+
+def _made(words: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
+    """Configuration, data, plan and module."""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from lightning_apps.config.composition import CONF, plain
+    from lightning_apps.runs.build import build_datamodule, build_module, build_plan, quiet_libraries
+
+    torch.set_num_threads(1)
+    quiet_libraries()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = plain(compose("config", overrides=words))
+    datamodule: Any = build_datamodule(config)
+    plan = build_plan(config, datamodule)
+    return config, datamodule, plan, build_module(config, datamodule, plan)
+
+
+def _train_ours(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -> None:
+    import lightning as L
+
+    from lightning_apps.process.allocator import keep_freed_memory
+    from lightning_apps.runs.build import build_step_callbacks, build_trainer
+
+    keep_freed_memory()  # as the command train does
+    config, datamodule, plan, module = made
+
+    class Clock(L.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.started = time.process_time()
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            took.append(time.process_time() - self.started)
+
+    callbacks = [*build_step_callbacks(config, plan, crash_dumps=None), Clock()]
+    build_trainer(config, plan, callbacks=callbacks, loggers=[]).fit(module, datamodule)
+
+
+def _train_trainer(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -> None:
+    import numpy as np
+    import torch
+    from torch.utils.data import Dataset, SequentialSampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from datamodules.sampling.step_loader import StepSampler
+
+    config, datamodule, plan, module = made
+    steps = plan.total_steps
+    sampler = StepSampler(
+        num_samples=datamodule.windows_per_epoch, global_batch_size=BATCH, num_steps=steps, seed=config["data"]["seed"]
+    )
+    order = [(epoch, index) for epoch, indices in sampler for index in indices]
+
+    class Windows(Dataset):
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+            epoch, index = order[row]
+            batch = datamodule.training_batch(np.array([epoch]), np.array([index]))
+            return {key: batch[key][0] for key in ("input_ids", "labels")}
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = time.process_time()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            took.append(time.process_time() - self.started)
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(Windows())
+
+    optimizer = config["optimizer"]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            max_steps=steps,
+            learning_rate=optimizer["lr"],
+            lr_scheduler_type="linear",
+            warmup_steps=plan.warmup_steps,
+            adam_beta1=optimizer["betas"][0],
+            adam_beta2=optimizer["betas"][1],
+            adam_epsilon=optimizer["eps"],
+            weight_decay=optimizer["weight_decay"],
+            max_grad_norm=config["trainer"]["clip_norm"],
+            logging_steps=50,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=config["seed"],
+        )
+        InOrder(model=module.net, args=arguments, train_dataset=Windows(), callbacks=[Clock()]).train()
+
+
+def in_a_process(*words: object) -> float:
+    """The number that this file prints for these arguments."""
+    command = [sys.executable, "-m", "benchmarks.board", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stderr[-3000:])
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure(
+    results: dict[str, Any], *, budgets: Sequence[int], seeds: int, data: str, save: Callable[[], None]
+) -> None:
+    """Add what `results` lacks, two runs at a time."""
+    described = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+    for recipe in RECIPES:
+        line = results["arxiv"].setdefault(recipe, {"overrides": RECIPES[recipe], "budgets": {}})
+        wanted = [
+            (budget, seed)
+            for budget in budgets
+            for seed in range(seeds)
+            if str(seed) not in line["budgets"].get(str(budget), {}).get("bits_per_byte", {})
+        ]
+        if not wanted:
+            continue
+        step_s = in_a_process("--speed", recipe, "--data", data)
+        line |= {"commit": commit, "date": date.today().isoformat(), "step_s": round(step_s, 4), "machine": machine()}
+
+        def run(job: tuple[int, int], recipe: str = recipe, step_s: float = step_s) -> tuple[int, int, int, float]:
+            budget, seed = job
+            steps = max(round(budget / step_s), 10)
+            return budget, seed, steps, in_a_process("--run", recipe, "--seed", seed, "--steps", steps, "--data", data)
+
+        with ThreadPoolExecutor(2) as pool:
+            for budget, seed, steps, bits in pool.map(run, wanted):
+                of_budget = line["budgets"].setdefault(str(budget), {"steps": steps, "bits_per_byte": {}})
+                of_budget["bits_per_byte"][str(seed)] = round(bits, 5)
+                print(f"{recipe}, {budget} s, seed {seed}: {steps} steps, {bits:.4f} bits per byte", flush=True)
+                save()
+
+
+def machine() -> str:
+    """The processor's name, for the page."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def page(results: dict[str, Any]) -> str:
+    """docs/board.md."""
+    budgets = sorted({int(budget) for line in results["arxiv"].values() for budget in line["budgets"]})
+    lines = [
+        "# The board",
+        "",
+        "How good a model is after so many seconds of one core: bits per byte of `arxiv`'s validation windows, lower",
+        "is better; mean over seeds with its 95 % t interval, in brackets Welch's p-value against the line before.",
+        "Written by `make board` from [board.json](board.json), which has every seed; the recipes stand in",
+        "`benchmarks/board.py`. The first line is transformers' Trainer. A recipe is a list of overrides of",
+        "`python -m lightning_apps.train experiment=arxiv`.",
+        "",
+        "| recipe | overrides | s a step | " + " | ".join(f"{budget} s" for budget in budgets) + " | commit, date |",
+        "| --- | --- | --- | " + " | ".join("---" for _ in budgets) + " | --- |",
+    ]
+    before: dict[str, list[float]] = {}
+    for recipe, line in results["arxiv"].items():
+        cells = []
+        for budget in map(str, budgets):
+            values = list(line["budgets"].get(budget, {}).get("bits_per_byte", {}).values())
+            cells.append(cell(values, before.get(budget, [])))
+            before[budget] = values
+        words = " ".join(f"`{word}`" for word in line["overrides"]) or "its own"
+        if recipe != TRAINER and not line["overrides"]:
+            words = "none"
+        lines.append(
+            f"| {recipe} | {words} | {line['step_s']:.3g} | {' | '.join(cells)} | {line['commit']}, {line['date']} |"
+        )
+    machines = sorted({line["machine"] for line in results["arxiv"].values()})
+    lines += ["", f"Measured on one core each of: {', '.join(machines)}.", ""]
+    return "\n".join(lines)
+
+
+def cell(values: list[float], before: list[float]) -> str:
+    """Mean, 95 % t interval, and the p-value of Welch's test against the line before."""
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    text = f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
+    if len(before) < 2:
+        return text
+    p = float(stats.ttest_ind(values, before, equal_var=False).pvalue)
+    return f"{text} [p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}]"
+
+
+def main() -> None:
+    """Measure and write the page, or one measurement for it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[60], help="seconds of one core")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", default="../shared/data/arxiv", help="data.path")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--speed", help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.speed is not None:
+        print(speed(options.speed, options.data))
+        return
+    if options.run == TRAINER:
+        print(trainer_result(options.seed, options.steps, options.data))
+        return
+    if options.run is not None:
+        print(our_result(options.run, options.seed, options.steps, options.data))
+        return
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"arxiv": {}}
+
+    def save() -> None:
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(results), encoding="utf-8")
+
+    if not options.page:
+        measure(results, budgets=options.budgets, seeds=options.seeds, data=options.data, save=save)
+    save()
+
+
+if __name__ == "__main__":
+    main()
