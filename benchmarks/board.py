@@ -37,9 +37,6 @@ RECIPES: dict[str, list[str]] = {
     "+ modern_small": [BPE, MODERN],
     "+ Muon": [BPE, MODERN, "optimizer=muon"],
     "+ lr 4e-3": [BPE, MODERN, "optimizer=muon", "optimizer.lr=4e-3"],
-    "+ warmup-stable-decay": [
-        BPE, MODERN, "optimizer=muon", "optimizer.lr=4e-3", "scheduler=warmup_stable_decay",
-    ],
 }  # fmt: skip
 """Name of the line -> overrides of `experiment=arxiv`; `+` builds on the line before."""
 TRAINER = "Trainer, pythia_14m"
