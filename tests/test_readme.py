@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 # the commands' modules register the types of their settings
@@ -239,6 +240,25 @@ def unsaid_messages(page):
             for piece in message.removeprefix("notice: ").removeprefix("warning: ").split("..."):
                 if piece.strip() not in texts_of_the_program():
                     yield piece.strip()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optimizer.lr", "missing EQUAL"),
+        ("3e-3", "LexerNoViableAltException"),
+        ("seed=range(0,3", "no viable alternative at input"),
+        ("optimizer.lr=1e-3,3e-3", "Ambiguous value for argument"),
+    ],
+)
+def test_hydra_says_what_the_troubles_quote(word, said):
+    assert f"“{said}”" in PAGES["docs/troubles.md"]
+    with (
+        initialize_config_dir(version_base="1.3", config_dir=str(CONF)),
+        pytest.raises(HydraException) as error,
+    ):
+        compose("config", overrides=[word])
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("name", PAGES)
