@@ -153,8 +153,8 @@ def explain_document(
         label_names: the classes in order.
         settings: methods and their settings.
         measure_curves: whether to measure deletion and insertion, comprehensiveness and sufficiency too.
-        check_seed: of the parameters that check_sanity draws; None checks nothing. A check costs as much as explaining
-            the document six times more.
+        check_seed: of the parameters that check_sanity draws; None checks nothing. A check costs as much as scoring
+            the document seven times more.
     """
     encoder.forget()
     input_ids, attention_mask, token_spans = chunk_text(document.text)
