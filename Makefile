@@ -76,8 +76,8 @@ verify: $(VENV)/.runtime  ## prove on this machine: exact resume, honest loss, s
 	$(BIN)/python -m lightning_apps.verify $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## compare location with transformers' Trainer on this machine, side by side
-	$(BIN)/python -m benchmarks.location $(ARGS)
+bench: $(VENV)/.dev  ## every experiment against its peers on this machine, side by side (ARGS=--quick: ten minutes)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: board
 board: $(VENV)/.dev  ## measure what docs/board.json lacks of the recipes of arxiv, and write docs/board.md

@@ -20,6 +20,8 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks.rows import add_row
+
 WARM_UP_STEPS = 3
 BATCH = 32
 
@@ -279,6 +281,17 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> None:
     ours, peer = (runs[side][0]["losses"] for side in ("ours", "Trainer"))
     for step, (left, right) in enumerate(zip(ours, peer, strict=True), start=1):
         print(f"  {step:3} {left:.6f} {right:.6f} {abs(left - right) / right:.1e}")
+    add_row(
+        f"arxiv, {options.model}, {options.precision}",
+        peer="transformers' Trainer",
+        unit="tokens/s",
+        ours=[tokens_per_s(run) for run in runs["ours"]],
+        theirs=[tokens_per_s(run) for run in runs["Trainer"]],
+        memory_shares=[
+            mine["peak_bytes"] / other["peak_bytes"] for mine, other in zip(runs["ours"], runs["Trainer"], strict=True)
+        ],
+        loss_difference=max(abs(left - right) / right for left, right in zip(ours, peer, strict=True)),
+    )
     same = all(run["losses"] == runs[side][0]["losses"] for side in runs for run in runs[side])
     print(f"each side's curves of all repeats are {'the same to the last bit' if same else 'NOT the same'}")
 

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import add_row
+
 LEARNING_RATE = 1e-4
 SMALL = "small"
 PEERS = ("trainer", "sft")
@@ -286,6 +288,7 @@ def main() -> None:
         if not options.skip_generation:
             found = in_process("generation", options, base)
             plain, ours = (found["questions"] / found[key] for key in ("plain_s", "ours_s"))
+            add_row("gsm8k, generation", peer="generate() in a loop", unit="answers/s", ours=[ours], theirs=[plain])
             print(
                 f"generation: {found['questions']} questions, batch {options.generation_batch_size}, up to "
                 f"{options.max_new_tokens} tokens ({found['finished']} finished, {found['tokens']} tokens in all)\n"
@@ -297,13 +300,21 @@ def main() -> None:
 def compare_training(options: argparse.Namespace, base: Path) -> None:
     """Ours and the peers in turn, as often as asked for."""
     print(f"training: {options.steps} steps of {options.batch_size} samples, {options.precision}", flush=True)
-    ratios: dict[str, list[float]] = {name: [] for name in PEERS}
+    speeds: dict[str, list[float]] = {name: [] for name in ("ours", *PEERS)}
+    shares: dict[str, list[float]] = {name: [] for name in PEERS}
     for _ in range(options.repeats):
         ours = our_run(options, base)
-        speed = report("ours", ours, None)
+        speeds["ours"].append(report("ours", ours, None))
         for name in PEERS:
-            ratios[name].append(speed / report(name, in_process(name, options, base), ours))
-    for name, values in ratios.items():
+            run = in_process(name, options, base)
+            speeds[name].append(report(name, run, ours))
+            shares[name].append(ours["peak_bytes"] / run["peak_bytes"])
+    for name in PEERS:
+        values = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds[name], strict=True)]
+        add_row(
+            f"gsm8k, {options.steps} steps of {options.batch_size}, {options.precision}", peer=name, unit="tokens/s",
+            ours=speeds["ours"], theirs=speeds[name], memory_shares=shares[name],
+        )  # fmt: skip
         print(f"  ours / {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})", flush=True)
 
 

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import add_row
+
 WARM_UP_STEPS = 2
 COMMON = ["experiment=imdb", "model=minilm", "hardware=cpu"]
 IDENTICAL = ["model.attention_dropout=0.1", "data.global_batch_size=16"]
@@ -127,10 +129,11 @@ def peer_process(options: argparse.Namespace, *, batch_size: int | None, seed: i
 def compare(options: argparse.Namespace, title: str, overrides: list[str], batch_size: int | None) -> None:
     """One comparison, `repeats` pairs, each with another seed."""
     print(title, flush=True)
-    ratios, shares = [], []
+    ratios, shares, speeds = [], [], []
     for seed in range(options.repeats):
         ours = our_run(options, *overrides, seed=seed)
         peer = peer_process(options, batch_size=batch_size, seed=seed)
+        speeds.append((ours["documents_per_s"], peer["documents_per_s"]))
         ratios.append(ours["documents_per_s"] / peer["documents_per_s"])
         shares.append(ours["peak_bytes"] / peer["peak_bytes"])
         print(
@@ -144,6 +147,11 @@ def compare(options: argparse.Namespace, title: str, overrides: list[str], batch
         f"memory {statistics.median(shares):.2f}",
         flush=True,
     )
+    mine, theirs = zip(*speeds, strict=True)
+    add_row(
+        f"imdb, {title}", peer="transformers' Trainer", unit="documents/s", ours=mine, theirs=theirs,
+        memory_shares=shares,
+    )  # fmt: skip
 
 
 def accuracy(options: argparse.Namespace) -> None:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import add_row
+
 TARGET_KM = 254.0
 CPU = ["hardware=cpu"]
 FAST = ["data.global_batch_size=32", "optimizer.lr=1e-3", "scheduler=cosine", "trainer.save_every=never"]
@@ -169,17 +171,22 @@ def main() -> None:
         "callbacks.weight_average=null",
     ]
     print("speed at identical settings (batch 128, AdamW, 45 steps), steps/s", flush=True)
-    ratios = []
+    ratios: list[float] = []
+    pairs: list[list[float]] = []
     for seed in range(options.repeats):
         ours = our_run(*identical, "trainer.evaluate_every=45", "trainer.save_every=never", seed=seed)
         peer = peer_process(5, 1, seed)
         speeds = [run["steps"] / run["train_s"] for run in (ours, peer)]
+        pairs.append(speeds)
         ratios.append(speeds[0] / speeds[1])
         print(f"  seed {seed}: ours {speeds[0]:.2f}, Trainer {speeds[1]:.2f}, ratio {ratios[-1]:.2f}", flush=True)
     print(f"  median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    mine, theirs = zip(*pairs, strict=True)
+    add_row("location, identical, fp32", peer="transformers' Trainer", unit="steps/s", ours=mine, theirs=theirs)
 
     print(f"training seconds to a validation median of {TARGET_KM:.0f} km", flush=True)
-    shares = []
+    shares: list[float] = []
+    pairs = []
     for seed in range(options.repeats):
         ours = our_run(*FAST, f"trainer.max_epochs={options.epochs}", seed=seed)
         peer = peer_process(options.peer_epochs, 10, seed)
@@ -197,11 +204,15 @@ def main() -> None:
             )
         reached_ours, reached_peer = first_below(ours, TARGET_KM), first_below(peer, TARGET_KM)
         if reached_ours and reached_peer:
+            pairs.append([reached_ours["train_s"], reached_peer["train_s"]])
             shares.append(reached_ours["train_s"] / reached_peer["train_s"])
             whole = ours["train_s"] / peer["train_s"]
             print(f"  seed {seed} ours / Trainer: {shares[-1]:.2f} to the target, {whole:.2f} whole runs", flush=True)
     if shares:
         print(f"  median {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
+        mine, theirs = zip(*pairs, strict=True)
+        work = f"location, to a median of {TARGET_KM:.0f} km"
+        add_row(work, peer="transformers' Trainer", unit="s", ours=mine, theirs=theirs)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import add_row
+
 WARM_UP_STEPS = 1
 BATCH = 4
 NO_ATTENTION_DROPOUT = ["model.attention_dropout=0.0"]
@@ -193,10 +195,11 @@ def plain_process(options: argparse.Namespace, name: str, seed: int) -> dict[str
 def compare(options: argparse.Namespace, name: str) -> None:
     """One comparison, `repeats` pairs, each with another seed."""
     print(f"{name}, {options.precision}, {options.model}", flush=True)
-    ratios, shares = [], []
+    ratios, shares, speeds, differences = [], [], [], []
     for seed in range(options.repeats):
         ours = our_run(options, COMPARISONS[name][0], seed)
         peer = plain_process(options, name, seed)
+        speeds.append((ours["documents_per_s"], peer["documents_per_s"]))
         ratios.append(ours["documents_per_s"] / peer["documents_per_s"])
         shares.append(ours["peak_bytes"] / peer["peak_bytes"])
         print(
@@ -207,7 +210,8 @@ def compare(options: argparse.Namespace, name: str) -> None:
             flush=True,
         )
         if name == "exact":
-            pairs = zip(ours["losses"], peer["losses"], strict=True)
+            pairs = list(zip(ours["losses"], peer["losses"], strict=True))
+            differences += [abs(one - other) / other for one, other in pairs]
             print(
                 f"  largest difference of a step's loss {max(abs(one - other) for one, other in pairs):.2g}", flush=True
             )
@@ -216,6 +220,11 @@ def compare(options: argparse.Namespace, name: str) -> None:
         f"memory {statistics.median(shares):.2f}",
         flush=True,
     )
+    mine, theirs = zip(*speeds, strict=True)
+    add_row(
+        f"rating, {options.model}, {name}, {options.precision}", peer="plain loop", unit="documents/s", ours=mine,
+        theirs=theirs, memory_shares=shares, loss_difference=max(differences, default=None),
+    )  # fmt: skip
 
 
 def main() -> None:
