@@ -34,14 +34,13 @@ def commands(shared: Path, *, quick: bool) -> dict[str, list[list[str]]]:
     arxiv = ["benchmarks.arxiv", "--data", str(data / "arxiv"), "--tokenizer", str(tokenizers / "pythia")]
     imdb = ["benchmarks.imdb", "--path", str(data / "reviews")]
     if quick:
+        rating = ["benchmarks.rating", "--data", "synthetic", "--model", "tiny", "--steps", "6", "--repeats", "2"]
         return {
             "location": [["benchmarks.location", "--epochs", "4", "--peer-epochs", "10"]],
             "arxiv": [[*arxiv, "--model", "pythia_14m", "--repeats", "2", "--steps", "8"]],
-            "gsm8k": [
-                ["benchmarks.gsm8k", "--model", "small", "--data", "small", "--questions", "16", "--repeats", "2"]
-            ],
+            "gsm8k": [["benchmarks.gsm8k", "--model", "small", "--questions", "16", "--repeats", "2"]],
             "imdb": [[*imdb, "--only", "identical", "--steps", "3", "--repeats", "1"]],
-            "rating": [["benchmarks.rating", "--data", "synthetic", "--model", "tiny", "--repeats", "2"]],
+            "rating": [[*rating, "--only", "exact", "defaults"]],
         }
     return {
         "location": [["benchmarks.location", "--repeats", "3"]],
@@ -123,8 +122,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         difference = "" if row["loss_difference"] is None else f"{row['loss_difference']:.1e}"
         ours, theirs = (f"{statistics.median(row[side]):.3g} {row['unit']}" for side in ("ours", "theirs"))
         lines.append(
-            f"| {row['work']} | {row['peer']} | {ours} | {theirs} | {statistics.median(better):.2f}{spread} | {memory} | "
-            f"{difference} | {row['load']} |"
+            f"| {row['work']} | {row['peer']} | {ours} | {theirs} | {statistics.median(better):.2f}{spread} | "
+            f"{memory} | {difference} | {row['load']} |"
         )
     return "\n".join(lines)
 
