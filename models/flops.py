@@ -6,12 +6,12 @@ and the output projection or classifier where there is a target.
 """
 
 import functools
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -107,9 +107,17 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype, *, size: int = 
     """
     draws = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, generator=draws).to(dtype) for _ in range(2))
-    product = Timer(  # warms up, and waits for a GPU
-        "torch.mm(left, right, out=result)",
-        globals={"torch": torch, "left": left, "right": right, "result": left @ right},
-        num_threads=torch.get_num_threads(),
-    )
-    return max(2.0 * size**3 / product.timeit(1).mean for _ in range(rounds))
+    result = left @ right
+    took = []
+    for _ in range(rounds + 1):  # the first warms up
+        _wait_for(device)
+        began = time.perf_counter()
+        torch.mm(left, right, out=result)
+        _wait_for(device)
+        took.append(time.perf_counter() - began)
+    return 2.0 * size**3 / min(took[1:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
