@@ -182,8 +182,6 @@ def check_disk(config: Config, plan: RunPlan, module: Experiment, directory: Run
     Raises:
         ConfigError: it does not.
     """
-    if "://" in str(directory.path):
-        return
     folder = directory.path.absolute()
     while not folder.exists():
         folder = folder.parent
