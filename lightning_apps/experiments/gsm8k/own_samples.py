@@ -29,8 +29,8 @@ from models.decoding.generation import Sampling, generate_answers
 
 VERSION = 1
 """Raise it whenever something else is drawn, or kept, for the same settings."""
-QUESTIONS_A_PART = 64
-"""Questions whose solutions are written together: what an interrupted run has not to draw again comes in such parts."""
+SOLUTIONS_A_PART = 512
+"""Solutions that are written together: so many an interrupted run has to draw again."""
 EQUATION = re.compile(r"[\d.,$%()+\-*/x×÷ ]*\d[\d.,$%()+\-*/x×÷ ]*=[ $]*-?[\d.,]*\d")
 SIGNS = str.maketrans({"×": "*", "x": "*", "÷": "/", "$": None, ",": None, " ": None})
 
@@ -57,7 +57,8 @@ def add_own_samples(data: Gsm8kDataModule, start: Start) -> None:
         **{name: options[name] for name in ("num_samples", "temperature", "top_p", "seed", "max_new_tokens")},
     }
     questions = questions_to_ask(data)
-    parts = [questions[first : first + QUESTIONS_A_PART] for first in range(0, len(questions), QUESTIONS_A_PART)]
+    size = max(1, SOLUTIONS_A_PART // options["num_samples"])
+    parts = [questions[first : first + size] for first in range(0, len(questions), size)]
 
     def write(folder: Path) -> Mapping[str, Any]:
         say(f"drawing {options['num_samples']} solutions to each of {len(questions):,} training questions")

@@ -116,7 +116,7 @@ def test_no_question_that_is_held_out_is_ever_asked(config, small_gsm8k, monkeyp
 
 
 def test_a_second_start_draws_nothing_and_an_interrupted_one_goes_on(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(own_samples, "QUESTIONS_A_PART", 20)
+    monkeypatch.setattr(own_samples, "SOLUTIONS_A_PART", 20 * 4)
     solver = Solver(monkeypatch, fails_after=2)
     with pytest.raises(KeyboardInterrupt):
         build_datamodule(config())
