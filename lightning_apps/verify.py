@@ -136,13 +136,19 @@ def losses(directory: RunDirectory) -> dict[int, dict[str, float]]:
     return {row["step"]: {key: row[key] for key in kept if key in row} for row in read_metrics(directory.metrics)}
 
 
+LEAST_LOSS = 1e-2
+
+
 def loss_difference(first: RunDirectory, second: RunDirectory) -> float:
-    """Largest relative difference of losses() between two runs; infinite where one lacks a value."""
+    """Largest relative difference of losses() between two runs; infinite where one lacks a value.
+
+    Losses below LEAST_LOSS are compared as if they were that large: those of drawn answers add up to nearly zero.
+    """
     one, other = losses(first), losses(second)
     if one.keys() != other.keys() or any(one[step].keys() != other[step].keys() for step in one):
         return float("inf")
     return max(
-        abs(value - other[step][key]) / max(abs(value), 1e-12)
+        abs(value - other[step][key]) / max(abs(value), LEAST_LOSS)
         for step, values in one.items()
         for key, value in values.items()
     )

@@ -89,10 +89,11 @@ def generate_answers(
     produced: list[list[int]] = [[] for _ in prompts]
     with _evaluating(net):
         if prompts and attends_packed(net):
-            produced = decode_continuously(
-                net, prompts, max_new_tokens=max_new_tokens, num_slots=batch_size, stop_token_ids=stops,
-                select=_Selection(sampling), on_answers=report,
-            )  # fmt: skip
+            with _eager(net):
+                produced = decode_continuously(
+                    net, prompts, max_new_tokens=max_new_tokens, num_slots=batch_size, stop_token_ids=stops,
+                    select=_Selection(sampling), on_answers=report,
+                )  # fmt: skip
         else:
             settings = GenerationConfig(
                 max_new_tokens=max_new_tokens, pad_token_id=pad_token_id, eos_token_id=stops, do_sample=False

@@ -42,6 +42,8 @@ def test_loss_difference(tmp_path):
     assert loss_difference(whole, run_with(tmp_path, "same", losses=[2.0, 1.0])) == 0.0
     assert loss_difference(whole, run_with(tmp_path, "near", losses=[2.0, 1.001])) == pytest.approx(0.001)
     assert loss_difference(whole, run_with(tmp_path, "shorter", losses=[2.0])) == float("inf")
+    nothing = run_with(tmp_path, "nothing", losses=[1e-9, 0.0])
+    assert loss_difference(nothing, run_with(tmp_path, "rounded", losses=[3e-9, 0.0])) == pytest.approx(2e-7)
 
 
 @pytest.mark.slow

@@ -227,6 +227,20 @@ def test_micro_batches_and_answers_that_are_left_out_change_no_loss(config):
     assert [row["train/tokens"] for row in rows["all"]] > [row["train/tokens"] for row in rows["whole"]]
 
 
+@pytest.mark.slow
+def test_a_compiled_run_draws_the_same_answers(config):
+    rows = []
+    for compiled in ("false", "true"):
+        settings = config(
+            "trainer.max_steps=1", "trainer.evaluate_every=never", f"hardware.compile={compiled}", name=compiled
+        )
+        run_experiment(settings)
+        rows += steps_of(directory_of(settings))
+    assert rows[0]["train/answer_tokens_mean"] == rows[1]["train/answer_tokens_mean"]
+    assert rows[0]["train/reward"] == rows[1]["train/reward"] > 0
+    assert rows[0]["train/grad_norm"] == pytest.approx(rows[1]["train/grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_left_alone(config, monkeypatch, stop):
     """Stopped between two steps on the same answers, and at the end of such a pair."""
