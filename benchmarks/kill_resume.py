@@ -55,7 +55,7 @@ def ending(directory: RunDirectory) -> dict[str, Any]:
     """All that two runs must have in common."""
     state = torch.load(directory.checkpoint("last"), weights_only=True)
     rows = [
-        {key: value for key, value in row.items() if key != "train/tokens_per_s"}
+        {key: value for key, value in row.items() if key not in ("train/tokens_per_s", "train/mfu")}
         for row in read_metrics(directory.metrics)
     ]
     return {"state": state, "rows": rows, "predictions": directory.predictions.read_text()}
@@ -66,7 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("overrides", nargs="*", help="of all runs, such as callbacks.checkpoints.write=background")
     options = parser.parse_args()
+    RUN.extend(options.overrides)
     moments = random.Random(options.seed)
     identical, killed_at, after_end, started = 0, collections.Counter[int](), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
