@@ -22,6 +22,10 @@ REST := $(PIP) install $(if $(CI),--no-index --no-build-isolation) -c $(VENV)/pi
 # a stamp per set of packages: a second run installs nothing, an edited pin installs what changed
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	sed '/^# what tests/,$$d' constraints.txt > $(VENV)/runtime.txt
+	@# a build of torch in a folder of wheels that pip knows (one without CUDA, say) goes before the index's gigabytes, which
+	@# pip would take where hashes are required
+	@sed -n '/^torch==/,/[^\]$$/p' constraints.txt > $(VENV)/torch.txt
+	@$(PIP) install --no-index --require-hashes --no-deps -r $(VENV)/torch.txt 2>/dev/null || true
 	$(PIP) install --require-hashes --no-deps -r $(VENV)/runtime.txt
 	$(PINS) && $(REST) -e .
 	@touch $@
