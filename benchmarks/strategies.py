@@ -36,8 +36,8 @@ SMALL = {
         "data.max_test_samples=4",
     ],
     "arxiv": [*ARXIV[:-1], "trainer.max_tokens=2720"],
-    "imdb": [*IMDB[:-1], "data.global_batch_size=8", "trainer.max_steps=20", "model.hidden_dropout=0",
-             "model.classifier_dropout=0"],
+    "imdb": [*IMDB[:-1], "data.global_batch_size=8", "data.device_batch_size=2", "trainer.max_steps=20",
+             "model.hidden_dropout=0", "model.classifier_dropout=0"],
     "rating": [*(word for word in RATING if word != "hardware=cpu"), "data.device_batch_size=2",
                "data.global_batch_size=8", "trainer.max_steps=10", "trainer.max_epochs=null"],
 }  # fmt: skip
