@@ -245,7 +245,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         "How good a model is after so many seconds of one core: bits per byte of `arxiv`'s validation windows, lower",
         "is better; mean over seeds with its 95 % t interval, in brackets Welch's p-value against the line before.",
-        "Written by `make board` from [board.json](board.json), which has every seed; the recipes stand in",
+        "Written by `make board` from `docs/board.json`, which has every seed; the recipes stand in",
         "`benchmarks/board.py`. The first line is transformers' Trainer. A recipe is a list of overrides of",
         "`python -m lightning_apps.train experiment=arxiv`.",
         "",
