@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from datamodules.contract import IGNORED, Batch, ExperimentData, Indices, Loading, Split
-from datamodules.corpus.learned_bpe import vocabulary_size
 from datamodules.corpus.prepared_store import find_store
 from datamodules.corpus.token_store import SPLITS, SPLITS_FILE, TokenStore, open_store
 from datamodules.corpus.token_windows import (
@@ -27,6 +26,7 @@ from datamodules.corpus.token_windows import (
     sequential_windows,
 )
 from datamodules.sampling.order import hash_key, permute
+from datamodules.text.learned_bpe import vocabulary_size
 from datamodules.text.plain_text import describe_special_texts
 
 

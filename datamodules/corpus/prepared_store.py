@@ -7,7 +7,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.corpus.learned_bpe import vocabulary_size
 from datamodules.corpus.text_source import SourceError, TextSource, file_source, hub_source, local_files
 from datamodules.corpus.token_store import TOKENS, StoreError, is_store, open_store
 from datamodules.corpus.tokenize_corpus import write_store
@@ -72,8 +71,7 @@ def find_store(
     settings = {
         "version": PREPARATION_VERSION,
         "source": source.identity,
-        # one that is learned depends on the source alone
-        "tokenizer": tokenizer_name if vocabulary_size(tokenizer_name) else tokenizer_identity(tokenizer_name),
+        "tokenizer": tokenizer_identity(tokenizer_name),
         "max_documents_per_split": max_documents_per_split,
     }
     cached = cache_root / "arxiv" / fingerprint(settings)

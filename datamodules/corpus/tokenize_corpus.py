@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.corpus.learned_bpe import learn_bpe, vocabulary_size
 from datamodules.corpus.text_source import Row, SourceError, TextSource
 from datamodules.corpus.token_store import (
     INDEX,
@@ -31,6 +30,7 @@ from datamodules.corpus.token_store import (
     write_index,
 )
 from datamodules.text.hub_access import load_tokenizer
+from datamodules.text.learned_bpe import learn_bpe, vocabulary_size
 from datamodules.text.plain_text import count_special_texts, tokenize_plain
 
 BATCH_CHARACTERS = 1_000_000

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.storage.cache import file_sha256
 from datamodules.text.hub_access import hub_commit
+from datamodules.text.learned_bpe import vocabulary_size
 from datamodules.text.tokenized_texts import WORDS
 
 FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -20,7 +21,8 @@ def tokenizer_identity(name: str) -> str:
     is another.
 
     Args:
-        name: folder, .gguf file, name on the hub, or `words`, which is learned from texts that have their own key.
+        name: folder, .gguf file, name on the hub, or one that is learned from texts that have their own key, `words`
+            or `bpe:<tokens>`.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -30,7 +32,8 @@ def tokenizer_identity(name: str) -> str:
         return digest.hexdigest()[:32]
     if path.is_file():
         return _file_sha256(path)[:32]
-    commit = None if name == WORDS else hub_commit(name)
+    is_learned = name == WORDS or vocabulary_size(name) is not None
+    commit = None if is_learned else hub_commit(name)
     return name if commit is None else f"{name}@{commit}"
 
 

@@ -166,7 +166,7 @@ def take_probe(config: Mapping[str, Any], datamodule: ExperimentData, module: Ex
 def resident_bytes() -> int:
     """Memory of this process now; 0 where Linux does not say."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").split("\n"):
             if line.startswith("VmRSS:"):
                 return 1024 * int(line.split()[1])
     return 0

@@ -3,9 +3,9 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from datamodules.corpus.learned_bpe import END, SMALLEST, learn_bpe, vocabulary_size
 from datamodules.corpus.prepared_store import find_store
 from datamodules.corpus.token_store import open_store
+from datamodules.text.learned_bpe import END, SMALLEST, learn_bpe, vocabulary_size
 
 OPTIONS = {
     "hub_name": "none", "hub_config": None, "text_column": "text", "label_column": "label", "shared_store": None,
