@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import ROWS, add_row
+from benchmarks.rows import ROWS, add_row, commit, processor
 
 EXPERIMENTS = ("location", "gsm8k", "imdb", "arxiv", "rating")
 START_UP_PAIRS = 3
@@ -89,13 +89,12 @@ def facts() -> dict[str, Any]:
         str(dtype).removeprefix("torch."): round(measure_peak_flops(cpu, dtype, size=1024, rounds=5) / 1e9)
         for dtype in (torch.float32, torch.bfloat16)
     }
-    described = ["git", "describe", "--always", "--dirty"]
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": subprocess.run(described, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],

@@ -13,7 +13,6 @@ line is transformers' Trainer with the same network, tokenizer, windows and lear
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from scipy import stats
+
+from benchmarks.rows import commit, processor
 
 RESULTS, PAGE = Path("docs/board.json"), Path("docs/board.md")
 PYTHIA = "../shared/tokenizers/pythia"
@@ -200,8 +201,6 @@ def measure(
     results: dict[str, Any], *, budgets: Sequence[int], seeds: int, data: str, save: Callable[[], None]
 ) -> None:
     """Add what `results` lacks, two runs at a time."""
-    described = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     for recipe in RECIPES:
         line = results["arxiv"].setdefault(recipe, {"overrides": RECIPES[recipe], "budgets": {}})
         wanted = [
@@ -213,7 +212,12 @@ def measure(
         if not wanted:
             continue
         step_s = in_a_process("--speed", recipe, "--data", data)
-        line |= {"commit": commit, "date": date.today().isoformat(), "step_s": round(step_s, 4), "machine": machine()}
+        line |= {
+            "commit": commit(),
+            "date": date.today().isoformat(),
+            "step_s": round(step_s, 4),
+            "machine": processor(),
+        }
 
         def run(job: tuple[int, int], recipe: str = recipe, step_s: float = step_s) -> tuple[int, int, int, float]:
             budget, seed = job
@@ -226,15 +230,6 @@ def measure(
                 of_budget["bits_per_byte"][str(seed)] = round(bits, 5)
                 print(f"{recipe}, {budget} s, seed {seed}: {steps} steps, {bits:.4f} bits per byte", flush=True)
                 save()
-
-
-def machine() -> str:
-    """The processor's name, for the page."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def page(results: dict[str, Any]) -> str:

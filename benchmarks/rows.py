@@ -1,7 +1,9 @@
-"""What a comparison found, as one row of the table of `python -m benchmarks`."""
+"""What a comparison found, as one row of the table of `python -m benchmarks`, and what figures are kept beside."""
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,3 +45,18 @@ def add_row(
     }
     with Path(os.environ[ROWS]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def commit() -> str:
+    """What is measured."""
+    described = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(described, capture_output=True, text=True).stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
+
+from lightning_apps.training.sharding import scattered
 
 
 class BatchedMuon(Muon):
@@ -39,7 +41,7 @@ class BatchedMuon(Muon):
                 rate = 0.2 * max(shape) ** 0.5 * group["lr"]
                 for parameter, step in zip(parameters, steps.to(parameters[0].dtype), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(
-                        as_shards(step, parameter), alpha=-rate
+                        scattered(step, parameter), alpha=-rate
                     )
         return loss
 
@@ -78,13 +80,6 @@ def orthogonalized(matrices: Tensor, *, coefficients: tuple[float, float, float]
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which each process holds a shard."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def as_shards(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process has, in the shards of another one."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 class MuonWithAdamW(Optimizer):
