@@ -89,8 +89,8 @@ class MuonWithAdamW(Optimizer):
     the state of this object, so schedules, checkpoints and logs see everything in one place.
 
     Args:
-        hidden: groups of 2-D parameters for Muon, at least one.
-        others: groups for AdamW; may be empty.
+        hidden: groups of 2-D parameters for Muon.
+        others: groups for AdamW; either may be empty, not both.
         lr: learning rate of groups without one.
         betas: AdamW's decay rates of the first and second moment, each in [0, 1).
         eps: what AdamW adds to the denominator.
@@ -111,9 +111,9 @@ class MuonWithAdamW(Optimizer):
     ) -> None:
         # Moonshot's scaling gives Muon's updates the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that one
         # learning rate and one weight decay serve both
-        self.parts: list[Optimizer] = [
-            BatchedMuon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        ]
+        self.parts: list[Optimizer] = []
+        if hidden:
+            self.parts.append(BatchedMuon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
         if others:
             self.parts.append(AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused))
         self.sizes = [len(part.param_groups) for part in self.parts]

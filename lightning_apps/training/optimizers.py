@@ -69,10 +69,15 @@ def muon(
             needs.
 
     Raises:
-        ConfigError: no trainable matrix lies in a numbered layer.
+        ConfigError: no matrix lies in a numbered layer. Where all that do are frozen, AdamW has the rest.
     """
     first, second = betas
     matrices = hidden_matrices(module)
+    if not matrices:
+        raise ConfigError(
+            "optimizer=muon: no matrix lies in a numbered layer (layers.3., layer.3., h.3., block.3.), and Muon is for "
+            "those; choose optimizer=adamw"
+        )
     hidden: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     for group in parameter_groups(module, lr=lr, weight_decay=weight_decay, groups=groups, layer_decay=layer_decay):
@@ -80,11 +85,6 @@ def muon(
             chosen = [parameter for parameter in group["params"] if (parameter in matrices) is is_hidden]
             if chosen:
                 side.append({**group, "params": chosen, "name": f"{part}/{group['name']}"})
-    if not hidden:
-        raise ConfigError(
-            "optimizer=muon: no trainable matrix lies in a numbered layer (layers.3., layer.3., h.3., block.3.), "
-            "and Muon is for those; choose optimizer=adamw"
-        )
     return MuonWithAdamW(hidden, others, lr=lr, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=fused)
 
 

@@ -150,8 +150,17 @@ def inside_in_order(net, chosen):
 
 
 def test_muon_needs_layers():
-    with pytest.raises(ConfigError, match="no trainable matrix lies in a numbered layer"):
+    with pytest.raises(ConfigError, match="no matrix lies in a numbered layer"):
         optimizers.muon(nn.Linear(2, 2), **SETTINGS, fused=False)
+
+
+def test_muon_over_frozen_layers_is_adamw():
+    net = small()
+    for parameter in hidden_matrices(net):
+        parameter.requires_grad_(False)
+    optimizer = optimizers.muon(net, **SETTINGS, fused=False)
+    assert {group["name"] for group in optimizer.param_groups} == {"adamw/matrices", "adamw/vectors"}
+    assert [type(part) for part in optimizer.parts] == [torch.optim.AdamW]
 
 
 def test_schedule_free_follows_the_recursion_of_the_paper():
