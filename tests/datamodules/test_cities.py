@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from datamodules.cities import (
     MAX_X,
     MAX_Y,
+    cell_counts,
     cell_means,
     city_ids,
+    country_continents,
     load_cities,
     shuffled_rows,
     to_milliradians,
@@ -139,3 +141,27 @@ def test_cell_means_by_hand():
     # the highest cell of a column is not the lowest of the next
     x, y = cell_means(np.array([120]), np.array([10]), np.array([50]), np.array([205]))
     assert (x.tolist(), y.tolist()) == ([150.0], [50.0])
+
+
+def test_cell_counts_by_hand():
+    # training cities in cells (0, 0), (0, 0), (1, 0) and (0, 2); asked in (0, 0), (1, 0), (1, 2) and far away
+    counts = cell_counts(
+        np.array([99, 100, 150, 6283]),
+        np.array([0, 99, 250, 3141]),
+        np.array([0, 50, 199, 20]),
+        np.array([1, 2, 3, 200]),
+    )
+    assert counts.tolist() == [2, 1, 0, 0]
+
+
+def test_each_country_lies_on_a_continent():
+    continents = country_continents()
+    assert [continents[code] for code in ("FR", "JP", "BR", "NG", "US", "AU", "AQ")] == [
+        "EU",
+        "AS",
+        "SA",
+        "AF",
+        "NA",
+        "OC",
+        "AN",
+    ]

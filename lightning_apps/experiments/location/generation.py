@@ -7,6 +7,7 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
+from datamodules.cities import cell_counts, country_continents
 from datamodules.contract import Indices, Split
 from datamodules.location import LocationDataModule
 from lightning_apps.callbacks.gather import gather_in_order
@@ -14,6 +15,7 @@ from lightning_apps.experiments.evaluation import Evaluation, heading, log_metri
 from lightning_apps.experiments.location.great_circle import (
     answer_distances_km,
     chance_km,
+    hint_distances_km,
     hint_limits_km,
     location_metrics,
     parse_answer,
@@ -109,6 +111,8 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     """What predictions.jsonl says of each answer; `score` is the distance in km, null where there is no place.
 
+    `cities_in_cell` counts training cities; `cell_mean_km` is as far as a spatial id goes, null for random ids.
+
     Args:
         data: the cities that were asked for.
         split: which of its splits.
@@ -117,6 +121,9 @@ def prediction_rows(
         distances_km: (n,) float64 distance of each answer from its city, NaN where it names no place.
     """
     x, y = (column[asked] for column in data.coordinates(split))
+    train = data.coordinates("train")
+    in_cell = cell_counts(x, y, *train)
+    limits = hint_distances_km(x, y, *train)["cell_mean"] if data.settings["id_scheme"] == "spatial" else None
     rows = data.rows[split][asked]
     prompts = data.tokenizer.batch_decode(data.prompts(split)[asked])
     table = []
@@ -132,6 +139,9 @@ def prediction_rows(
                 "distance_km": None if parsed is None else distance,
                 "name": str(data.cities["name"][row]),
                 "country": str(data.cities["country"][row]),
+                "continent": country_continents().get(str(data.cities["country"][row])),
+                "cities_in_cell": int(in_cell[number]),
+                "cell_mean_km": None if limits is None else float(limits[number]),
                 "geoname_id": int(data.cities["geoname_id"][row]),
             }
         )

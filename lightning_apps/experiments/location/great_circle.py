@@ -91,10 +91,10 @@ def chance_km(
     return float(np.median(haversine_km(to_radians(train_x[rows], train_y[rows])[None], to_radians(x, y)[:, None])))
 
 
-def hint_limits_km(
+def hint_distances_km(
     x: NDArray[np.int64], y: NDArray[np.int64], train_x: NDArray[np.int64], train_y: NDArray[np.int64]
-) -> dict[str, float]:
-    """Median distances that a spatial id alone allows: answering the cell's centre, or its training cities' mean.
+) -> dict[str, NDArray[np.float64]]:
+    """Distances that a spatial id alone allows: answering the cell's centre, or its training cities' mean.
 
     Args:
         x: (n,) milliradians, 0 to 6283, of the cities that are asked for.
@@ -103,12 +103,16 @@ def hint_limits_km(
         train_y: (m,) milliradians of the training cities.
 
     Returns:
-        `cell_centre` and `cell_mean` in km.
+        `cell_centre` and `cell_mean`, (n,) km each.
     """
     truth = to_radians(x, y)
     centre = to_radians(x // CELL * CELL + CELL / 2, y // CELL * CELL + CELL / 2)
     mean = to_radians(*cell_means(x, y, train_x, train_y))
-    return {
-        "cell_centre": float(np.median(haversine_km(centre, truth))),
-        "cell_mean": float(np.median(haversine_km(mean, truth))),
-    }
+    return {"cell_centre": haversine_km(centre, truth), "cell_mean": haversine_km(mean, truth)}
+
+
+def hint_limits_km(
+    x: NDArray[np.int64], y: NDArray[np.int64], train_x: NDArray[np.int64], train_y: NDArray[np.int64]
+) -> dict[str, float]:
+    """Medians of hint_distances_km."""
+    return {name: float(np.median(km)) for name, km in hint_distances_km(x, y, train_x, train_y).items()}

@@ -13,6 +13,7 @@ from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 
 from datamodules.cities import to_radians
+from lightning_apps.experiments.location.errors_by_place import SMALLEST_KM, by_continent, by_density, draw_groups
 from lightning_apps.experiments.location.great_circle import parse_answer
 from lightning_apps.figures.curves import (
     BLACK,
@@ -38,10 +39,10 @@ from lightning_apps.figures.curves import (
     series,
 )
 
-WIDTH_PX, HEIGHT_PX = 1600, 1160
+WIDTH_PX, HEIGHT_PX = 1600, 1500
+PLACES_PX = 340
+"""Height of the lowest part: errors by place."""
 MAP_WIDTH_PX, MAP_HEIGHT_PX = 1485, 575
-SMALLEST_KM = 1.0
-"""Distances below are drawn here: a square of milliradians is 6 km wide, and zero has no place on a log axis."""
 NUM_WORST, NUM_NAMED, NUM_SAMPLED = 15, 5, 150
 REFERENCES = {
     "chance": ("chance", BLACK),
@@ -73,7 +74,7 @@ def draw_location_summary(
     title: str,
     best_step: int | None = None,
 ) -> None:
-    """Write the picture of a run, a PNG of 1600 x 1160 pixels: whole or not at all, from any thread.
+    """Write the picture of a run, a PNG of 1600 x 1500 pixels: whole or not at all, from any thread.
 
     Args:
         path: where to.
@@ -87,13 +88,21 @@ def draw_location_summary(
     with png_figure(path, WIDTH_PX, HEIGHT_PX) as figure:
         draw_title(figure, title)
         draw_training(
-            figure, rows, losses=(115, 855, 590, 185), learning_rate=(115, 755, 590, 65), best_step=best_step
+            figure, rows, losses=(115, PLACES_PX + 855, 590, 185), learning_rate=(115, PLACES_PX + 755, 590, 65),
+            best_step=best_step,
         )  # fmt: skip
-        draw_distances(add_axes_px(figure, 830, 755, 535, 285), rows, references, best_step=best_step)
-        map_axes = add_axes_px(figure, 90, 75, MAP_WIDTH_PX, MAP_HEIGHT_PX)
+        draw_distances(add_axes_px(figure, 830, PLACES_PX + 755, 535, 285), rows, references, best_step=best_step)
+        map_axes = add_axes_px(figure, 90, PLACES_PX + 75, MAP_WIDTH_PX, MAP_HEIGHT_PX)
         draw_answers(map_axes, read_answers(predictions), background)
         map_axes.set_title("Answers on the map")
         map_axes.set_title(answers_caption(predictions), loc="right", fontsize=10, fontweight="normal")
+        draw_groups(
+            add_axes_px(figure, 215, 40, 560, 225), by_continent(predictions), title="Distance by continent", kind=""
+        )
+        draw_groups(
+            add_axes_px(figure, 985, 40, 590, 225), by_density(predictions),
+            title="Distance by density", kind="training cities in the cell",
+        )  # fmt: skip
 
 
 def draw_distances(

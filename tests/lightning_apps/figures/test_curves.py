@@ -18,6 +18,7 @@ from tests.asserts.drawing_warnings import drawing_warnings_fail
 
 pytestmark = drawing_warnings_fail
 NAN = float("nan")
+MAP = 3  # behind losses, learning rate and distances
 WORLD = (np.linspace(-179.0, 179.0, 60), np.linspace(-50.0, 70.0, 60))
 METRICS = {
     "val/loss": 1.5,
@@ -41,7 +42,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def answer(target: str, output: str, score: float | None, name: str = "Town", country: str = "XX") -> dict[str, Any]:
-    return {"input": "loc(c_1)=", "target": target, "output": output, "score": score, "name": name, "country": country}
+    return {
+        "input": "loc(c_1)=", "target": target, "output": output, "score": score, "name": name, "country": country,
+        "continent": "EU", "cities_in_cell": 5, "cell_mean_km": 150.0,
+    }  # fmt: skip
 
 
 def training_rows(number: int) -> list[dict[str, Any]]:
@@ -224,7 +228,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("changes", DEGENERATE.values(), ids=DEGENERATE.keys())
 def test_degenerate_runs_get_a_picture(tmp_path: Path, changes: dict[str, Any]) -> None:
     summary(tmp_path / "summary.png", **changes)
-    assert png_size(tmp_path / "summary.png") == (1600, 1160)
+    assert png_size(tmp_path / "summary.png") == (1600, 1500)
     assert [path.name for path in tmp_path.iterdir()] == ["summary.png"]
 
 
@@ -268,7 +272,7 @@ def test_arrow_over_the_date_line_is_drawn_at_both_edges(tmp_path: Path, drawn: 
     east, far_west = "6270,1570", "0100,1570"  # 179.2° E, 174.3° W
     rows = [answer(east, far_west, 730.0), *(answer(x, x, 0.0) for x in ("1000,1570", "2500,1570", "4500,1570"))]
     summary(tmp_path / "summary.png", predictions=rows)
-    worst = [item for item in drawn[0].axes[-1].collections if item.get_facecolor()[0][0] > 0.5]
+    worst = [item for item in drawn[0].axes[MAP].collections if item.get_facecolor()[0][0] > 0.5]
     np.testing.assert_allclose(worst[0].get_offsets()[:, 0], [179.245, -180.755], atol=1e-3)
     np.testing.assert_allclose(worst[0].U, [6.485, 6.485], atol=1e-3)
 
@@ -277,8 +281,8 @@ def test_many_background_cities_are_thinned_to_one_a_pixel(tmp_path: Path, drawn
     source = np.random.Generator(np.random.PCG64(0))
     cities = (source.normal(10, 1, 40_000), source.normal(50, 2, 40_000))
     summary(tmp_path / "summary.png", background=cities, predictions=[])
-    (dots,) = [line for line in drawn[0].axes[-1].lines if len(line.get_xdata()) > 1000]
-    pixels = np.floor(drawn[0].axes[-1].transData.transform(np.stack(dots.get_data(), axis=-1)))
+    (dots,) = [line for line in drawn[0].axes[MAP].lines if len(line.get_xdata()) > 1000]
+    pixels = np.floor(drawn[0].axes[MAP].transData.transform(np.stack(dots.get_data(), axis=-1)))
     assert len(dots.get_xdata()) < 40_000
     assert len(np.unique(pixels, axis=0)) == len(pixels)
 
