@@ -7,6 +7,7 @@ Takes what train takes. Some real steps on one device of this machine give speed
 """
 
 import json
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_apps.runs.forecast import Forecast
 
 BARS = "▁▂▃▄▅▆▇█"
+COLUMNS = 80
 
 
 def plan(cfg: DictConfig, output: str = "text") -> None:
@@ -63,7 +65,7 @@ def as_json(forecast: "Forecast") -> dict[str, Any]:
 
 
 def lines(forecast: "Forecast") -> list[str]:
-    """The forecast as text, 80 columns wide."""
+    """The forecast as text, COLUMNS wide."""
     from lightning_apps.process.console import human_time
     from lightning_apps.runs.banner import human_bytes
 
@@ -75,6 +77,7 @@ def lines(forecast: "Forecast") -> list[str]:
             f"{run.total_steps:,} optimizer steps, {run.total_tokens:,} tokens, the data {forecast.epochs:.3g} times",
         ),
         ("budget", run.budget),
+        *zip(["precision", "", ""], textwrap.wrap(forecast.precision, COLUMNS - 14), strict=False),
         ("rate", sparkline(forecast.curve)),
         ("", rates),
         ("evaluations", f"{len(run.evaluation_steps):,}"),

@@ -26,9 +26,11 @@ def prepare(cfg: DictConfig) -> None:
     from datamodules.contract import DescribesPreparation
     from lightning_apps.process.console import open_console, say
     from lightning_apps.runs.build import build_datamodule, quiet_libraries
+    from lightning_apps.runs.precision import settle_precision
 
     quiet_libraries()
     open_console()
+    config, _ = settle_precision(config)  # where the network draws samples, it does so in the precision of the run
     datamodule = build_datamodule(config)
     lines = datamodule.preparation_lines() if isinstance(datamodule, DescribesPreparation) else []
     say("\n".join(["prepared", *lines]))

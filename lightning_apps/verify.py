@@ -308,6 +308,7 @@ def verify(cfg: DictConfig) -> list[Proof]:
     check_config(config)
     from lightning_apps.run_files.atomic_files import write_json_atomically
     from lightning_apps.runs.build import build_datamodule, build_plan, quiet_libraries
+    from lightning_apps.runs.precision import settle_precision
 
     quiet_libraries()
     open_console()
@@ -325,6 +326,8 @@ def verify(cfg: DictConfig) -> list[Proof]:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             small = plain(compose("config", overrides=[*tiny, "run.name=verify"]))
         check_config(small)
+        small, _ = settle_precision(small)
+        tiny += [f"precision.{key}={value}" for key, value in small["precision"].items()]  # one, for runs that compare
         plan = build_plan(small, build_datamodule(small))
         own = [small[key]["_target_"].rpartition(".")[0] for key in ("module", "data", "model")]
         preload([TRAIN, "lightning_apps.runs.experiment_run", *own])

@@ -72,7 +72,8 @@ def composed(tmp_path: Path, cache_root: Path) -> Callable[..., dict[str, Any]]:
 
     def make(*overrides: str, name: str | None = None) -> dict[str, Any]:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            cfg = compose("config", overrides=[*overrides])
+            # fp32: what auto chooses depends on the processor
+            cfg = compose("config", overrides=["precision=fp32", *overrides])
         OmegaConf.update(cfg, "run.output_root", str(tmp_path / "outputs"))
         OmegaConf.update(cfg, "run.cache_root", str(cache_root))
         if cfg.run.name is None:

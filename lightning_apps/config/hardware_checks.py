@@ -63,7 +63,7 @@ def check_hardware(hardware: Mapping[str, Any], precision: Mapping[str, Any]) ->
     if hardware["strategy"] == "fsdp2":
         if accelerator == "mps":
             raise ConfigError("hardware.strategy=fsdp2: hardware=mps has one device and nothing to shard over")
-        if precision["lightning"] not in ("32-true", "bf16-mixed", "bf16-true"):
+        if precision["lightning"] not in ("auto", "32-true", "bf16-mixed", "bf16-true"):
             raise ConfigError(
                 f"precision={precision['name']}: with hardware.strategy=fsdp2 choose fp32, bf16_mixed or bf16_true"
             )

@@ -32,15 +32,15 @@ class PrecisionConfig:
 
     Attributes:
         name: of the option.
-        lightning: what Lightning's Trainer calls it.
+        lightning: what Lightning's Trainer calls it; `auto` is settled before a run begins, by runs/precision.py.
     """
 
     name: str
     lightning: Annotated[
         str,
         Allowed(
-            Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"],
-            "allowed are 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, 64-true; precision= chooses one",
+            Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"],
+            "allowed are auto, 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, 64-true; precision= chooses one",
         ),
     ]
 

@@ -12,8 +12,14 @@ FREE = (
 
 
 def different_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: value then, value now` of every setting that makes another experiment of a run, sorted by key."""
+    """`key: value then, value now` of every setting that makes another experiment of a run, sorted by key.
+
+    Where `precision=auto` asks, whatever it chose then goes on, on any machine.
+    """
     then, later = flat_settings(before), flat_settings(now)
+    for key in ("precision.name", "precision.lightning"):
+        if later.get(key) == "auto":
+            then[key] = "auto"
     return [
         f"{key}: {then.get(key)!r} then, {later.get(key)!r} now"
         for key in sorted(then.keys() | later.keys())

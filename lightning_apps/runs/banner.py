@@ -32,8 +32,21 @@ def start_banner(
     directory: RunDirectory,
     checkpoint: Path | None,
     data_lines: Mapping[str, str],
+    *,
+    precision: str | None = None,
 ) -> str:
-    """What will happen: size, length, evaluations, checkpoints and their size on disk, where the files go."""
+    """What will happen: size, length, evaluations, checkpoints and their size on disk, where the files go.
+
+    Args:
+        config: of the run.
+        plan: of the run.
+        module: made for the run.
+        trainer: made for the run.
+        directory: of the run.
+        checkpoint: from which it goes on, if it does.
+        data_lines: what the data say of themselves, by name.
+        precision: what `precision=auto` chose and why; None where it chose nothing.
+    """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     one, all_kept = checkpoint_plan_bytes(config, plan, module)
@@ -42,6 +55,7 @@ def start_banner(
     lines = {
         "experiment": f"{config['experiment']}, seed {config['seed']}, {config['precision']['name']} on "
         f"{trainer.world_size} x {device}",
+        **({} if precision is None else {"precision": precision}),
         "model": f"{parameters:,} parameters, {trainable:,} trainable{_by_part(module)}",
         **data_lines,
         "length": f"{plan.total_steps:,} optimizer steps of {size} samples ({plan.budget}; "

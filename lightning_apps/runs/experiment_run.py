@@ -45,6 +45,7 @@ from lightning_apps.runs.build import (
     callback_of,
     quiet_libraries,
 )
+from lightning_apps.runs.precision import settle_precision
 from lightning_apps.runs.preflight import check_before_start, check_callbacks, check_monitor
 from lightning_apps.runs.run_lock import RunLock
 from lightning_apps.runs.same_data import keep_fingerprint, refuse_other_data
@@ -136,6 +137,7 @@ def _run_experiment(
     try:
         check_needs(config)
         open_console(main_process=lock.is_first)  # preparing data may take long, and say so
+        config, chosen = settle_precision(config)
         datamodule = build_datamodule(config)
         if checkpoint is not None:
             refuse_other_data(directory, datamodule)
@@ -157,7 +159,8 @@ def _run_experiment(
             keep_fingerprint(directory, datamodule)
         open_console(directory.log, main_process=trainer.is_global_zero)
         trainer.loggers = loggers
-        say(start_banner(config, plan, module, trainer, directory, checkpoint, datamodule.describe()))
+        said_of_data = datamodule.describe()
+        say(start_banner(config, plan, module, trainer, directory, checkpoint, said_of_data, precision=chosen))
         for notice in notices:
             say(f"notice: {notice}")
         if upload is not None and trainer.is_global_zero:

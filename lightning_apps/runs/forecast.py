@@ -11,6 +11,7 @@ from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.runs.banner import checkpoint_plan_bytes
 from lightning_apps.runs.build import available_accelerator, build_datamodule, build_module, build_plan, build_trainer
 from lightning_apps.runs.memory_estimate import AvailableMemory, activation_memory, available_memory_bytes, state_bytes
+from lightning_apps.runs.precision import settle_precision
 from lightning_apps.runs.preflight import check_head_size, check_positions, check_score_weights
 from lightning_apps.runs.probe import Probe, resident_bytes, take_probe
 from lightning_apps.training.plan import RunPlan
@@ -40,6 +41,7 @@ class Forecast:
     """What is known of a run before it starts; bytes, seconds, optimizer steps.
 
     Attributes:
+        precision: of the run; where `precision=auto` chose it, with the reason.
         epochs: passes over the training data.
         learning_rate: by the name of a moment (`start`, `warmup`, `half`, `end`), of the group with the highest rate.
         curve: that rate at CURVE_POINTS steps, evenly spread.
@@ -57,6 +59,7 @@ class Forecast:
     """
 
     plan: RunPlan
+    precision: str
     epochs: float
     learning_rate: dict[str, float]
     curve: list[float]
@@ -157,6 +160,7 @@ def make_forecast(config: Config) -> Forecast:
     check_needs(config)
     hardware = config["hardware"]
     accelerator, no_probe = _accelerator(hardware["accelerator"])
+    config, chosen = settle_precision(config)
     datamodule = build_datamodule(config)
     plan = build_plan(config, datamodule)
     process = resident_bytes() if accelerator == "cpu" and no_probe is None else 0
@@ -193,6 +197,7 @@ def make_forecast(config: Config) -> Forecast:
     first = _first_that_fits(asked, memory, available) if available else None
     return Forecast(
         plan=plan,
+        precision=chosen or config["precision"]["name"],
         epochs=plan.epoch(plan.total_steps),
         learning_rate={
             "start": rate(0), "warmup": rate(plan.warmup_steps), "half": rate(plan.total_steps // 2), "end": rate(last)

@@ -26,9 +26,9 @@ from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.runs.banner import checkpoint_plan_bytes, human_bytes
 from lightning_apps.runs.build import available_accelerator
 from lightning_apps.runs.memory_estimate import available_memory_bytes, step_memory
+from lightning_apps.runs.precision import bf16_speed, cpu_has_bf16_units
 from lightning_apps.training.parameter_groups import layer_depths
 from lightning_apps.training.plan import RunPlan
-from models.flops import measure_peak_flops
 
 Config = Mapping[str, Any]
 
@@ -275,23 +275,6 @@ def check_accelerator(config: Config) -> list[str]:
         if hardware["num_workers"] > 0 and hardware["pin_memory"]:
             notices.append("hardware=mps: pin_memory has no effect there; set hardware.pin_memory=false")
     return notices
-
-
-def cpu_has_bf16_units() -> bool:
-    """Whether this CPU multiplies bf16 matrices natively (AVX-512 BF16, AMX, or ARM's BF16)."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile") or found.get("bf16"))
-
-
-def bf16_speed() -> float:
-    """How fast this CPU multiplies bf16 matrices, in units of its speed in float32.
-
-    Flags do not tell: with AVX-512 BF16 an AMD EPYC was measured at 4 to 5, an Intel Xeon without AMX at 0.5 (LOG.md).
-    """
-    cpu = torch.device("cpu")
-    return measure_peak_flops(cpu, torch.bfloat16, size=1024, rounds=5) / measure_peak_flops(
-        cpu, torch.float32, size=1024, rounds=5
-    )
 
 
 def check_memory(config: Config, module: Experiment, datamodule: ExperimentData) -> list[str]:

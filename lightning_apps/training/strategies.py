@@ -6,13 +6,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_apps.training.launching import RankLauncher, rendezvous
+from lightning_apps.training.launching import RankError, RankLauncher, rendezvous
+from lightning_apps.training.optimizer_step import cpu_group
 from lightning_apps.training.sharding import drop_weights, gather_weights, gathered, scattered
 
 DEFAULT_TIMEOUT_S = 1800.0
@@ -31,10 +33,23 @@ class RankedStrategy(ParallelStrategy):
             self._launcher = RankLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
-        """Meet the other ranks."""
+        """Meet the other ranks, and see that all compute in one precision, which each may have chosen by itself.
+
+        Raises:
+            RankError: they do not.
+        """
         assert self._timeout is not None
         with rendezvous(self._timeout.total_seconds()):
             super().setup_environment()
+        precisions = [""] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(
+            precisions, str(self.precision_plugin.precision), group=cpu_group(torch.distributed.group.WORLD)
+        )
+        if len(set(precisions)) > 1:
+            raise RankError(
+                f"the processes of this run chose {' and '.join(sorted(set(precisions)))}: their machines differ; "
+                "give all of them one precision, such as precision=fp32"
+            )
 
 
 class ReplicatedStrategy(RankedStrategy, DDPStrategy):

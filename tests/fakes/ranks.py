@@ -27,7 +27,7 @@ COMPARED = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss")
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return plain(compose("config", overrides=list(overrides)))
+        return plain(compose("config", overrides=["precision=fp32", *overrides]))
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from tests.tiny.tiny_runs import ARXIV, IMDB, LOCATION, RATING
 def arguments(small_gsm8k, cache_root):
     return [
         "doctor", "experiment=gsm8k", f"data.path={small_gsm8k}/data", f"model.pretrained={small_gsm8k}/model",
-        "data.num_validation=6", f"run.cache_root={cache_root}",
+        "data.num_validation=6", "precision=fp32", f"run.cache_root={cache_root}",
     ]  # fmt: skip
 
 

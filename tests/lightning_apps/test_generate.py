@@ -20,8 +20,8 @@ def run_path(small_gsm8k, cache_root, tmp_path_factory):
     overrides = [
         "experiment=gsm8k", f"data.path={small_gsm8k}/data", f"model.pretrained={small_gsm8k}/model",
         "data.num_validation=6", "data.global_batch_size=8", "trainer.max_epochs=null", "trainer.max_steps=2",
-        "callbacks.extra.generation=null", "hardware=cpu", f"run.output_root={root}", f"run.cache_root={cache_root}",
-        "run.name=run",
+        "callbacks.extra.generation=null", "hardware=cpu", "precision=fp32", f"run.output_root={root}",
+        f"run.cache_root={cache_root}", "run.name=run",
     ]  # fmt: skip
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = plain(compose("config", overrides=overrides))

@@ -142,7 +142,7 @@ def test_gsm8k_is_planned_with_a_probe(call, small_gsm8k):
     code, out, err = call(
         "experiment=gsm8k", f"data.path={small_gsm8k}/data", f"model.pretrained={small_gsm8k}/model",
         "data.num_validation=6", "data.global_batch_size=4", "trainer.max_steps=4", "trainer.max_epochs=null",
-        "hardware=cpu",
+        "hardware=cpu", "precision=fp32",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "tokens/s on one device" in out

@@ -23,6 +23,7 @@ from lightning_apps.runs.doctor.finding import MORE, Area, Finding, Level, said
 from lightning_apps.runs.doctor.machine import check_machine, disk, memory
 from lightning_apps.runs.doctor.network import check_generation, check_network
 from lightning_apps.runs.doctor.settings import check_settings
+from lightning_apps.runs.precision import settle_precision
 from lightning_apps.runs.preflight import (
     check_callbacks,
     check_head_size,
@@ -65,7 +66,9 @@ def examine(config: Config, defaults: Config) -> Examination:
     quiet_libraries()
     available_accelerator(config["hardware"]["accelerator"])
     check_needs(config)
-    config = {**config, "hardware": {**config["hardware"], "compile": False}}  # takes a minute, and changes no claim
+    asked = config
+    config, chosen = settle_precision(config)
+    config["hardware"] = {**config["hardware"], "compile": False}  # takes a minute, and changes no claim
     directory = locate_run(config["run"], config["experiment"])
     datamodule = build_datamodule(config)
     plan = build_plan(config, datamodule)
@@ -80,8 +83,8 @@ def examine(config: Config, defaults: Config) -> Examination:
         return found
 
     findings = [
-        *guarded("settings", lambda: check_settings(config, defaults, plan, module.net, datamodule)),
-        *guarded("machine", lambda: check_machine(config, directory)),
+        *guarded("settings", lambda: check_settings(asked, defaults, plan, module.net, datamodule)),
+        *guarded("machine", lambda: check_machine(config, directory, chosen)),
         *guarded("machine", lambda: [disk(config, plan, module, directory), memory(config, module, datamodule)]),
         *guarded("data", look_at_data),
         *parts_fit(config, plan, module, datamodule, directory),

@@ -25,14 +25,13 @@ from lightning_apps.runs.banner import human_bytes
 from lightning_apps.runs.build import available_accelerator, build_loggers
 from lightning_apps.runs.doctor.finding import Finding, judged, said
 from lightning_apps.runs.memory_estimate import available_memory_bytes
+from lightning_apps.runs.precision import bf16_speed, cpu_has_bf16_units
 from lightning_apps.runs.preflight import (
-    bf16_speed,
     check_accelerator,
     check_disk,
     check_load,
     check_memory,
     checkpoint_plan_bytes,
-    cpu_has_bf16_units,
 )
 from lightning_apps.training.plan import RunPlan
 
@@ -44,9 +43,16 @@ PROBED = 1e10
 HOME_OUTPUTS = "run.output_root=$HOME/outputs"
 
 
-def check_machine(config: Config, directory: RunDirectory) -> list[Finding]:
-    """What needs neither data nor model."""
+def check_machine(config: Config, directory: RunDirectory, precision: str | None = None) -> list[Finding]:
+    """What needs neither data nor model.
+
+    Args:
+        config: of the run, with a definite precision.
+        directory: of the run.
+        precision: what `precision=auto` chose and why; None where it chose nothing.
+    """
     return [
+        *([] if precision is None else [judged("machine", "precision=auto has a reason", precision)]),
         *hardware(config),
         *folders(config, directory),
         *object_stores(config),
