@@ -32,7 +32,7 @@ class PrecisionConfig:
 
     Attributes:
         name: of the option.
-        lightning: what Lightning's Trainer calls it; `auto` is settled before a run begins, by runs/precision.py.
+        lightning: what Lightning's Trainer calls it; auto until a run begins.
     """
 
     name: str

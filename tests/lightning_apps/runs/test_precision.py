@@ -67,8 +67,8 @@ CHOICES = {
         "fp32: this CPU has no units for bf16 (precision=bf16_mixed undoes it)",
     ),
     "a narrow network": (
-        ("cpu",), {}, ["model.hidden_size=254"], FP32,
-        "fp32: model.hidden_size=254 is below 256, where casts cost more than bf16 saves (precision=bf16_mixed undoes "
+        ("cpu",), {}, ["model.hidden_size=252"], FP32,
+        "fp32: model.hidden_size=252 is below 256, where casts cost more than bf16 saves (precision=bf16_mixed undoes "
         "it)",
     ),
     "two processes": (
@@ -172,7 +172,7 @@ def test_a_damaged_precision_of_a_run_is_a_line(machine, composed):
     for saved, outcome in (({"name": "x", "lightning": "8-true"}, None), ("x", FP32), ({"name": "x"}, FP32)):
         file.write_text(yaml.safe_dump({**config, "precision": saved}))
         if outcome is None:
-            with pytest.raises(ConfigError, match=r"precision\.lightning='8-true': allowed are"):
+            with pytest.raises(ConfigError, match=r"precision\.lightning='8-true' .*: allowed are auto, 32-true"):
                 settle_precision(config)
         else:
             assert settle_precision(config)[0]["precision"] == outcome
@@ -217,9 +217,7 @@ def test_composing_measures_nothing_and_imports_no_torch():
     )
     command = [sys.executable, "-c", code, "experiment=location", WIDE, "--cfg", "job", "--package", "precision"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (
-        done.stdout.split("\n")[-5:] == ["# @package precision", "name: auto", "lightning: auto", "", "False", ""][-5:]
-    )
+    assert done.stdout == "# @package precision\nname: auto\nlightning: auto\nFalse\n"
 
 
 @pytest.mark.slow
