@@ -50,9 +50,10 @@ def overrides(recipe: str, *, seed: int, steps: int, data: str) -> list[str]:
     """The configuration of one run."""
     return [
         "experiment=arxiv", f"data.path={data}", "data.full_dataset=true", f"data.tokenizer={PYTHIA}",
-        f"data.global_batch_size={BATCH}", "hardware=cpu", "hardware.num_threads=1", "trainer.max_tokens=null",
-        f"trainer.max_steps={steps}", f"trainer.evaluate_every={steps}", "trainer.save_every=never",
-        "trainer.limit_test_batches=1", f"seed={seed}", "run.name=board", *RECIPES[recipe],
+        f"data.global_batch_size={BATCH}", "hardware=cpu", "hardware.num_threads=1", "precision=fp32",
+        "trainer.max_tokens=null", f"trainer.max_steps={steps}", f"trainer.evaluate_every={steps}",
+        "trainer.save_every=never", "trainer.limit_test_batches=1", f"seed={seed}", "run.name=board",
+        *RECIPES[recipe],
     ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.rows import add_row
 
 TARGET_KM = 254.0
-CPU = ["hardware=cpu"]
+CPU = ["hardware=cpu", "precision=fp32"]
 FAST = ["data.global_batch_size=32", "optimizer.lr=1e-3", "scheduler=cosine", "trainer.save_every=never"]
 
 

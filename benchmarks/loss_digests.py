@@ -24,7 +24,7 @@ import torch
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHORT = (
     "trainer.max_tokens=null", "trainer.max_epochs=null", "trainer.max_steps=20", "trainer.evaluate_every=10",
-    "callbacks.extra.picture=null", "hardware=cpu",
+    "callbacks.extra.picture=null", "hardware=cpu", "precision=fp32",
 )  # fmt: skip
 MINILM = ("model=minilm", f"data.path={SHARED / 'reviews'}", "data.max_length=64")
 RATED = ("model=hierarchical_minilm", f"data.path={SHARED / 'rated_documents'}", "data.max_chunks=2")

@@ -215,8 +215,8 @@ BEFORE_TORCH = {
     "hardware.num_threads=-1": "hardware.num_threads=-1: must be at least 1, or null",
     "hardware.strategy=spam": "hardware.strategy='spam': allowed are auto, ddp, ddp_find_unused_parameters_false, "
     "ddp_find_unused_parameters_true, fsdp2",
-    "precision.lightning=''": "precision.lightning='': allowed are 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true, "
-    "64-true; precision= chooses one",
+    "precision.lightning=''": "precision.lightning='': allowed are auto, 32-true, 16-mixed, bf16-mixed, bf16-true, "
+    "16-true, 64-true; precision= chooses one",
     "trainer=[[]]": "trainer=[[]]: name one of the options of trainer: default",
     "~module": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
     "module=grpo": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
@@ -327,7 +327,7 @@ def test_help_and_cfg_job_answer(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main()
     assert stopped.value.code == 0
-    assert "precision: bf16_mixed, bf16_true, fp16_mixed, fp32" in capsys.readouterr().out
+    assert "precision: auto, bf16_mixed, bf16_true, fp16_mixed, fp32" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["train", "--cfg", "job", "seed=7"])
     train.main()
     assert OmegaConf.create(capsys.readouterr().out).seed == 7
