@@ -106,8 +106,9 @@ def train(filled, tmp_path):
             "HF_ENDPOINT": filled.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "",
         }  # fmt: skip
         more = [
-            "hardware=cpu", "precision=fp32", "trainer.max_tokens=null", "trainer.max_epochs=null", "trainer.max_steps=2",
-            f"run.output_root={tmp_path}/outputs", f"run.cache_root={tmp_path}/cache", "run.name=run",
+            "hardware=cpu", "precision=fp32", "trainer.max_tokens=null", "trainer.max_epochs=null",
+            "trainer.max_steps=2", f"run.output_root={tmp_path}/outputs", f"run.cache_root={tmp_path}/cache",
+            "run.name=run",
         ]  # fmt: skip
         command = [sys.executable, "-m", "lightning_apps.train", *words, *more]
         return subprocess.run(command, capture_output=True, text=True, env=env)

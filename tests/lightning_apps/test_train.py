@@ -33,6 +33,7 @@ def finished(tmp_path_factory, cache_root):
             "config",
             overrides=[
                 *SHORT,
+                "precision=fp32",
                 "data.num_test=9",
                 f"run.output_root={root}",
                 f"run.cache_root={cache_root}",

@@ -36,7 +36,8 @@ def finished(tmp_path_factory, cache_root):
     root = tmp_path_factory.mktemp("outputs")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose(
-            "config", overrides=[*RUN, f"run.output_root={root}", f"run.cache_root={cache_root}", "run.name=a"]
+            "config",
+            overrides=[*RUN, "precision=fp32", f"run.output_root={root}", f"run.cache_root={cache_root}", "run.name=a"],
         )
     config = plain(cfg)
     return RunDirectory(root / "imdb" / "a"), config, run_experiment(config)

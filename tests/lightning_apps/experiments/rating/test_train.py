@@ -41,7 +41,14 @@ def finished(tmp_path_factory, cache_root):
     overrides = [*RATING_DATA, *learning, "optimizer.lr=0.01", "trainer.max_epochs=3", "logger=tensorboard"]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose(
-            "config", overrides=[*overrides, f"run.output_root={root}", f"run.cache_root={cache_root}", "run.name=a"]
+            "config",
+            overrides=[
+                *overrides,
+                "precision=fp32",
+                f"run.output_root={root}",
+                f"run.cache_root={cache_root}",
+                "run.name=a",
+            ],
         )
     config = plain(cfg)
     return RunDirectory(root / "rating" / "a"), config, run_experiment(config)
