@@ -1,6 +1,7 @@
-"""Find the largest micro-batch that fits into memory; the global batch, and so the training, stays the same."""
+"""Find the fastest micro-batch that fits into memory; the global batch, and so the training, stays the same."""
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import lightning as L
@@ -14,9 +15,10 @@ from lightning_apps.training.sharding import whole_weights
 
 
 class FindDeviceBatchSize(L.Callback):
-    """Before training, tries forward and backward passes of ever smaller micro-batches until one fits.
+    """Before training, tries forward and backward passes of ever smaller micro-batches until one fits, then times them.
 
-    The size is stored in checkpoints: a resumed run splits its steps as the first start did, so that float sums
+    Halves are tried as long as a step gets faster by them: what fits into a processor's cache may beat what fits into
+    memory. The size is stored in checkpoints: a resumed run splits its steps as the first start did, so that float sums
     keep their order and the run its bits.
     """
 
@@ -40,8 +42,12 @@ class FindDeviceBatchSize(L.Callback):
             with whole_weights(
                 takes_steps(pl_module).net
             ):  # a rank that runs out of memory leaves no other one waiting
-                self.found = largest_that_fits(lambda size: self.attempt(trainer, pl_module, size), share, agree)
-            say(f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device")
+                largest = largest_that_fits(lambda size: self.attempt(trainer, pl_module, size), share, agree)
+                self.found = fastest(lambda size: self.step_seconds(trainer, pl_module, size), largest)
+            fits = "" if self.found == largest else f", faster than the {largest} that fit"
+            say(
+                f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device{fits}"
+            )
         data.device_batch_size = min(self.found, share)  # the run may go on with more devices
 
     def attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
@@ -55,6 +61,40 @@ class FindDeviceBatchSize(L.Callback):
                 loss.backward()
         finally:
             pl_module.zero_grad(set_to_none=True)
+
+    def step_seconds(self, trainer: L.Trainer, pl_module: Any, size: int) -> float:
+        """What a step of the device's share takes in micro-batches of this size; of several ranks the slowest counts.
+
+        By the shorter of two passes, behind one that warms up.
+        """
+        data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
+        took = []
+        for _ in range(3):
+            began = perf_counter()
+            self.attempt(trainer, pl_module, size)
+            if pl_module.device.type != "cpu":
+                torch.accelerator.synchronize()
+            took.append(perf_counter() - began)
+        num_micro_batches = -(-data.global_batch_size // (trainer.world_size * size))
+        mine = torch.tensor(num_micro_batches * min(took[1:]), device=pl_module.device)
+        return float(trainer.strategy.reduce(mine, reduce_op="max"))
+
+
+def fastest(step_seconds: Callable[[int], float], largest: int) -> int:
+    """The first of largest, largest / 2, largest / 4, ... (rounded up) whose half is not faster by a twentieth.
+
+    Args:
+        step_seconds: what a step takes with this size.
+        largest: size to begin with.
+    """
+    size, seconds = largest, step_seconds(largest) if largest > 1 else 0.0
+    while size > 1:
+        half = -(-size // 2)
+        seconds_of_half = step_seconds(half)
+        if seconds_of_half > 0.95 * seconds:
+            break
+        size, seconds = half, seconds_of_half
+    return size
 
 
 def largest_that_fits(attempt: Callable[[int], None], largest: int, agree: Callable[[bool], bool] = bool) -> int:

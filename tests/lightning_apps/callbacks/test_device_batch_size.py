@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_apps.callbacks.device_batch_size import largest_that_fits
+from lightning_apps.callbacks.device_batch_size import FindDeviceBatchSize, fastest, largest_that_fits
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.location.module import LocationModule
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -37,6 +37,40 @@ def test_nothing_fits_and_other_errors():
         largest_that_fits(broken, 8)
 
 
+@pytest.mark.parametrize(
+    ("largest", "seconds", "found", "tried"),
+    [
+        (12, {12: 9.0, 6: 8.0, 3: 7.0, 2: 6.9}, 3, [12, 6, 3, 2]),
+        (8, {8: 9.0, 4: 8.6}, 8, [8, 4]),  # not faster by a twentieth
+        (2, {2: 9.0, 1: 1.0}, 1, [2, 1]),
+        (1, {}, 1, []),
+    ],
+)
+def test_halves_while_that_is_faster(largest, seconds, found, tried):
+    asked = []
+    assert fastest(lambda size: asked.append(size) or seconds[size], largest) == found
+    assert asked == tried
+
+
+def test_a_step_counts_all_its_micro_batches(composed, monkeypatch, capsys):
+    """Eight samples are one micro-batch of eight, or two of four."""
+    clock = iter(range(100))
+    monkeypatch.setattr("lightning_apps.callbacks.device_batch_size.perf_counter", lambda: float(next(clock)))
+    found = []
+    step_seconds = FindDeviceBatchSize.step_seconds
+
+    def noted(self, trainer, pl_module, size):
+        found.append((size, step_seconds(self, trainer, pl_module, size)))
+        return 8.0 / size  # what fits is the fastest
+
+    monkeypatch.setattr(FindDeviceBatchSize, "step_seconds", noted)
+    config = composed(*LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null",
+                      "hardware.find_device_batch_size=true", name="clocked")  # fmt: skip
+    run_experiment(config)
+    assert found == [(8, 1.0), (4, 2.0)]  # a pass takes a tick of the clock
+    assert "device_batch_size 8: 1 micro-batch(es)" in capsys.readouterr().out
+
+
 def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
     """Batches above three samples "do not fit": the losses stay those of the whole batch."""
     run = [*LOCATION, "trainer.max_steps=3", "callbacks.extra.picture=null"]
@@ -50,6 +84,7 @@ def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
         return loss_sum(self, batch, **options)
 
     monkeypatch.setattr(LocationModule, "loss_sum", small_memory)
+    monkeypatch.setattr(FindDeviceBatchSize, "step_seconds", lambda self, trainer, module, size: 1.0)
     searched = composed(*run, "hardware.find_device_batch_size=true", name="searched")
     run_experiment(searched)
     assert "device_batch_size 2: 4 micro-batch(es)" in capsys.readouterr().out
