@@ -84,7 +84,7 @@ bench: $(VENV)/.dev  ## every experiment against its peers on this machine, side
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: board
-board: $(VENV)/.dev  ## measure what docs/board.json lacks of the recipes of arxiv, and write docs/board.md
+board: $(VENV)/.dev  ## measure what docs/board.json lacks of the recipes of arxiv and location, and write docs/board.md
 	$(BIN)/python -m benchmarks.board $(ARGS)
 
 .PHONY: lock

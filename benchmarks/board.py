@@ -8,11 +8,15 @@
 the budget, by the processor's clock over some steps in a process of its own: a machine that does other work as well
 does not shorten a run. The learning rate goes by the whole plan, so that each budget is a run of its own. The first
 line is transformers' Trainer with the same network, tokenizer, windows and learning rate, and its own step.
+
+`location`: seconds of training to a validation median of 254 km, at the first of some forty evaluations that is there
+(lower is better), by the processor's clock on one thread; evaluations are left out. The Trainer has its own recipe.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +30,7 @@ from typing import Any
 
 from scipy import stats
 
+from benchmarks.location import TARGET_KM, first_below, our_run, peer_process
 from benchmarks.rows import commit, processor
 
 RESULTS, PAGE = Path("docs/board.json"), Path("docs/board.md")
@@ -44,6 +49,21 @@ RECIPES: dict[str, list[str]] = {
 TRAINER = "Trainer, pythia_14m"
 BATCH = 32
 PROBE_STEPS, PROBE_WARM_UP = 10, 3
+LOCATION_TRAINER = "Trainer, AdamW, 40 epochs"
+LOCATION: dict[str, list[str]] = {
+    LOCATION_TRAINER: [],
+    "ours, AdamW, 40 epochs": [
+        "optimizer=adamw", "optimizer.lr=2e-3", "scheduler=linear", "trainer.max_epochs=40"
+    ],
+    "Muon, 12 epochs": ["optimizer=muon", "optimizer.lr=5e-3", "scheduler=cosine", "trainer.max_epochs=12"],
+    "made for speed": [
+        "optimizer=muon", "optimizer.lr=5e-3", "scheduler=cosine", "data.global_batch_size=32", "trainer.max_steps=116",
+        "callbacks.weight_average=null",
+    ],
+}  # fmt: skip
+"""Name of the line -> overrides of `experiment=location`, each complete in itself."""
+EVALUATIONS = 40
+"""Of a run of `location`: a fortieth of its length is how late one can be."""
 
 
 def overrides(recipe: str, *, seed: int, steps: int, data: str) -> list[str]:
@@ -59,9 +79,9 @@ def overrides(recipe: str, *, seed: int, steps: int, data: str) -> list[str]:
 
 def speed(recipe: str, data: str) -> float:
     """Seconds of the processor that a step takes on one core: the median after some steps."""
-    made = _made(overrides(recipe, seed=0, steps=PROBE_STEPS, data=data))
+    made = build_run(overrides(recipe, seed=0, steps=PROBE_STEPS, data=data))
     took: list[float] = []
-    (_train_trainer if recipe == TRAINER else _train_ours)(made, took)
+    (train_trainer if recipe == TRAINER else train_ours)(made, took)
     return statistics.median(took[PROBE_WARM_UP:])
 
 
@@ -71,8 +91,8 @@ def trainer_result(seed: int, steps: int, data: str) -> float:
 
     from models.language.causal_lm import token_losses
 
-    made = _made(overrides(TRAINER, seed=seed, steps=steps, data=data))
-    _train_trainer(made, [])
+    made = build_run(overrides(TRAINER, seed=seed, steps=steps, data=data))
+    train_trainer(made, [])
     datamodule, net = made[1], made[3].net.eval()
     nats = num_bytes = 0.0
     indices = datamodule.evaluated("validation")
@@ -93,7 +113,7 @@ def our_result(recipe: str, seed: int, steps: int, data: str) -> float:
     return float(summary["metrics"]["val/bits_per_byte"])
 
 
-def _made(words: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
+def build_run(words: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
     """Configuration, data, plan and module."""
     import torch
     from hydra import compose, initialize_config_dir
@@ -110,7 +130,8 @@ def _made(words: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
     return config, datamodule, plan, build_module(config, datamodule, plan)
 
 
-def _train_ours(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -> None:
+def train_ours(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -> None:
+    """Train with the project's own step; `took` gets the processor seconds of each."""
     import lightning as L
 
     from lightning_apps.process.allocator import keep_freed_memory
@@ -130,7 +151,8 @@ def _train_ours(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -
     build_trainer(config, plan, callbacks=callbacks, loggers=[]).fit(module, datamodule)
 
 
-def _train_trainer(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -> None:
+def train_trainer(made: tuple[dict[str, Any], Any, Any, Any], took: list[float]) -> None:
+    """Train with transformers' Trainer; `took` gets the processor seconds of each step."""
     import numpy as np
     import torch
     from torch.utils.data import Dataset, SequentialSampler
@@ -234,11 +256,43 @@ def measure(
                 save()
 
 
+def location_result(recipe: str, seed: int) -> dict[str, float | None]:
+    """Seconds to the target (None: never there) and of the whole run, and the last median in km."""
+    if recipe == LOCATION_TRAINER:
+        run = peer_process(40, EVALUATIONS, seed, clock="cpu")
+    else:
+        words = [f"trainer.evaluate_every={1 / EVALUATIONS:.4f}", "trainer.save_every=never", "hardware.num_threads=1"]
+        run = our_run(*words, *LOCATION[recipe], seed=seed, clock="cpu")
+    reached = first_below(run, TARGET_KM)
+    return {
+        "reached_s": round(reached["train_s"], 2) if reached else None,
+        "train_s": round(run["train_s"], 2),
+        "last_km": round(run["points"][-1]["median_km"], 1),
+    }
+
+
+def measure_location(results: dict[str, Any], *, seeds: int, save: Callable[[], None]) -> None:
+    """Add what `results` lacks, one run at a time."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
+    version = commit()  # what is saved meanwhile would make it "dirty"
+    for recipe, words in LOCATION.items():
+        line = results["location"].setdefault(recipe, {"overrides": words, "seeds": {}})
+        for seed in range(seeds):
+            if str(seed) in line["seeds"]:
+                continue
+            line["seeds"][str(seed)] = found = location_result(recipe, seed)
+            line |= {"commit": version, "date": date.today().isoformat(), "machine": processor()}
+            print(f"{recipe}, seed {seed}: {found}", flush=True)
+            save()
+
+
 def page(results: dict[str, Any]) -> str:
     """docs/board.md."""
     budgets = sorted({int(budget) for line in results["arxiv"].values() for budget in line["budgets"]})
     lines = [
         "# The board",
+        "",
+        "## `arxiv`: bits per byte after a minute",
         "",
         "How good a model is after so many seconds of one core: bits per byte of `arxiv`'s validation windows, lower",
         "is better; mean over seeds with its 95 % t interval, in brackets Welch's p-value against the line before.",
@@ -262,20 +316,47 @@ def page(results: dict[str, Any]) -> str:
         lines.append(
             f"| {recipe} | {words} | {line['step_s']:.3g} | {' | '.join(cells)} | {line['commit']}, {line['date']} |"
         )
-    machines = sorted({line["machine"] for line in results["arxiv"].values()})
+    machines = sorted({line["machine"] for lines_of in results.values() for line in lines_of.values()})
+    lines += location_table(results["location"])
     lines += ["", f"Measured on one core each of: {', '.join(machines)}.", ""]
     return "\n".join(lines)
 
 
-def cell(values: list[float], before: list[float]) -> str:
+def location_table(results: dict[str, Any]) -> list[str]:
+    """What docs/board.md says of `location`."""
+    lines = [
+        "",
+        f"## `location`: seconds of one core to a validation median of {TARGET_KM:.0f} km",
+        "",
+        f"Seconds of the processor, training alone, at the first of {EVALUATIONS} evaluations that is there; lower is",
+        "better; intervals and tests as above. A shorter run, whose learning rate falls sooner, ends farther off.",
+        "The overrides are those of `python -m lightning_apps.train experiment=location`.",
+        "",
+        "| recipe | overrides | s to the target | s of the whole run | km at its end | commit, date |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    before: list[float] = []
+    for recipe, line in results.items():
+        runs = line["seeds"].values()
+        reached = [run["reached_s"] for run in runs if run["reached_s"] is not None]
+        whole = len(reached) == len(runs)
+        first = cell(reached, before, 1) if whole else f"{len(reached)} of {len(runs)} seeds are there"
+        before = reached if whole else []
+        rest = [cell([run[name] for run in runs], [], digits) for name, digits in (("train_s", 1), ("last_km", 0))]
+        words = " ".join(f"`{word}`" for word in line["overrides"]) or "its own"
+        lines.append(f"| {recipe} | {words} | {first} | {' | '.join(rest)} | {line['commit']}, {line['date']} |")
+    return lines
+
+
+def cell(values: list[float], before: list[float], digits: int = 3) -> str:
     """Mean, 95 % t interval, and the p-value of Welch's test against the line before."""
     if not values:
         return ""
     mean = statistics.mean(values)
     if len(values) < 2:
-        return f"{mean:.3f}"
+        return f"{mean:.{digits}f}"
     half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    text = f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
+    text = f"{mean:.{digits}f} ({mean - half:.{digits}f} to {mean + half:.{digits}f})"
     if len(before) < 2:
         return text
     p = float(stats.ttest_ind(values, before, equal_var=False).pvalue)
@@ -303,13 +384,16 @@ def main() -> None:
     if options.run is not None:
         print(our_result(options.run, options.seed, options.steps, options.data))
         return
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"arxiv": {}}
+    results = {"arxiv": {}, "location": {}}
+    if RESULTS.is_file():
+        results |= json.loads(RESULTS.read_text(encoding="utf-8"))
 
     def save() -> None:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(page(results), encoding="utf-8")
 
     if not options.page:
+        measure_location(results, seeds=options.seeds, save=save)
         measure(results, budgets=options.budgets, seeds=options.seeds, data=options.data, save=save)
     save()
 

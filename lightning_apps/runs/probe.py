@@ -137,7 +137,7 @@ def take_probe(config: Mapping[str, Any], datamodule: ExperimentData, module: Ex
         built = build_callbacks(config, directory, plan, SafeStop(None))
         callbacks = [watch, *(callback for callback in built if not isinstance(callback, RunProgress | EarlyStopping))]
         trainer = build_trainer(config, plan, callbacks=callbacks, loggers=[MetricsCSV(directory.metrics)])
-        _forget_peak()
+        forget_peak()
         begun = time.perf_counter()
         with contextlib.suppress(StopRun):
             trainer.fit(module, datamodule)
@@ -172,7 +172,7 @@ def resident_bytes() -> int:
     return 0
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the peak of this process begin anew; preparing data may have had a higher one."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -87,3 +87,10 @@ def test_an_embedding_multiplies_nothing_unless_it_projects():
 
 def test_the_peak_is_a_speed():
     assert measure_peak_flops(torch.device("cpu"), torch.float32, size=64, rounds=1) > 1e6
+
+
+def test_the_peak_of_a_cpu_takes_little_memory(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(torch, "mm", lambda left, right, out: shapes.append((left.shape, right.shape, out.shape)))
+    measure_peak_flops(torch.device("cpu"), torch.float32, rounds=2)
+    assert shapes == 3 * [3 * ((1024, 1024),)]  # 4 MB each, where those of 2048 took 50 MB together
