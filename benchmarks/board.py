@@ -329,7 +329,7 @@ def location_table(results: dict[str, Any]) -> list[str]:
         f"## `location`: seconds of one core to a validation median of {TARGET_KM:.0f} km",
         "",
         f"Seconds of the processor, training alone, at the first of {EVALUATIONS} evaluations that is there; lower is",
-        "better; intervals and tests as above. A shorter run, whose learning rate falls sooner, ends farther off.",
+        "better; intervals and tests as above. The next columns say what the whole run takes, and where it ends.",
         "The overrides are those of `python -m lightning_apps.train experiment=location`.",
         "",
         "| recipe | overrides | s to the target | s of the whole run | km at its end | commit, date |",
