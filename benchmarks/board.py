@@ -384,7 +384,7 @@ def main() -> None:
     if options.run is not None:
         print(our_result(options.run, options.seed, options.steps, options.data))
         return
-    results = {"arxiv": {}, "location": {}}
+    results: dict[str, Any] = {"arxiv": {}, "location": {}}
     if RESULTS.is_file():
         results |= json.loads(RESULTS.read_text(encoding="utf-8"))
 
