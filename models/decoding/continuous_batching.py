@@ -109,7 +109,7 @@ class SlotCache:
     def _store(self, layer: int, key: Tensor, value: Tensor, lengths: Sequence[int]) -> None:
         """Put prompts' keys and values, (1, key heads, sum of lengths, d), into the slots that are being filled."""
         prefix = self.prefix_length
-        keys, values = self._room(layer, key, prefix + max(lengths))
+        keys, values = self._room(layer, value, prefix + max(lengths))
         parts = zip(self._slots, key.split(list(lengths), dim=2), value.split(list(lengths), dim=2), strict=True)
         for slot, own_keys, own_values in parts:
             if prefix:
@@ -119,9 +119,10 @@ class SlotCache:
 
     def _attend_token(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention (active, 1, heads, d) of one new token in each active slot to what the slot holds."""
-        keys, values = self._room(layer, key, self._longest)
+        keys, values = self._room(layer, value, self._longest)
         rows = torch.arange(self._active, device=key.device)
-        keys[rows, :, self._positions], values[rows, :, self._positions] = key[:, :, 0], value[:, :, 0]
+        keys[rows, :, self._positions] = key[:, :, 0].to(keys.dtype)
+        values[rows, :, self._positions] = value[:, :, 0]
         heads, key_heads = query.shape[1], key.shape[1]
         # (active, key heads, group, d): heads that share a key head are its queries
         grouped = query.reshape(self._active, key_heads, heads // key_heads, query.shape[3])
@@ -135,7 +136,10 @@ class SlotCache:
         return answer.reshape(self._active, 1, heads, query.shape[3])
 
     def _room(self, layer: int, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The layer's cache, grown to hold `length` tokens in every slot."""
+        """The layer's cache, grown to hold `length` tokens in every slot; its keys are of the values' type.
+
+        Under autocast rotated keys are float32 and values are not; attention would cast all keys for each token.
+        """
         have = self._layers[layer][0].shape[2] if layer in self._layers else 0
         if have < length:
             # grows by a share of itself too, so that copying stays rare

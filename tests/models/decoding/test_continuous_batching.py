@@ -1,8 +1,11 @@
 """Decoding in slots says what a plain loop says, whatever the number of slots."""
 
+import contextlib
+
 import pytest
 import torch
 
+from models.decoding import continuous_batching
 from models.decoding.generation import Sampling, generate_answers, generate_greedy
 from models.kernels.packed_attention import use_packed_attention
 from tests.tiny.packed_documents import ARCHITECTURES, tiny
@@ -32,6 +35,23 @@ def test_refilled_slots_say_what_the_plain_loop_says(architecture, prefix):
     use_packed_attention(net)
     for slots in (1, 3, 20):
         assert [tokens for tokens, _ in answers(net, asked, batch_size=slots, stop_token_ids=[1])] == plain
+    assert len({tuple(tokens) for tokens in plain}) > 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_autocast_keeps_its_answers_where_weights_are_cast_once(architecture, monkeypatch):
+    """Rotated keys are float32 there and values are not; longer answers of a plain loop may part at ties of bfloat16."""
+    net, asked = tiny(architecture, by_documents=False), prompts(prefix=(9, 8, 7, 6))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        short = {**OPTIONS, "max_new_tokens": 4}
+        plain = [generate_greedy(net, [p], batch_size=1, eos_token_id=1, **short)[0].tolist() for p in asked]
+        use_packed_attention(net)
+        for slots in (1, 3, 20):
+            once = answers(net, asked, batch_size=slots, stop_token_ids=[1])
+            assert [tokens[:4] for tokens, _ in once] == plain
+            with monkeypatch.context() as patch:
+                patch.setattr(continuous_batching, "packed_linears", lambda *_, **__: contextlib.nullcontext())
+                assert answers(net, asked, batch_size=slots, stop_token_ids=[1]) == once
     assert len({tuple(tokens) for tokens in plain}) > 3
 
 

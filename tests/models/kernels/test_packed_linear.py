@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.kernels import packed_linear
 from models.kernels.packed_linear import packed_linears
@@ -47,15 +48,56 @@ def test_layers_are_put_back_after_an_error():
     assert all("forward" not in module.__dict__ for module in net)
 
 
-@pytest.mark.parametrize("reason", ["one row", "too large", "autocast", "bfloat16"])
+class Casts(TorchDispatchMode):
+    """Shapes of what is cast from float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].dtype == torch.float32:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("is_laid_out", [True, False])
+@torch.no_grad()
+def test_autocast_casts_weights_once_and_keeps_its_bits(rows, is_laid_out, monkeypatch):
+    if not is_laid_out:  # as on a GPU, and on a processor that oneDNN has no bfloat16 for
+        monkeypatch.setattr(packed_linear, "_can_be_laid_out", lambda *_: False)
+    net, inputs = network(), torch.randn(rows, 24)
+    weights = [(40,), (7, 40), (40, 24)]
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with Casts() as before:
+            expected = net(inputs), net(inputs[:1])
+        assert sorted(shape for shape in before.shapes if shape in weights) == sorted(2 * weights)
+        with Casts() as once, packed_linears(net, rows):
+            found = net(inputs), net(inputs[:1])
+        assert sorted(shape for shape in once.shapes if shape in weights) == sorted(weights)
+    assert [product.dtype for product in found] == [torch.bfloat16] * 2
+    assert all(map(torch.equal, found, expected))
+    assert all("forward" not in module.__dict__ for module in net)
+
+
+@torch.inference_mode()
+def test_bfloat16_weights_keep_their_bits():
+    net, inputs = network().bfloat16(), torch.randn(16, 24).bfloat16()
+    expected = net(inputs)
+    with packed_linears(net, 16):
+        assert torch.equal(net(inputs), expected)
+
+
+@pytest.mark.parametrize("reason", ["one row", "too large", "float16", "float64"])
 def test_what_would_not_gain_is_left_alone(reason, monkeypatch):
     net = network()
     if reason == "too large":
         monkeypatch.setattr(packed_linear, "MOST_BYTES", 100)
-    if reason == "bfloat16":
-        net.to(torch.bfloat16)
+    if reason.startswith("float"):
+        net.to(getattr(torch, reason))
     with (
-        torch.autocast("cpu", enabled=reason == "autocast"),
+        torch.autocast("cpu", torch.bfloat16, enabled=reason == "float64"),  # which it leaves alone
         packed_linears(net, 1 if reason == "one row" else 4),
     ):
         assert all("forward" not in module.__dict__ for module in net)
