@@ -205,14 +205,16 @@ def generation(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     }  # fmt: skip
     net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     stop = data.stop_token_ids[0]
-    generate_greedy(net, prompts[:1], **{**shared, "max_new_tokens": 2}, eos_token_id=stop)  # allocate
-    start = time.perf_counter()
-    plain = generate_greedy(net, prompts, eos_token_id=stop, **shared)
-    plain_s = time.perf_counter() - start
-    use_packed_attention(net)
-    start = time.perf_counter()
-    ours = generate_answers(net, prompts, stop_token_ids=[stop], **shared)
-    ours_s = time.perf_counter() - start
+    is_mixed = options.precision == "bf16_mixed"
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed, cache_enabled=False):  # as in an evaluation
+        generate_greedy(net, prompts[:1], **{**shared, "max_new_tokens": 2}, eos_token_id=stop)  # allocate
+        start = time.perf_counter()
+        plain = generate_greedy(net, prompts, eos_token_id=stop, **shared)
+        plain_s = time.perf_counter() - start
+        use_packed_attention(net)
+        start = time.perf_counter()
+        ours = generate_answers(net, prompts, stop_token_ids=[stop], **shared)
+        ours_s = time.perf_counter() - start
     different = sum(not one.equal(other.tokens) for one, other in zip(plain, ours, strict=True))
     return {
         "questions": len(prompts), "plain_s": plain_s, "ours_s": ours_s, "different": different,
@@ -288,7 +290,7 @@ def main() -> None:
         if not options.skip_generation:
             found = in_process("generation", options, base)
             plain, ours = (found["questions"] / found[key] for key in ("plain_s", "ours_s"))
-            add_row("gsm8k, generation", peer="generate() in a loop", unit="answers/s", ours=[ours], theirs=[plain])
+            add_row(f"gsm8k, generation, {options.precision}", peer="generate() in a loop", unit="answers/s", ours=[ours], theirs=[plain])
             print(
                 f"generation: {found['questions']} questions, batch {options.generation_batch_size}, up to "
                 f"{options.max_new_tokens} tokens ({found['finished']} finished, {found['tokens']} tokens in all)\n"

@@ -23,8 +23,8 @@ MOST_BYTES = 4 << 30
 def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
     """Let the linear layers of a model multiply by copies of their weights: cast as autocast would, packed on a CPU.
 
-    To be used without gradients, and while nobody changes the weights or autocast. In bfloat16 products keep their bits.
-    Layers that would multiply by their weights as they are stay as they are.
+    To be used without gradients, and while nobody changes the weights or autocast. A cast alone keeps the bits of the
+    products; a layout may round a few of them the other way. Layers that would gain nothing stay as they are.
 
     Args:
         net: the model whose linear layers change while the context lasts.

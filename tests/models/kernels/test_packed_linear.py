@@ -13,6 +13,9 @@ pytestmark = [
     pytest.mark.skipif(not packed_linear._has_operators(), reason="this torch comes without oneDNN"),
 ]
 
+ONE_ROUNDING = {"rtol": 2**-7, "atol": 2**-12}
+"""Of bfloat16: sums of float32 in another order may end on the other side of a tie."""
+
 
 def network():
     torch.manual_seed(0)
@@ -64,7 +67,7 @@ class Casts(TorchDispatchMode):
 @pytest.mark.parametrize("rows", [1, 4, 16])
 @pytest.mark.parametrize("is_laid_out", [True, False])
 @torch.no_grad()
-def test_autocast_casts_weights_once_and_keeps_its_bits(rows, is_laid_out, monkeypatch):
+def test_autocast_casts_weights_once(rows, is_laid_out, monkeypatch):
     if not is_laid_out:  # as on a GPU, and on a processor that oneDNN has no bfloat16 for
         monkeypatch.setattr(packed_linear, "_can_be_laid_out", lambda *_: False)
     net, inputs = network(), torch.randn(rows, 24)
@@ -77,16 +80,17 @@ def test_autocast_casts_weights_once_and_keeps_its_bits(rows, is_laid_out, monke
             found = net(inputs), net(inputs[:1])
         assert sorted(shape for shape in once.shapes if shape in weights) == sorted(weights)
     assert [product.dtype for product in found] == [torch.bfloat16] * 2
-    assert all(map(torch.equal, found, expected))
+    torch.testing.assert_close(found, expected, **(ONE_ROUNDING if is_laid_out else {"rtol": 0, "atol": 0}))
     assert all("forward" not in module.__dict__ for module in net)
 
 
 @torch.inference_mode()
-def test_bfloat16_weights_keep_their_bits():
+def test_bfloat16_weights():
     net, inputs = network().bfloat16(), torch.randn(16, 24).bfloat16()
     expected = net(inputs)
     with packed_linears(net, 16):
-        assert torch.equal(net(inputs), expected)
+        assert "forward" in net[0].__dict__ or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        torch.testing.assert_close(net(inputs), expected, **ONE_ROUNDING)
 
 
 @pytest.mark.parametrize("reason", ["one row", "too large", "float16", "float64"])
