@@ -290,7 +290,13 @@ def main() -> None:
         if not options.skip_generation:
             found = in_process("generation", options, base)
             plain, ours = (found["questions"] / found[key] for key in ("plain_s", "ours_s"))
-            add_row(f"gsm8k, generation, {options.precision}", peer="generate() in a loop", unit="answers/s", ours=[ours], theirs=[plain])
+            add_row(
+                f"gsm8k, generation, {options.precision}",
+                peer="generate() in a loop",
+                unit="answers/s",
+                ours=[ours],
+                theirs=[plain],
+            )
             print(
                 f"generation: {found['questions']} questions, batch {options.generation_batch_size}, up to "
                 f"{options.max_new_tokens} tokens ({found['finished']} finished, {found['tokens']} tokens in all)\n"
