@@ -8,6 +8,7 @@ so every micro-batch contributes sum / total and any split of the step gives the
 import contextlib
 import functools
 import random
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -128,15 +129,16 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
     total = torch.zeros((), device=module.device)
     # every rank takes part in each reduction of gradients: in one, or with weights in shards in one a micro-batch
     num_parts = max(most_parts if isinstance(experiment.net, FSDPModule) else len(batch.micro_batches), 1)
-    for number in range(1, num_parts + 1):
-        is_last = number >= len(batch.micro_batches)
-        with profile("loss"):
-            given = number <= len(batch.micro_batches)
-            loss = loss_of(experiment, batch.micro_batches[number - 1]) if given else zero_loss(module)
-        with profile("backward"), contextlib.nullcontext() if is_last else without_gradient_sync(trainer.strategy):
-            # strategies average gradients over ranks; the factor turns that into a sum
-            module.manual_backward(loss * (trainer.world_size / divisor))
-        total += loss.detach()
+    with weights_cast_once(experiment.net) if num_parts > 1 else contextlib.nullcontext():
+        for number in range(1, num_parts + 1):
+            is_last = number >= len(batch.micro_batches)
+            with profile("loss"):
+                given = number <= len(batch.micro_batches)
+                loss = loss_of(experiment, batch.micro_batches[number - 1]) if given else zero_loss(module)
+            with profile("backward"), contextlib.nullcontext() if is_last else without_gradient_sync(trainer.strategy):
+                # strategies average gradients over ranks; the factor turns that into a sum
+                module.manual_backward(loss * (trainer.world_size / divisor))
+            total += loss.detach()
     if trainer.world_size > 1:
         total = trainer.strategy.reduce(total, reduce_op="sum")
     # here and not in Lightning's hook before the optimizer step: the scale of float16 is a power of two, see there
@@ -152,6 +154,23 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
         optimizer.zero_grad()
         schedule.step()  # type: ignore[union-attr]
     return experiment.step_result
+
+
+@contextlib.contextmanager
+def weights_cast_once(net: PreTrainedModel) -> Iterator[None]:
+    """Let micro-batches share what autocast makes of trainable weights, which nobody may change meanwhile.
+
+    Lightning turns autocast's cache off for the sake of evaluations without gradients inside a step; since torch 2.11
+    (pytorch#165068) it keeps those apart. Gradients are cast and added as before, micro-batch by micro-batch. Not where
+    memory counts more: shards are gathered in bfloat16, and recomputed activations would find all casts beside them.
+    """
+    is_cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(not isinstance(net, FSDPModule) and not net.is_gradient_checkpointing)
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(is_cached)
 
 
 def texts_of(batch: Batch) -> int:
