@@ -165,7 +165,7 @@ def weights_cast_once(net: PreTrainedModel) -> Iterator[None]:
     memory counts more: shards are gathered in bfloat16, and recomputed activations would find all casts beside them.
     """
     is_cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(not isinstance(net, FSDPModule) and not net.is_gradient_checkpointing)
+    torch.set_autocast_cache_enabled(not isinstance(net, FSDPModule) and not net.is_activation_checkpointing)
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""A step reads the device once, for the guards; every other read would let a GPU wait for the CPU."""
+"""A step reads the device once, for the guards: another read would let a GPU wait for the CPU. It casts weights once."""
+
+import contextlib
 
 import lightning as L
 import pytest
@@ -10,7 +12,10 @@ from lightning_apps.callbacks.guards import Guards
 from lightning_apps.callbacks.sample_log import SampleLog
 from lightning_apps.callbacks.weight_average import ExponentialWeightAverage
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan, build_step_callbacks, build_trainer
+from lightning_apps.training import optimizer_step
+from lightning_apps.training.optimizer_step import weights_cast_once
 from lightning_apps.verify import write_files
+from tests.tiny.tiny_qwen2 import tiny
 
 pytestmark = pytest.mark.numeric
 
@@ -118,6 +123,7 @@ def train(composed, tmp_path):
         callbacks = [Begin(context), *step, SampleLog(tmp_path / "sample_log.bin"), end]
         build_trainer(config, plan, callbacks=callbacks, loggers=[]).fit(module, data)
         assert end.seen
+        return module
 
     return run
 
@@ -157,3 +163,55 @@ def test_a_gpu_is_waited_for_once_in_a_step(train, experiment):
         train(experiment, NoSynchronization(), "hardware=gpu", "hardware.pin_memory=true")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class Casts(TorchDispatchMode):
+    """How often each matrix is cast to bfloat16, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def begin(self, trainer, module, batch):
+        assert len(batch.micro_batches) > 1
+        self.names = {weight.data_ptr(): name for name, weight in module.named_parameters() if weight.ndim == 2}
+        self.__enter__()
+
+    def end(self):
+        self.__exit__(None, None, None)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (name := self.names.get(args[0].data_ptr())):
+            self.found[name] = self.found.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("experiment", ["gsm8k", "rating"])
+def test_micro_batches_share_the_casts_of_weights_and_learn_the_same(train, experiment, monkeypatch):
+    words = ["precision=bf16_mixed", "data.device_batch_size=1"]
+    shared = Casts()
+    module = train(experiment, shared, *words)
+    assert set(shared.found.values()) == {1}
+    monkeypatch.setattr(optimizer_step, "weights_cast_once", lambda net: contextlib.nullcontext())
+    each = Casts()
+    other = train(experiment, each, *words)
+    assert set(shared.found) == set(each.found)
+    assert min(each.found.values()) > 1
+    for name, weight in module.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name]), name
+
+
+def test_casts_end_with_the_step_and_leave_evaluations_inside_alone():
+    net = tiny(tie_word_embeddings=False)
+    ids = torch.arange(2, 14)[None]
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with weights_cast_once(net):
+            with torch.no_grad():
+                first = net(ids).logits
+            net(ids).logits.sum().backward()
+            assert all(weight.grad is not None for weight in net.parameters())
+        assert not torch.is_autocast_cache_enabled()
+        with torch.no_grad():
+            net.get_output_embeddings().weight.mul_(2)
+        with weights_cast_once(net):
+            assert torch.equal(net(ids).logits, 2 * first)
