@@ -162,10 +162,14 @@ def weights_cast_once(net: PreTrainedModel) -> Iterator[None]:
 
     Lightning turns autocast's cache off for the sake of evaluations without gradients inside a step; since torch 2.11
     (pytorch#165068) it keeps those apart. Gradients are cast and added as before, micro-batch by micro-batch. Not where
-    memory counts more: shards are gathered in bfloat16, and recomputed activations would find all casts beside them.
+    shards are gathered in bfloat16 anyway, where activations are recomputed to save memory, and where a compiled net
+    has its casts inside and would be compiled for either state of the cache.
     """
+    is_compiled = net.base_model._compiled_call_impl is not None
     is_cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(not isinstance(net, FSDPModule) and not net.is_activation_checkpointing)
+    torch.set_autocast_cache_enabled(
+        not (isinstance(net, FSDPModule) or net.is_activation_checkpointing or is_compiled)
+    )
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A step reads the device once, for the guards: another read would let a GPU wait for the CPU. It casts weights once."""
+"""A step reads the device once, for the guards: every other read lets a GPU wait for the CPU. It casts weights once."""
 
 import contextlib
 
