@@ -8,7 +8,6 @@ so every micro-batch contributes sum / total and any split of the step gives the
 import contextlib
 import functools
 import random
-from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -25,6 +24,7 @@ from lightning_apps.errors import GuardError
 from lightning_apps.training.clipping import clip_gradients, gradients_of
 from lightning_apps.training.plan import RunPlan
 from lightning_apps.training.sharding import inside_forward
+from models.kernels.packed_linear import cast_linears
 
 
 class StepResult(TypedDict):
@@ -156,25 +156,16 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
     return experiment.step_result
 
 
-@contextlib.contextmanager
-def weights_cast_once(net: PreTrainedModel) -> Iterator[None]:
-    """Let micro-batches share what autocast makes of trainable weights, which nobody may change meanwhile.
+def weights_cast_once(net: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
+    """Let micro-batches share what autocast makes of weights, which nobody may change meanwhile.
 
-    Lightning turns autocast's cache off for the sake of evaluations without gradients inside a step; since torch 2.11
-    (pytorch#165068) it keeps those apart. Gradients are cast and added as before, micro-batch by micro-batch. Not where
-    shards are gathered in bfloat16 anyway, where activations are recomputed to save memory, and where a compiled net
-    has its casts inside and would be compiled for either state of the cache.
+    Not where shards are gathered in bfloat16 anyway, where activations are recomputed to save memory, and where a compiled
+    net has its casts inside and would be compiled anew.
     """
     is_compiled = net.base_model._compiled_call_impl is not None
-    is_cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(
-        not (isinstance(net, FSDPModule) or net.is_activation_checkpointing or is_compiled)
-    )
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()
-        torch.set_autocast_cache_enabled(is_cached)
+    if isinstance(net, FSDPModule) or net.is_activation_checkpointing or is_compiled:
+        return contextlib.nullcontext()
+    return cast_linears(net)
 
 
 def texts_of(batch: Batch) -> int:
