@@ -159,8 +159,8 @@ def take_step(module: L.LightningModule, batch: StepBatch) -> StepResult:
 def weights_cast_once(net: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
     """Let micro-batches share what autocast makes of weights, which nobody may change meanwhile.
 
-    Not where shards are gathered in bfloat16 anyway, where activations are recomputed to save memory, and where a compiled
-    net has its casts inside and would be compiled anew.
+    Not where shards are gathered in bfloat16 anyway, where activations are recomputed to save memory, and where a
+    compiled net has its casts inside and would be compiled anew.
     """
     is_compiled = net.base_model._compiled_call_impl is not None
     if isinstance(net, FSDPModule) or net.is_activation_checkpointing or is_compiled:

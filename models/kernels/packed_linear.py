@@ -91,7 +91,7 @@ def cast_linears(net: nn.Module) -> Iterator[None]:
 
 
 def _cast_linear(layer: nn.Linear, casts: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    given = {name: parameter for name, parameter in layer.named_parameters()}
+    given = dict(layer.named_parameters())
     if not casts:
         with torch.inference_mode(mode=False), torch.no_grad():
             casts |= {name: parameter.to(_product_dtype(layer)) for name, parameter in given.items()}
