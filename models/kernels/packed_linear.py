@@ -91,10 +91,13 @@ def cast_linears(net: nn.Module) -> Iterator[None]:
 
 
 def _cast_linear(layer: nn.Linear, casts: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    dtype = _product_dtype(layer)
+    if dtype == layer.weight.dtype:  # where a model turns autocast off for a moment
+        return nn.functional.linear(inputs, layer.weight, layer.bias)
     given = dict(layer.named_parameters())
     if not casts:
         with torch.inference_mode(mode=False), torch.no_grad():
-            casts |= {name: parameter.to(_product_dtype(layer)) for name, parameter in given.items()}
+            casts |= {name: parameter.to(dtype) for name, parameter in given.items()}
     used = {name: _Cast.apply(parameter, casts[name]) for name, parameter in given.items()}
     return nn.functional.linear(inputs, used["weight"], used.get("bias"))
 

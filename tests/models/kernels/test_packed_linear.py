@@ -1,12 +1,14 @@
 """Linear layers with packed weights."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.kernels import packed_linear
-from models.kernels.packed_linear import packed_linears
+from models.kernels.packed_linear import cast_linears, packed_linears
 
 pytestmark = [
     pytest.mark.numeric,
@@ -105,3 +107,22 @@ def test_what_would_not_gain_is_left_alone(reason, monkeypatch):
         packed_linears(net, 1 if reason == "one row" else 4),
     ):
         assert all("forward" not in module.__dict__ for module in net)
+
+
+def test_shared_casts_leave_gradients_to_the_bit():
+    """Two uses in a graph: each casts its own gradient, as without sharing; added in bfloat16 they would differ."""
+    net, inputs, found = network(), torch.randn(2, 5, 24), {}
+    net[0].bias.requires_grad_(False)
+    for sharing in (contextlib.nullcontext(), cast_linears(net)):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), sharing, Casts() as casts:
+            for _ in range(2):
+                (net(inputs[0]).float().exp().sum() + net(inputs[1]).float().exp().sum()).backward()
+            with torch.autocast("cpu", enabled=False):
+                assert net[0](inputs[0]).dtype == torch.float32
+        weights = [shape for shape in casts.shapes if shape in [(40,), (7, 40), (40, 24)]]
+        found[len(weights)] = [parameter.grad for parameter in net.parameters()]
+        net.zero_grad()
+        assert all("forward" not in module.__dict__ for module in net)
+    each, shared = found[12], found[3]
+    assert each[1] is shared[1] is None
+    assert all(torch.equal(a, b) for a, b in zip(each, shared, strict=True) if a is not None)
