@@ -39,6 +39,10 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "location, two processes": ("experiment=location", "hardware=cpu_ddp"),
     "location, bf16_mixed": ("experiment=location", "precision=bf16_mixed", "trainer.max_steps=5"),
+    "location, bf16_mixed, micro-batches, dropout": (
+        "experiment=location", "precision=bf16_mixed", "trainer.max_steps=3", "trainer.evaluate_every=2",
+        "data.device_batch_size=40", "model.attention_dropout=0.1", "callbacks.extra.generation.num_samples=16",
+    ),
     "location, muon": ("experiment=location", "optimizer=muon", "module.label_smoothing=0.1"),
     "location, schedule_free": (
         "experiment=location", "optimizer=schedule_free", "callbacks.weight_average=null", "data.loss_mask=none",
