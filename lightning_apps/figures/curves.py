@@ -69,10 +69,13 @@ def png_figure(path: Path, width_px: int, height_px: int) -> Iterator[Figure]:
     """
     with _style_lock, rc_context(STYLE):
         figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI)
-        FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         yield figure
         with written_aside(path) as file:
             figure.savefig(file, format="png", dpi=DPI)
+        # figure, canvas and renderer hold each other: the pixels, megabytes a picture, would wait for the collector
+        figure.clear()
+        canvas.renderer = None
 
 
 def add_axes_px(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
