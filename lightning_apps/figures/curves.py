@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
@@ -73,9 +74,12 @@ def png_figure(path: Path, width_px: int, height_px: int) -> Iterator[Figure]:
         yield figure
         with written_aside(path) as file:
             figure.savefig(file, format="png", dpi=DPI)
-        # figure, canvas and renderer hold each other: the pixels, megabytes a picture, would wait for the collector
-        figure.clear()
+        # figure and artists hold each other, and texts the renderer: its pixels, ten megabytes, would wait for the
+        # garbage collector, which looks at a process as large as this one too rarely, and takes half a second
         canvas.renderer = None
+        texts: list[Any] = figure.findobj(Text)
+        for text in texts:
+            text._renderer = None
 
 
 def add_axes_px(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -1,7 +1,9 @@
 """Pictures: what they say is exact, and every degenerate run still gets one."""
 
+import gc
 import struct
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +299,24 @@ def test_pictures_change_no_global_state_and_draw_in_any_thread(tmp_path: Path) 
     assert dict(matplotlib.rcParams) == before
     pictures = {(tmp_path / f"{number}.png").read_bytes() for number in range(2)}
     assert len(pictures) == 1  # the same file gives the same bytes
+
+
+def test_a_written_picture_lets_go_of_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels: list[weakref.ref[Any]] = []
+    save = Figure.savefig
+
+    def watched(self: Figure, *args: Any, **kwargs: Any) -> None:
+        save(self, *args, **kwargs)
+        canvas: Any = self.canvas
+        pixels.append(weakref.ref(canvas.renderer))
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    gc.disable()  # figure and canvas hold each other
+    try:
+        summary(tmp_path / "summary.png")
+        assert [reference() for reference in pixels] == [None]
+    finally:
+        gc.enable()
 
 
 def test_failed_drawing_leaves_the_old_picture(tmp_path: Path) -> None:
