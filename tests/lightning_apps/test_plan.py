@@ -59,8 +59,8 @@ def planned(call):
 
 
 def test_counts_are_those_of_the_run_and_of_its_parts(planned, composed):
-    found = planned(*LOCATION, *STEPS, "callbacks.weight_average=null")
-    config = composed(*LOCATION, *STEPS)
+    found = planned(*LOCATION, *STEPS, "optimizer=adamw", "callbacks.weight_average=null")
+    config = composed(*LOCATION, *STEPS, "optimizer=adamw")
     data = build_datamodule(config)
     run = build_plan(config, data)
     module = build_module(config, data, run)

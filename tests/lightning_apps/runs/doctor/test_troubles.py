@@ -81,7 +81,7 @@ def test_what_differs_from_the_defaults_is_listed(location):
     config, data, module = location()
     defaults = {**config, "optimizer": {**config["optimizer"], "lr": 0.5}, "hardware": {}}
     (first, *_) = check_settings(config, defaults, build_plan(config, data), module.net, data)
-    assert (first.level, first.counted) == ("green", "optimizer.lr=0.002 (default 0.5)")
+    assert (first.level, first.counted) == ("green", "optimizer.lr=0.005 (default 0.5)")
 
 
 # ---------------------------------------------------------------------- machine
