@@ -41,8 +41,8 @@ RECIPES: dict[str, list[str]] = {
     "ours, pythia_14m": [],
     "+ a vocabulary of 4,096": [BPE],
     "+ modern_small": [BPE, MODERN],
-    "+ Muon": [BPE, MODERN, "optimizer=muon", "optimizer.lr=1e-3", "scheduler=linear"],
-    "+ lr 4e-3": [BPE, MODERN, "optimizer=muon", "optimizer.lr=4e-3", "scheduler=linear"],
+    "+ lr 4e-3": [BPE, MODERN, "optimizer.lr=4e-3"],
+    "+ Muon": [BPE, MODERN, "optimizer=muon", "optimizer.lr=4e-3", "scheduler=linear"],
     "+ lr 1.2e-2, cosine": [BPE, MODERN, "optimizer=muon", "optimizer.lr=1.2e-2"],
 }  # fmt: skip
 """Name of the line -> overrides of `experiment=arxiv`; `+` builds on the line before."""
