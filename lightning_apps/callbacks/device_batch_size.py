@@ -39,11 +39,8 @@ class FindDeviceBatchSize(L.Callback):
         share = -(-data.global_batch_size // trainer.world_size)
         if self.found is None:
             agree = all_ranks if trainer.world_size > 1 else bool
-            with whole_weights(
-                takes_steps(pl_module).net
-            ):  # a rank that runs out of memory leaves no other one waiting
-                largest = largest_that_fits(lambda size: self.attempt(trainer, pl_module, size), share, agree)
-                self.found = fastest(lambda size: self.step_seconds(trainer, pl_module, size), largest)
+            largest = largest_that_fits(lambda size: self.attempt(trainer, pl_module, size), share, agree)
+            self.found = fastest(lambda size: self.step_seconds(trainer, pl_module, size), largest)
             fits = "" if self.found == largest else f", faster than the {largest} that fit"
             say(
                 f"device_batch_size {self.found}: {-(-share // self.found)} micro-batch(es) a step on each device{fits}"
@@ -51,16 +48,21 @@ class FindDeviceBatchSize(L.Callback):
         data.device_batch_size = min(self.found, share)  # the run may go on with more devices
 
     def attempt(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
-        """Forward and backward of one micro-batch of the largest samples; no gradient is left."""
+        """Forward and backward of one micro-batch of the largest samples; no gradient is left.
+
+        With whole weights, anew each time since a backward pass leaves shards: a rank that runs out of memory leaves no
+        other one waiting.
+        """
         data: ExperimentData = trainer.datamodule  # type: ignore[attr-defined]
         # samples of unequal lengths: what must fit is the worst of them
         batch = trainer.strategy.batch_to_device(data.largest_batch(size))
-        try:
-            with trainer.precision_plugin.train_step_context(), without_gradient_sync(trainer.strategy):
-                loss, _ = pl_module.loss_sum(batch)
-                loss.backward()
-        finally:
-            pl_module.zero_grad(set_to_none=True)
+        with whole_weights(takes_steps(pl_module).net):
+            try:
+                with trainer.precision_plugin.train_step_context(), without_gradient_sync(trainer.strategy):
+                    loss, _ = pl_module.loss_sum(batch)
+                    loss.backward()
+            finally:
+                pl_module.zero_grad(set_to_none=True)
 
     def step_seconds(self, trainer: L.Trainer, pl_module: Any, size: int) -> float:
         """What a step of the device's share takes in micro-batches of this size; of several ranks the slowest counts.
