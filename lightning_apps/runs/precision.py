@@ -96,9 +96,7 @@ def bf16_speed() -> float:
     Flags do not tell: with AVX-512 BF16 an AMD EPYC was measured at 4 to 5, an Intel Xeon without AMX at 0.5 (LOG.md).
     """
     cpu = torch.device("cpu")
-    return measure_peak_flops(cpu, torch.bfloat16, size=1024, rounds=5) / measure_peak_flops(
-        cpu, torch.float32, size=1024, rounds=5
-    )
+    return measure_peak_flops(cpu, torch.bfloat16) / measure_peak_flops(cpu, torch.float32)
 
 
 def _accelerator(config: Config) -> str:

@@ -32,10 +32,8 @@ def packed_linears(net: nn.Module, rows: int) -> Iterator[None]:
     """
     layers = {
         module: dtype
-        for module in net.modules()
-        if type(module) is nn.Linear  # what wraps one, as adapters do, computes more
-        and "forward" not in module.__dict__
-        and ((dtype := _product_dtype(module)) != module.weight.dtype or _can_be_laid_out(module, dtype, rows))
+        for module in _plain_linears(net)
+        if (dtype := _product_dtype(module)) != module.weight.dtype or _can_be_laid_out(module, dtype, rows)
     }
     if sum(dtype.itemsize * layer.weight.numel() for layer, dtype in layers.items()) > MOST_BYTES:
         layers = {}
@@ -74,13 +72,7 @@ def cast_linears(net: nn.Module) -> Iterator[None]:
     Args:
         net: the model whose linear layers change while the context lasts, and whose weights do not.
     """
-    layers = [
-        module
-        for module in net.modules()
-        if type(module) is nn.Linear
-        and "forward" not in module.__dict__
-        and _product_dtype(module) != module.weight.dtype
-    ]
+    layers = [module for module in _plain_linears(net) if _product_dtype(module) != module.weight.dtype]
     try:
         for layer in layers:
             layer.forward = partial(_cast_linear, layer, {})  # type: ignore[method-assign]
@@ -113,6 +105,11 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0].to(ctx.dtype), None
+
+
+def _plain_linears(net: nn.Module) -> list[nn.Linear]:
+    """Layers whose forward pass nobody has changed; what wraps one, as adapters do, computes more."""
+    return [module for module in net.modules() if type(module) is nn.Linear and "forward" not in module.__dict__]
 
 
 def _product_dtype(layer: nn.Linear) -> torch.dtype:
