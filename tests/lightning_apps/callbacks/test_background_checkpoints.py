@@ -146,7 +146,8 @@ def test_kill_9_during_a_write_leaves_the_checkpoint_before(composed, tmp_path, 
 
     def half_written_and_a_step_further():
         rows = read_metrics(directory.metrics) if directory.metrics.is_file() else []
-        return [row["step"] for row in rows][-1:] == [7] and any(directory.checkpoints.glob(".*.part"))
+        # step 8 may be trained before anybody looks: what waits for this write is its checkpoint
+        return any(row["step"] > 6 for row in rows) and any(directory.checkpoints.glob(".*.part"))
 
     wait_until(half_written_and_a_step_further)
     process.send_signal(signal.SIGKILL)
