@@ -70,6 +70,10 @@ config-docs: $(VENV)/.dev  ## write docs/config.md anew, from conf/, types and d
 docs: $(VENV)/.docs  ## build the pages into site/ (open site/index.html); a link that leads nowhere ends it
 	$(BIN)/python .ci/docs
 
+.PHONY: pictures
+pictures: $(VENV)/.dev  ## train what the pictures of the pages show, and draw them anew (ARGS=location: that one, 40 s)
+	@$(BIN)/python .ci/pictures $(ARGS)
+
 .PHONY: format
 format: $(VENV)/.dev  ## apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .

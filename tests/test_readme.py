@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import runpy
 import shlex
 import tomllib
 from functools import cache
@@ -69,6 +70,7 @@ def code_of(page):
 
 OWN_FILES = {name for name, page in PAGES.items() if any("--config-dir" in words for _, words in commands_of(page))}
 """Pages that make files of their own; a test of its own follows each of them to the letter."""
+PICTURES = runpy.run_path(str(ROOT / ".ci/pictures"))["PICTURES"]
 FOLLOWED = "docs/own-experiment.md"
 """Of the others with files of their own, these lines alone are followed: --config-dir, trust=."""
 FOUND = sorted(
@@ -78,6 +80,7 @@ FOUND = sorted(
         for command, words in (commands_of(page) if name != FOLLOWED else ())
         if "--config-dir" not in words and "trust=" not in words
     }
+    | {("train", picture.overrides.format(data="data")) for picture in PICTURES.values()}
 )
 
 
@@ -142,6 +145,12 @@ def test_the_readme_shows_the_commands():
         assert re.search(rf"^{target}:.*##", makefile, flags=re.MULTILINE)
     shown = {command for command, _ in commands_of(README)}
     assert {"train", "evaluate", "predict", "explain", "replay", "verify", "doctor"} <= shown
+
+
+def test_every_picture_can_be_made_again():
+    assert {f"{name}.png" for name in PICTURES} == {path.name for path in (ROOT / "docs").glob("*.png")}
+    shown = {link for page in PAGES.values() for link in re.findall(r"\(([^()]*?)(?:docs/)?(\w+)\.png\)", page)}
+    assert {name for _, name in shown} == set(PICTURES)
 
 
 # ---------------------------------------------------------------------- settings, files, targets and links in prose
