@@ -2,6 +2,7 @@
 
   python -m lightning_apps.export run=outputs/gsm8k/default to=shared/gsm8k
   python -m lightning_apps.export run=outputs/imdb/default to=hf://owner/reviews private=false
+  python -m lightning_apps.export run=outputs/imdb/default to=shared/reviews onnx=true
 
 The hub is that of HF_ENDPOINT, its token that of HF_TOKEN or `hf auth login`; an object store is that of
 AWS_ENDPOINT_URL.
@@ -42,6 +43,12 @@ def export(cfg: DictConfig) -> None:
     name = hub_name(to)
     directory, config = open_run(options["run"], trust=options.get("trust"))
     check_source(directory, keeps_adapters=keeps_adapters)
+    if options["onnx"]:
+        from lightning_apps.run_files.onnx_file import check_onnx
+
+        check_onnx()
+        if keeps_adapters:
+            raise ConfigError("onnx=true: a file holds whole weights; take adapters=merged")
     quiet_libraries()
     open_console()
     is_folder = name is None and not is_remote(to)
@@ -54,6 +61,8 @@ def export(cfg: DictConfig) -> None:
         folder = Path(scratch) / "model"
         gather(directory, folder, keeps_adapters=keeps_adapters)
         say(compare(directory, config, folder, keeps_adapters=keeps_adapters))
+        if options["onnx"]:
+            say(add_onnx(folder))
         if name is not None:
             address = send_to_hub(folder, name, private=options["private"])
         elif is_remote(to):
@@ -167,6 +176,23 @@ def compare(directory: RunDirectory, config: dict[str, Any], folder: Path, *, ke
             raise ConfigError(f"the tokenizer of the copy differs from that of {directory.model}")
         words += f"; {len(tokenizer):,} words of its tokenizer too"
     return words
+
+
+def add_onnx(folder: Path) -> str:
+    """Put the model as ONNX beside its weights; says how the two compare.
+
+    Raises:
+        ConfigError: this model cannot be written so.
+    """
+    import transformers
+
+    from lightning_apps.reports.model_card import auto_class_of
+    from lightning_apps.run_files.onnx_file import write_onnx
+    from lightning_apps.run_files.weights import load_exported, write_checksums
+
+    said = write_onnx(load_exported(getattr(transformers, auto_class_of(folder)), folder), folder)
+    write_checksums(folder)
+    return said
 
 
 def send_to_hub(folder: Path, name: str, *, private: bool) -> str:

@@ -184,7 +184,7 @@ def unknown_keys(page):
     """Settings such as `trainer.max_steps=5` that no experiment has."""
     sections = "model|data|optimizer|scheduler|precision|hardware|trainer|callbacks|logger|run|sweep|module"
     for code in code_of(page):
-        found = re.match(rf"((?:{sections})(?:\.(?!(?:py|json|log)$)[a-z_0-9]+)+)(?:=|$)", code)
+        found = re.match(rf"((?:{sections})(?:\.(?!(?:py|json|log|onnx)$)[a-z_0-9]+)+)(?:=|$)", code)
         if found and not any(has_key(config, found[1]) for config in configurations()):
             yield found[1]
 

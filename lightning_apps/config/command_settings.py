@@ -158,6 +158,7 @@ class ExportConfig:
     run: str
     to: str
     adapters: Annotated[str, Allowed(Literal["merged", "kept"])]
+    onnx: bool
     private: bool
     trust: Any
 

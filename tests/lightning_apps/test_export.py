@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -87,12 +88,31 @@ def test_adapters_alone_go_onto_the_base(call, run_path, small_gsm8k, tmp_path):
     assert 'model = PeftModel.from_pretrained(base, ".")' in card
 
 
+def test_onnx_computes_what_the_model_does_and_tells_no_paths(call, tmp_path):
+    import onnxruntime
+
+    code, said, _ = call(f"to={tmp_path}/model", "onnx=true")
+    assert code == 0
+    assert said.splitlines()[1].startswith("model.onnx: logits of other shapes within ")
+    file = tmp_path / "model" / "model.onnx"
+    assert "model.onnx" in json.loads((file.parent / "checksums.json").read_text())
+    assert not any(word in file.read_bytes() for word in (b"/lightning_apps/", b"/site-packages/", b".py"))
+    session = onnxruntime.InferenceSession(file)
+    assert [entry.name for entry in session.get_inputs()] == ["input_ids", "attention_mask"]
+    net = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32)
+    ids = torch.arange(1, 46).view(5, 9)
+    found = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), net(ids).logits, rtol=1e-4, atol=1e-4)  # other kernels
+
+
 def test_mistakes_cost_one_line_and_leave_nothing(call, composed, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").touch()
     for words, expected in (
         ([f"to={tmp_path}/taken"], "is there already; name a folder that is new or empty"),
         (["to=hf://a/b/c"], "to=hf://a/b/c: Repo id must be"),
+        ([f"to={tmp_path}/x", "onnx=true", "adapters=kept"], "a file holds whole weights; take adapters=merged"),
         ([f"to={tmp_path}/x", "adapters=none"], "adapters='none': allowed are merged, kept"),
         ([f"to={tmp_path}/x", f"run={tmp_path}"], "no run is there"),
     ):

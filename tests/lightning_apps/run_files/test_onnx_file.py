@@ -1,0 +1,65 @@
+"""ONNX files of classifiers; of language models see tests/lightning_apps/test_export.py."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from lightning_apps.errors import ConfigError
+from lightning_apps.run_files import onnx_file
+from lightning_apps.run_files.onnx_file import check_onnx, write_onnx
+from models.encoders.hierarchical import HierarchicalClassifier
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50,
+            max_position_embeddings=12, num_labels=3,
+        )
+    )  # fmt: skip
+
+
+def test_a_classifier_for_any_number_of_texts_of_any_length(net, tmp_path):
+    import onnxruntime
+
+    assert write_onnx(net, tmp_path).startswith("model.onnx: logits of other shapes within ")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for rows, length in ((1, 12), (4, 1)):
+        ids = torch.arange(rows * length).view(rows, length) % 50
+        found = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})[0]
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), net(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_model_keeps_its_weights_beside_the_file(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "LARGEST_FILE", 0)
+    write_onnx(net, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_a_file_that_computes_something_else_is_refused(net, tmp_path, monkeypatch):
+    save = torch.onnx.ONNXProgram.save
+
+    def other(program, *args, **kwargs):
+        (bias,) = [value for value in program.model.graph.initializers.values() if tuple(value.shape) == (3,)]
+        bias.const_value = type(bias.const_value)(torch.ones(3).numpy())
+        save(program, *args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", other)
+    with pytest.raises(ConfigError, match=r"model\.onnx differs from the model by .* take onnx=false"):
+        write_onnx(net, tmp_path)
+
+
+def test_what_cannot_be_written_is_refused_with_the_remedy(net, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="reads chunks of documents, and an ONNX file takes token ids alone"):
+        check_onnx(SimpleNamespace(forward=HierarchicalClassifier.forward))
+    monkeypatch.setattr(net, "forward", lambda input_ids, attention_mask: {}[0])
+    with pytest.raises(ConfigError, match=r"torch cannot export BertForSequenceClassification .*; take onnx=false"):
+        write_onnx(net, tmp_path)
+    monkeypatch.setattr(onnx_file, "PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(ConfigError, match=r"onnx=true needs no_such_package: pip install 'lightning-apps\[onnx\]'"):
+        check_onnx()
