@@ -45,8 +45,8 @@ def test_a_file_that_computes_something_else_is_refused(net, tmp_path, monkeypat
     save = torch.onnx.ONNXProgram.save
 
     def other(program, *args, **kwargs):
-        (bias,) = [value for value in program.model.graph.initializers.values() if tuple(value.shape) == (3,)]
-        bias.const_value = type(bias.const_value)(torch.ones(3).numpy())
+        weight = program.model.graph.initializers["net.classifier.weight"]
+        weight.const_value = type(weight.const_value)(torch.ones(3, 16).numpy())
         save(program, *args, **kwargs)
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", other)
