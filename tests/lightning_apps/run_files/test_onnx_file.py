@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import onnx_ir
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -46,7 +47,7 @@ def test_a_file_that_computes_something_else_is_refused(net, tmp_path, monkeypat
 
     def other(program, *args, **kwargs):
         weight = program.model.graph.initializers["net.classifier.weight"]
-        weight.const_value = type(weight.const_value)(torch.ones(3, 16).numpy())
+        weight.const_value = onnx_ir.tensor(torch.ones(3, 16).numpy())
         save(program, *args, **kwargs)
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", other)
