@@ -27,9 +27,11 @@ from lightning_apps.process.console import say
 from lightning_apps.process.side_products import side_product
 from lightning_apps.run_files.atomic_files import write_json_atomically
 from lightning_apps.run_files.directory import RunDirectory
+from lightning_apps.statistics.bootstrap import bootstrap_interval
 
 SHOWN_CHARACTERS = 500
 """Of each text, in predictions.jsonl; `index` finds the whole one."""
+LINEAR = "TF-IDF + LR"
 HEADLINES = ("accuracy", "f1_macro", "weighted_score", "kappa")
 """Metrics with intervals, as far as they are measured."""
 
@@ -61,6 +63,7 @@ class ClassificationEvaluation(Evaluation):
         self.baselines = baselines
         self.num_examples = num_examples
         self.references: dict[str, dict[str, dict[str, float]]] = {}
+        self.linear_right: dict[str, NDArray[np.bool_]] = {}
         self._outputs: list[tuple[Tensor, Tensor]] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -135,6 +138,8 @@ class ClassificationEvaluation(Evaluation):
         self, trainer: L.Trainer, split: str, prefix: str, metrics: Mapping[str, float], rows: list[dict[str, Any]]
     ) -> None:
         beside = "".join(f"; {name} {found['accuracy']:.3f}" for name, found in self.references.get(split, {}).items())
+        if split in self.linear_right:
+            beside += ahead(rows, self.linear_right[split])
         say(
             f"{heading(trainer, prefix)}, "
             + ", ".join(
@@ -163,7 +168,12 @@ class ClassificationEvaluation(Evaluation):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.references[split] = {}  # what fails is not tried again at each evaluation
         with side_product(self.run_directory.baselines.name):
-            self.references[split] = baseline_metrics(data, split, self._options(data))
+            answers, targets = baseline_answers(data, split), torch.from_numpy(np.array(data.labels(split)))
+            self.references[split] = {
+                name: classification_metrics(probabilities, targets, data.label_names, **self._options(data))
+                for name, probabilities in answers.items()
+            }
+            self.linear_right[split] = right_answers(answers[LINEAR], targets, data.multi_label).numpy()
             write_json_atomically(self.run_directory.baselines, self.references)
         for name, found in self.references[split].items():
             say(
@@ -189,14 +199,14 @@ def gather_by_id(outputs: list[tuple[Tensor, Tensor]], indices: Indices, world_s
     return torch.cat([logits for _, logits in outputs])[order]
 
 
-def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Metrics of `majority class` and `TF-IDF + LR`, both fitted on the training split; kept in the cache.
+def baseline_answers(data: Any, split: str) -> dict[str, Tensor]:
+    """Probabilities (n, classes), float64, of `majority class` and LINEAR for all samples of a split.
 
-    `options` go to classification_metrics.
+    Both are fitted on the training split; the linear model is kept in the cache.
     """
-    train_labels, targets = data.labels("train"), data.labels(split)
+    train_labels = data.labels("train")
     num_classes = len(data.label_names)
-    majority = majority_probabilities(train_labels, len(targets), num_classes)
+    majority = majority_probabilities(train_labels, data.num_samples(split), num_classes)
     texts = {name: data.texts(name) for name in SPLITS if data.num_samples(name)}
     settings = {
         "version": BASELINES_VERSION,
@@ -213,16 +223,33 @@ def baseline_metrics(data: Any, split: str, options: Mapping[str, Any]) -> dict[
         return {}
 
     linear = np.load(prepared_folder(data.cache_root, "baselines", settings, write) / f"{split}.npy")
+    return {"majority class": torch.from_numpy(majority), LINEAR: torch.from_numpy(linear)}
 
-    def measured(probabilities: NDArray[np.float64]) -> dict[str, float]:
-        return classification_metrics(
-            torch.from_numpy(probabilities),
-            torch.from_numpy(np.ascontiguousarray(targets)),
-            data.label_names,
-            **options,
-        )
 
-    return {"majority class": measured(majority), "TF-IDF + LR": measured(linear)}
+def right_answers(probabilities: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
+    """Which samples are answered right, with several labels: in all of them; (n,) bool.
+
+    Args:
+        probabilities: (n, classes).
+        targets: (n,) int64 class numbers; with `multi_label` (n, classes) of 0 and 1.
+        multi_label: whether a sample bears any number of labels.
+    """
+    if multi_label:
+        return ((probabilities >= PREDICTED) == targets.bool()).all(dim=1)
+    return predicted_labels(probabilities) == targets
+
+
+def ahead(rows: list[dict[str, Any]], linear_right: NDArray[np.bool_]) -> str:
+    """How far the model is ahead of the linear one in accuracy, with the interval of the same texts.
+
+    Args:
+        rows: of predictions.jsonl.
+        linear_right: (samples of the split,) whether the linear model is right, by `index`.
+    """
+    right = np.array([row["output"] == row["target"] for row in rows], dtype=np.float64)
+    difference = right - linear_right[[row["index"] for row in rows]]
+    low, high = bootstrap_interval(difference, np.mean)
+    return f", the model {difference.mean():+.3f} (paired 95 % {low:+.3f} to {high:+.3f})"
 
 
 def prediction_rows(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_the_best_is_said_to_be_the_same(finished):
     assert "evaluated again: val/f1_macro is the same" in log
     assert "WARNING" not in log
     assert log.count("baseline on validation: TF-IDF + LR") == 1
+    assert re.search(r"; TF-IDF \+ LR 0\.\d{3}, the model [+-]\d\.\d{3} \(paired 95 % [+-]\S+ to [+-]\S+\)\n", log)
     baselines = json.loads(directory.baselines.read_text())
     assert baselines["validation"]["majority class"]["accuracy"] == 0.5
     assert baselines["validation"]["TF-IDF + LR"]["accuracy"] > 0.7
