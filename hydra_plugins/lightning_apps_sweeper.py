@@ -4,6 +4,7 @@ Hydra finds sweepers in the namespace package `hydra_plugins` and nowhere else, 
 nothing heavy is imported here.
 """
 
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ class LightningAppsSweeper(BasicSweeper):
     def sweep(self, arguments: Sequence[str]) -> Any:
         """Run the jobs of these overrides."""
         if not vars(self.task_function).get("takes_multirun", False):
-            return super().sweep(list(arguments))
+            # Hydra's own writes multirun.yaml and a folder for each job, which nobody wants among the runs
+            with tempfile.TemporaryDirectory() as folder:
+                self.whole.hydra.sweep.dir = folder
+                return super().sweep([*arguments, f"hydra.sweep.dir={folder}"])
         HydraConfig.instance().set_config(self.whole)
         return self.task_function(self.whole)

@@ -147,6 +147,12 @@ def test_damaged_weights_and_links_out_of_the_run_are_not_passed_on(call, compos
     assert not (tmp_path / "x").exists()
 
 
+def test_several_at_once_leave_no_files_of_hydra(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(f"to={tmp_path}/a,{tmp_path}/b", "--multirun")[0] == 0
+    assert names(tmp_path) == ["a", "b"]
+
+
 @pytest.mark.slow
 def test_to_a_hub_and_an_object_store(hub, s3, call, run_path, tmp_path, monkeypatch):  # noqa: F811
     """huggingface_hub reads its environment where it is imported: a process of its own."""
