@@ -13,6 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lightning_apps.config.override_value import override_value
+
 
 class LightningAppsSweeper(BasicSweeper):
     """Hands a whole multirun to the train command, once; other commands run their jobs as Hydra's own sweeper does."""
@@ -35,6 +37,6 @@ class LightningAppsSweeper(BasicSweeper):
             # Hydra's own writes multirun.yaml and a folder for each job, which nobody wants among the runs
             with tempfile.TemporaryDirectory() as folder:
                 self.whole.hydra.sweep.dir = folder
-                return super().sweep([*arguments, f"hydra.sweep.dir={folder}"])
+                return super().sweep([*arguments, f"hydra.sweep.dir={override_value(folder)}"])
         HydraConfig.instance().set_config(self.whole)
         return self.task_function(self.whole)

@@ -119,6 +119,13 @@ class RunCheckpoints(Checkpoint):
         self.best_metrics = state_dict["best_metrics"]
         self.spaced_loss = state_dict.get("spaced_loss")  # absent before there was loss_ratio
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look for the best evaluation anew where its weights are not here: the checkpoint is that of another run."""
+        if self.best_value is None or on_all_ranks(trainer, self.best_path.exists()):
+            return
+        say(f"{self.best_path} of step {self.best_step:,} is not here; the best evaluation is looked for anew")
+        self.best_value, self.best_step, self.best_metrics = None, 0, {}
+
     @property
     def best_path(self) -> Path:
         """Weights of the best evaluation."""

@@ -71,7 +71,7 @@ class Experiment(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # take_step says why
         self.build_net = parts["build_net"]
-        self.net = self.build_net()
+        self.net = self.build_net().train()  # from_pretrained gives it without dropout, and Lightning keeps that
         self.build_optimizer = parts["build_optimizer"]
         self.schedule = parts["schedule"]
         self.plan = parts["plan"]

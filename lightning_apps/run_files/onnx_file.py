@@ -85,15 +85,22 @@ def write_onnx(net: Any, folder: Path) -> str:
             )  # fmt: skip
     except Exception as error:  # whatever an architecture makes of torch.export
         raise ConfigError(
-            f"onnx=true: torch cannot export {type(net).__name__} ({first_line(error)}); take onnx=false"
+            f"onnx=true: torch cannot export {type(net).__name__} ({first_line(error.__cause__ or error)}); take "
+            "onnx=false"
         ) from error
     finally:
         quiet.setLevel(level)
     assert program is not None  # of exports without a file
     _forget_where(program)
     size = sum(parameter.nbytes for parameter in net.parameters())
-    program.save(folder / ONNX, external_data=size > LARGEST_FILE)
-    return f"{ONNX}: logits of other shapes within {_largest_difference(logits, folder, positions):.1e} of the model's"
+    try:
+        program.save(folder / ONNX, external_data=size > LARGEST_FILE)
+        difference = _largest_difference(logits, folder, positions)
+    except ConfigError:
+        raise
+    except Exception as error:  # a full disk, or what ONNX Runtime itself refuses
+        raise ConfigError(f"onnx=true: {ONNX} cannot be made ({first_line(error)}); take onnx=false") from error
+    return f"{ONNX}: logits of other shapes within {difference:.1e} of the model's"
 
 
 def _some_tokens(net: Any, *, rows: int, length: int) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,24 @@ def check_exported(folder: Path) -> None:
         raise ConfigError(f"{reason}; {EXPORT_AGAIN}; delete {folder / CHECKSUMS} if you changed it yourself")
 
 
+def _check_attention(folder: Path) -> None:
+    """Refuse a configuration that names a kernel of the hub, which transformers would fetch and run.
+
+    Raises:
+        ConfigError: it does.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # from_pretrained says what is wrong
+    for key in ("attn_implementation", "_attn_implementation"):
+        if isinstance(settings, dict) and "/" in str(settings.get(key)):
+            raise ConfigError(
+                f"{folder / 'config.json'}: {key}={settings[key]!r} names code of the hub, which no run may choose; "
+                "take it out"
+            )
+
+
 def load_exported(model_class: Any, folder: Path, **options: Any) -> Any:
     """`model_class.from_pretrained(folder)` of a whole model, in float32, from safetensors.
 
@@ -162,11 +180,12 @@ def load_exported(model_class: Any, folder: Path, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     check_exported(folder)
+    _check_attention(folder)
     try:
         net, report = model_class.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ImportError) as error:
         raise ConfigError(
             f"{folder} cannot be loaded ({_in_one_line(error)}); run.resume=auto exports it again"
         ) from error

@@ -328,6 +328,12 @@ def wandb_run_id(experiment: str, name: str) -> str:
     return f"{accepted[:51]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
+def set_threads(config: Config) -> None:
+    """Compute with `hardware.num_threads` threads, where they are named."""
+    if config["hardware"]["num_threads"] is not None:
+        torch.set_num_threads(config["hardware"]["num_threads"])
+
+
 def build_trainer(
     config: Config,
     plan: RunPlan,
@@ -346,8 +352,7 @@ def build_trainer(
         ConfigError: the hardware or precision that was asked for is not here.
     """
     hardware = config["hardware"]
-    if hardware["num_threads"] is not None:
-        torch.set_num_threads(hardware["num_threads"])
+    set_threads(config)
     accelerator = available_accelerator(hardware["accelerator"])
     if accelerator == "cpu" and config["precision"]["name"] == "fp16_mixed":
         raise ConfigError("precision=fp16_mixed needs a GPU, and none is here; choose precision=fp32 or bf16_mixed")

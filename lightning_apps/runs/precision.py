@@ -12,7 +12,7 @@ from lightning_apps.config.schema import PrecisionConfig
 from lightning_apps.config.value_checks import check_fields
 from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.directory import RunDirectory, locate_run, read_config
-from lightning_apps.runs.build import available_accelerator
+from lightning_apps.runs.build import available_accelerator, set_threads
 from models.flops import measure_peak_flops
 
 Config = Mapping[str, Any]
@@ -37,6 +37,7 @@ def settle_precision(config: Config) -> tuple[dict[str, Any], str | None]:
     Raises:
         ConfigError: the configuration of the run that goes on is wrong.
     """
+    set_threads(config)  # what is measured is the speed of the run's threads
     known = {option["lightning"]: option for option in _options()}
     precision = config["precision"]
     if precision["lightning"] != "auto":
@@ -119,7 +120,9 @@ def _saved_precision(config: Config) -> dict[str, Any] | None:
         return None
     directories = [locate_run(config["run"], config["experiment"])]
     if resumed.endswith(".ckpt"):
-        directories.append(RunDirectory(Path(resumed).absolute().parents[1]))
+        other = RunDirectory(Path(resumed).absolute().parents[1])
+        if other.checkpoints == Path(resumed).absolute().parent:  # else what lies there is of something else
+            directories.append(other)
     for directory in directories:
         if not directory.config.is_file():
             continue

@@ -1,7 +1,5 @@
 """What the runs of a sweep came to: gathered from its state and the run directories, grouped over seeds."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,25 +211,26 @@ def read_job(record: JobRecord, directory: RunDirectory, folder: Path) -> JobRes
         ConfigError: one of the run's files is damaged.
     """
     summary = whole_summary(directory) or {}
-    status, reason = _status(record, summary, directory, folder)
-    result = JobResult(record.name, record.values, status, reason, directory.path)
-    if not summary:
-        return result
-    metrics = {name: value for name, value in summary["metrics"].items() if isinstance(value, int | float)}
     try:
+        status, reason = _status(record, summary, directory, folder)
+        result = JobResult(record.name, record.values, status, reason, directory.path)
+        if not summary:
+            return result
         return replace(
             result,
             steps=summary["optimizer_steps"],
             tokens=summary["tokens_seen"],
             wall_s=summary["wall_s"],
-            metrics=metrics,
+            metrics={name: value for name, value in summary["metrics"].items() if isinstance(value, int | float)},
             monitor=summary["best"]["metric"] if summary["best"] else None,
             commit=summary["git_commit"],
             curve=read_curve(directory),
             in_context=read_in_context(directory),
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{directory.path}: a file of this run cannot be read ({error})") from error
+    except Exception as error:  # whatever half a file, or a file of somebody else, makes of these
+        raise ConfigError(
+            f"{directory.path}: a file of this run cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _status(record: JobRecord, summary: Mapping[str, Any], directory: RunDirectory, folder: Path) -> tuple[str, str]:

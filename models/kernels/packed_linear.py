@@ -108,8 +108,12 @@ class _Cast(torch.autograd.Function):
 
 
 def _plain_linears(net: nn.Module) -> list[nn.Linear]:
-    """Layers whose forward pass nobody has changed; what wraps one, as adapters do, computes more."""
-    return [module for module in net.modules() if type(module) is nn.Linear and "forward" not in module.__dict__]
+    """Layers whose forward pass nobody has changed; what wraps one, as adapters do, computes more.
+
+    Nor their weight: that of a weight norm, or of a pruned layer, is computed from other parameters.
+    """
+    linears = (module for module in net.modules() if type(module) is nn.Linear)
+    return [layer for layer in linears if "forward" not in layer.__dict__ and "weight" in layer._parameters]
 
 
 def _product_dtype(layer: nn.Linear) -> torch.dtype:

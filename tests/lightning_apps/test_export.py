@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -149,8 +150,10 @@ def test_damaged_weights_and_links_out_of_the_run_are_not_passed_on(call, compos
 
 def test_several_at_once_leave_no_files_of_hydra(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "c,d").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "c,d"))
     assert call(f"to={tmp_path}/a,{tmp_path}/b", "--multirun")[0] == 0
-    assert names(tmp_path) == ["a", "b"]
+    assert names(tmp_path) == ["a", "b", "c,d"]
 
 
 @pytest.mark.slow

@@ -73,3 +73,21 @@ def test_where_there_are_no_hard_links_checkpoints_are_copied(number, composed, 
     assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "last.ckpt").read_bytes() == (folder / "step=00000004.ckpt").read_bytes()
     assert all(path.stat().st_nlink == 1 for path in folder.iterdir())
+
+
+def test_the_best_of_another_run_is_not_waited_for(composed, capsys):
+    """Its weights are not here: the run that goes on from its checkpoint looks for a best one of its own."""
+    words = [*LOCATION, "trainer.evaluate_every=2", "trainer.save_every=never", "callbacks.extra.picture=null"]
+    first = composed(*words, "trainer.max_steps=2", name="first")
+    run_experiment(first)
+    start = directory_of(first).checkpoint("last")
+    content = torch.load(start, weights_only=True)
+    (state,) = [state for state in content["callbacks"].values() if "best_value" in state]
+    state["best_value"] = -1e9 if first["callbacks"]["checkpoints"]["mode"] == "min" else 1e9  # never reached again
+    torch.save(content, start)
+    second = composed(*words, "trainer.max_steps=4", f"run.resume={start}", name="second")
+    summary = run_experiment(second)
+    assert summary["status"] == "completed"
+    assert summary["best"]["step"] == 4
+    assert "best.ckpt of step 2 is not here; the best evaluation is looked for anew" in capsys.readouterr().out
+    assert (directory_of(second).model / "config.json").is_file()

@@ -55,11 +55,24 @@ def test_a_file_that_computes_something_else_is_refused(net, tmp_path, monkeypat
         write_onnx(net, tmp_path)
 
 
+def test_a_full_disk_is_one_line(net, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
+    with pytest.raises(ConfigError, match=r"model\.onnx cannot be made \(.*No space left on device\); take onnx=false"):
+        write_onnx(net, tmp_path)
+
+
 def test_what_cannot_be_written_is_refused_with_the_remedy(net, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="reads chunks of documents, and an ONNX file takes token ids alone"):
         check_onnx(SimpleNamespace(forward=HierarchicalClassifier.forward))
-    monkeypatch.setattr(net, "forward", lambda input_ids, attention_mask: {}[0])
-    with pytest.raises(ConfigError, match=r"torch cannot export BertForSequenceClassification .*; take onnx=false"):
+
+    def forward(**kwargs):
+        raise ValueError("no padding token")
+
+    monkeypatch.setattr(net, "forward", forward)
+    with pytest.raises(ConfigError, match=r"BertForSequenceClassification \(no padding token\); take onnx=false"):
         write_onnx(net, tmp_path)
     monkeypatch.setattr(onnx_file, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(ConfigError, match=r"onnx=true needs no_such_package: pip install 'lightning-apps\[onnx\]'"):

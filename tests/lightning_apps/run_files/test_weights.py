@@ -195,3 +195,10 @@ def test_a_flipped_bit_in_the_best_checkpoint_is_not_measured(composed):
     flip_a_bit(directory.checkpoint("best"))
     with pytest.raises(ConfigError, match=r"best\.ckpt is damaged \(checksum of .* is wrong\)"):
         evaluate_command.evaluate(command_config("evaluate", run=str(directory.path)))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_no_run_chooses_code_of_the_hub(key, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", key: "someone/kernel"}))
+    with pytest.raises(ConfigError, match=rf"config\.json: {key}='someone/kernel' names code of the hub"):
+        load_exported(AutoModelForCausalLM, tmp_path)

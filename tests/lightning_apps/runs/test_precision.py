@@ -102,6 +102,24 @@ def test_a_pretrained_network_counts_as_wide(machine, composed):
     assert settle_precision(config)[0]["precision"] == BF16
 
 
+def test_what_lies_beside_a_checkpoint_elsewhere_is_not_read(machine, composed, tmp_path):
+    machine(speed=2.0)
+    (tmp_path / "config.yaml").write_text("a: 1")  # of something else
+    config = composed(*RUN, WIDE, f"run.resume={tmp_path}/kept/last.ckpt", name="x")
+    assert settle_precision(config)[0]["precision"] == BF16
+
+
+def test_the_speed_is_that_of_the_runs_threads(machine, composed, monkeypatch):
+    machine(speed=2.0)
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(precision, "bf16_speed", lambda: seen.append(torch.get_num_threads()) or 2.0)
+    try:
+        settle_precision(composed(*RUN, WIDE, f"hardware.num_threads={before + 1}", name="x"))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before + 1]
+
+
 def test_a_device_that_is_not_here(composed):
     config = composed(*LOCATION, "hardware=gpu", "precision=auto", name="x")
     if torch.cuda.is_available():

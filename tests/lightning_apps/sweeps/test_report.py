@@ -281,6 +281,14 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path):
         read_sweep(folder)
 
 
+@pytest.mark.parametrize("text", ['{"status": "completed"}', '{"status": "completed", "reason": "", "metrics": []}'])
+def test_an_odd_summary_of_a_run_is_named(text, tmp_path):
+    folder = write_sweep(tmp_path, {"seed": [0], "data": {"num_categories": [1]}})
+    (tmp_path / "arxiv" / "study-num_categories=1,seed=0" / "summary.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"num_categories=1,seed=0: a file of this run cannot be read"):
+        read_sweep(folder)
+
+
 def test_npz_from_outside_is_never_unpickled(tmp_path):
     folder = write_sweep(tmp_path, {"seed": [0]})
     path = tmp_path / "arxiv" / "study-seed=0" / "in_context" / "test.npz"

@@ -126,3 +126,12 @@ def test_shared_casts_leave_gradients_to_the_bit():
     each, shared = found[12], found[3]
     assert each[1] is shared[1] is None
     assert all(torch.equal(a, b) for a, b in zip(each, shared, strict=True) if a is not None)
+
+
+def test_layers_whose_weight_is_computed_are_left_alone():
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    pruned = nn.utils.prune.identity(nn.Linear(4, 4), "weight")
+    net = nn.Sequential(nn.Linear(4, 4), normed, pruned)
+    with torch.autocast("cpu", torch.bfloat16), cast_linears(net):
+        net(torch.ones(1, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())

@@ -1,6 +1,7 @@
 """Experiment gsm8k from end to end on sums: training, resumption, adapters, grading, comparison with the base."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_apps.errors import ConfigError
 from lightning_apps.evaluate import evaluate
+from lightning_apps.experiments.experiment import Experiment
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 from lightning_apps.runs.experiment_run import run_experiment
+from lightning_apps.runs.replayed_step import replay_step
 from lightning_apps.statistics.paired_comparison import compare_predictions, comparison_lines
 from lightning_apps.verify import bits_that_differ, loss_difference
 from tests.tiny.tiny_runs import directory_of
@@ -230,3 +233,22 @@ def test_mixed_precision_keeps_the_loss(config):
         )
     assert len(curves[0]) == STEPS
     assert np.abs(np.array(curves[1]) / np.array(curves[0]) - 1).max() < 0.01
+
+
+def test_a_pretrained_network_is_trained_with_its_dropout_and_replayed_so(config, small_gsm8k, tmp_path, monkeypatch):
+    """from_pretrained gives networks in eval mode, and Lightning keeps the mode that it finds."""
+    shutil.copytree(small_gsm8k / "model", tmp_path / "model")
+    described = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(described | {"attention_dropout": 0.3}))
+    settings = config(
+        f"model.pretrained={tmp_path}/model", "callbacks.extra.generation=null", "trainer.max_steps=2",
+        "data.device_batch_size=4",
+    )  # fmt: skip
+    module = build_module(settings, data := build_datamodule(settings), build_plan(settings, data))
+    assert all(part.training for part in module.modules())
+    run_experiment(settings)
+    (*_, logged) = [row for row in read_metrics(directory_of(settings).metrics) if "train/loss" in row]
+    data = build_datamodule(settings)
+    assert replay_step(settings, directory_of(settings), data, 2).values["train/loss"] == logged["train/loss"]
+    monkeypatch.setattr(Experiment, "on_fit_start", lambda module: module.eval(), raising=False)
+    assert replay_step(settings, directory_of(settings), data, 2).values["train/loss"] != logged["train/loss"]
