@@ -6,12 +6,16 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.tensor import DTensor
 
 from datamodules.contract import ExperimentData
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import say
 from lightning_apps.training.optimizer_step import all_ranks, takes_steps, without_gradient_sync
 from lightning_apps.training.sharding import whole_weights
+
+KEPT = 3
+"""Times the weights that are trained: gradients of earlier micro-batches and Adam's two moments."""
 
 
 class FindDeviceBatchSize(L.Callback):
@@ -39,7 +43,7 @@ class FindDeviceBatchSize(L.Callback):
         share = -(-data.global_batch_size // trainer.world_size)
         if self.found is None:
             agree = all_ranks if trainer.world_size > 1 else bool
-            largest = largest_that_fits(lambda size: self.attempt(trainer, pl_module, size), share, agree)
+            largest = largest_that_fits(lambda size: self.attempt_beside_state(trainer, pl_module, size), share, agree)
             self.found = fastest(lambda size: self.step_seconds(trainer, pl_module, size), largest)
             fits = "" if self.found == largest else f", faster than the {largest} that fit"
             say(
@@ -63,6 +67,14 @@ class FindDeviceBatchSize(L.Callback):
                     loss.backward()
             finally:
                 pl_module.zero_grad(set_to_none=True)
+
+    def attempt_beside_state(self, trainer: L.Trainer, pl_module: Any, size: int) -> None:
+        """As `attempt`, beside as much memory as later steps keep, of which nothing is there before the first."""
+        weights = [weight for weight in takes_steps(pl_module).net.parameters() if weight.requires_grad]
+        shards = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+        kept = [torch.empty(KEPT * shard.nbytes, dtype=torch.uint8, device=shard.device) for shard in shards]
+        self.attempt(trainer, pl_module, size)
+        del kept
 
     def step_seconds(self, trainer: L.Trainer, pl_module: Any, size: int) -> float:
         """What a step of the device's share takes in micro-batches of this size; of several ranks the slowest counts.

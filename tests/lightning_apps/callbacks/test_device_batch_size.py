@@ -1,3 +1,6 @@
+import gc
+from collections import Counter
+
 import pytest
 import torch
 
@@ -90,3 +93,21 @@ def test_a_run_keeps_its_global_batch(composed, monkeypatch, capsys):
     assert "device_batch_size 2: 4 micro-batch(es)" in capsys.readouterr().out
     losses = [[row["train/loss"] for row in read_metrics(directory_of(config).metrics)] for config in (whole, searched)]
     assert losses[1] == pytest.approx(losses[0], rel=relative_rounding(8 * 22))  # tokens of a batch
+
+
+def test_what_fits_fits_beside_the_optimizers_state(composed, monkeypatch):
+    """Before the first step there are no moments and no gradients of earlier micro-batches: as much memory is held."""
+    missing, attempt = [], FindDeviceBatchSize.attempt
+
+    def noted(self, trainer, pl_module, size):
+        tensors = [entry for entry in gc.get_objects() if type(entry) is torch.Tensor and entry.dtype == torch.uint8]
+        wanted = Counter(3 * weight.nbytes for weight in pl_module.net.parameters() if weight.requires_grad)
+        missing.append(wanted - Counter(tensor.nbytes for tensor in tensors))  # others, of generators, are there too
+        attempt(self, trainer, pl_module, size)
+
+    monkeypatch.setattr(FindDeviceBatchSize, "attempt", noted)
+    monkeypatch.setattr(FindDeviceBatchSize, "step_seconds", lambda self, trainer, module, size: 1.0)
+    config = composed(*LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null",
+                      "hardware.find_device_batch_size=true", name="beside")  # fmt: skip
+    run_experiment(config)
+    assert missing == [Counter()]
