@@ -66,7 +66,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         config["hardware"]["accelerator"] = options["accelerator"]
     datamodule = build_data_of_run(config, directory)
     if split == "test" and not datamodule.has_test_split:
-        raise ConfigError(f"split=test: {directory.path} holds out no test split (data.num_test=0)")
+        remedy = "data.num_test=0" if "num_test" in config["data"] else "a test file in data.path would be one"
+        raise ConfigError(f"split=test: {directory.path} holds out no test split ({remedy}); take split=validation")
     plan = build_plan(config, datamodule)
     before = None
     if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for

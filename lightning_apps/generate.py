@@ -69,9 +69,12 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
+    from lightning_apps.reports.model_card import auto_class_of
     from lightning_apps.run_files.weights import load_checkpoint, load_exported
 
     if checkpoint == "best" and (directory.model / "config.json").is_file():
+        if auto_class_of(directory.model) == "AutoModelForSequenceClassification":
+            raise ConfigError(f"run={directory.path}: its model generates no text; predict says which label a text has")
         try:
             net: Any = load_exported(AutoModelForCausalLM, directory.model)
         except ConfigError:

@@ -56,6 +56,8 @@ def find_label_names(
         names = list(train.class_names)
     else:
         names = _names_in_use(train, multi_label, separator)
+    if given and len(names) < 2 and not multi_label:
+        raise ValueError(f"data.label_names=[{names[0]}]: a classifier needs two classes at least; name them all")
     if len(names) < 2 and not multi_label:
         raise ValueError(
             f"{train.source}: every sample is labelled {names[0]!r}; a classifier needs two classes, so look at "

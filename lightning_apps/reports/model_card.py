@@ -159,7 +159,8 @@ def _is_tested(record: RunRecord) -> bool:
 def _data(record: RunRecord) -> list[tuple[str, str]]:
     """What the model was trained and measured on."""
     facts = [entry for entry in provenance(record) if entry[0] in ("data", "fingerprint")]
-    wanted = ("data.path", "data.dataset", "data.revision", "data.num_categories", "data.max_train_samples")
+    source = "data.dataset" if record.settings.get("data.path", "None") == "None" else "data.path"
+    wanted = (source, "data.revision", "data.num_categories", "data.max_train_samples")
     facts += [(key, record.settings[key]) for key in wanted if record.settings.get(key, "None") != "None"]
     if isinstance(names := record.data.get("label_names"), list):
         facts.append(("classes", ", ".join(map(short, names[:100]))))
@@ -169,7 +170,8 @@ def _data(record: RunRecord) -> list[tuple[str, str]]:
 def _limits(record: RunRecord) -> list[str]:
     """Where the numbers above do not hold."""
     found = [
-        "The validation metrics chose these weights among several, so they flatter; those of the test did not.",
+        "The validation metrics chose these weights among several, so they flatter"
+        + ("; those of the test did not." if _is_tested(record) else "."),
         "Intervals say how much the samples that were measured could have misled; they know nothing of another seed, "
         "of which this is one, or of other data.",
     ]

@@ -100,6 +100,31 @@ def load_checkpoint(module: nn.Module, path: Path) -> int:
     return int(checkpoint["global_step"])
 
 
+def refuse_other_model(module: nn.Module, path: Path, *, given: str) -> None:
+    """A checkpoint that was named may be of anything: compare names and shapes, before anything is written.
+
+    Shards are not looked at; reading them says it.
+
+    Raises:
+        ConfigError: the weights are not the module's.
+    """
+    if path.is_dir():
+        return
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if weights is None:
+        raise ConfigError(f"{given}: {path} is no checkpoint of a run (state_dict is not in it)")
+    stored, own = (
+        {name: tuple(value.shape) for name, value in state.items()} for state in (weights, module.state_dict())
+    )
+    for name in sorted(stored.keys() | own.keys()):
+        if stored.get(name) != own.get(name):
+            raise ConfigError(
+                f"{given}: the checkpoint is of another model ({name} is {stored.get(name, 'absent')} there, "
+                f"{own.get(name, 'absent')} here); name one of this model, or start afresh with run.resume=null"
+            )
+
+
 def _in_one_line(error: Exception, most: int = 200) -> str:
     text = " ".join(str(error).partition(":\n")[2].split()) or str(error)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -31,7 +31,13 @@ from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.run_files.checkpoint_files import newest_whole_checkpoint
 from lightning_apps.run_files.directory import RunDirectory, check_start, clear, locate_run, read_config, whole_summary
 from lightning_apps.run_files.settings import different_settings
-from lightning_apps.run_files.weights import damage, exported_damage, read_checkpoint, write_checksums
+from lightning_apps.run_files.weights import (
+    damage,
+    exported_damage,
+    read_checkpoint,
+    refuse_other_model,
+    write_checksums,
+)
 from lightning_apps.runs.banner import result_lines, start_banner
 from lightning_apps.runs.build import (
     available_accelerator,
@@ -143,6 +149,8 @@ def _run_experiment(
             refuse_other_data(directory, datamodule)
         plan = build_plan(config, datamodule)
         module = build_module(config, datamodule, plan)
+        if checkpoint is not None and config["run"]["resume"] != "auto":
+            refuse_other_model(module, checkpoint, given=f"run.resume={config['run']['resume']}")
         notices = check_before_start(config, plan, module, datamodule, directory)
         callbacks = build_callbacks(config, directory, plan, stop)
         check_callbacks(callbacks, datamodule)
@@ -327,4 +335,7 @@ def export_model(net: PreTrainedModel, datamodule: ExperimentData, directory: Ru
     net.save_pretrained(directory.model)
     if datamodule.tokenizer is not None:
         datamodule.tokenizer.save_pretrained(directory.model)
+    readable = (directory.model / "config.json").stat().st_mode
+    for path in directory.model.rglob("*.safetensors"):  # which safetensors writes for its owner alone
+        path.chmod(readable)
     write_checksums(directory.model)

@@ -170,6 +170,7 @@ def test_numbers_of_a_source_that_names_them():
         (["positive", "postive", "negative", "positive"], None, ["line 2", "'postive' (1 of 4", "mean positive?"]),
         (["good", "good", "godo", "bad"], None, ["line 3", "'godo' (1 of 4 labels; did you mean good?)"]),
         (["a", "a"], None, ["every sample is labelled 'a'", "data.label_column"]),
+        (["a", "b"], ["a"], ["data.label_names=[a]: a classifier needs two classes at least; name them all"]),
         ([1, 2, 1], None, ["train.jsonl, line 2", "label 2 lies outside 0 to 1", "data.label_names=[1,2]"]),
         ([0, 1, -1], ["a", "b"], ["train.jsonl, line 3", "label -1 lies outside 0 to 1", "without a label"]),
         ([0, 2], ["a", "b"], ["train.jsonl, line 2", "label 2 lies outside 0 to 1 (classes: a, b)"]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_apps.callbacks.checkpoints import RunCheckpoints
+from lightning_apps.errors import ConfigError
 from lightning_apps.process.safe_stop import SafeStop
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.tiny.tiny_runs import LOCATION, directory_of
@@ -91,3 +92,24 @@ def test_the_best_of_another_run_is_not_waited_for(composed, capsys):
     assert summary["best"]["step"] == 4
     assert "best.ckpt of step 2 is not here; the best evaluation is looked for anew" in capsys.readouterr().out
     assert (directory_of(second).model / "config.json").is_file()
+
+
+def test_a_checkpoint_of_another_model_is_one_line_and_nothing_is_written(composed):
+    words = [*LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null"]
+    first = composed(*words, name="first")
+    run_experiment(first)
+    start = directory_of(first).checkpoint("last")
+    wider = composed(*words, "model.hidden_size=64", f"run.resume={start}", name="wider")
+    with pytest.raises(ConfigError, match=r"run\.resume=.*last\.ckpt: the checkpoint is of another model \(net\."):
+        run_experiment(wider)
+    assert not directory_of(wider).path.exists()
+    torch.save({"global_step": 1}, start)
+    with pytest.raises(ConfigError, match=r"last\.ckpt is no checkpoint of a run \(state_dict is not in it\)"):
+        run_experiment(wider)
+
+
+def test_exported_weights_can_be_read_by_whoever_reads_the_rest(composed):
+    config = composed(*LOCATION, "trainer.max_steps=1", "callbacks.extra.picture=null", name="shared")
+    run_experiment(config)
+    modes = {path.name: path.stat().st_mode for path in directory_of(config).model.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

@@ -16,6 +16,7 @@ from lightning_apps import evaluate as evaluate_command
 from lightning_apps import predict as predict_command
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.classification_metrics import classification_metrics
+from lightning_apps.generate import load_model
 from lightning_apps.predict import Classifier, read_texts
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import read_metrics
@@ -309,3 +310,9 @@ def test_verify_proves_its_claims(tmp_path, cache_root):
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((tmp_path / "imdb" / "verify.json").read_text())
     assert sum(row["outcome"] == "proved" for row in table) >= 9
+
+
+def test_a_classifier_generates_no_text(finished):
+    directory, settings, _ = finished
+    with pytest.raises(ConfigError, match="its model generates no text; predict says which label a text has"):
+        load_model(directory, settings, "best")
