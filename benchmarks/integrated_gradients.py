@@ -43,7 +43,7 @@ def by_captum(chunks: Chunks, encoder: CachedEncoder, target: Target, steps: int
     def function(points: Tensor) -> Tensor:  # (n, chunks, length, width) -> (n,)
         encoder.num_encoded += points.shape[0] * count
         vectors = net.encode(attention_mask=mask.repeat(len(points), 1), inputs_embeds=points.flatten(0, 1))
-        logits, _ = net.classify(vectors, torch.full((len(points),), count))
+        logits, _ = net.classify(vectors, [count] * len(points), [*chunks.sections] * len(points))
         return (logits.float() * target.logit_weights).sum(dim=1)
 
     found = IntegratedGradients(function).attribute(
@@ -72,7 +72,7 @@ def tiny_cases(number: int) -> list[Case]:
     cases: list[Case] = []
     for place in range(number):
         ids = torch.randint(4, 100, (3, 32), generator=draw)
-        chunks = Chunks(ids, torch.ones_like(ids), np.arange(96).reshape(3, 32), 96)
+        chunks = Chunks(ids, torch.ones_like(ids), np.arange(96).reshape(3, 32), 96, range(3))
         cases.append((f"document {place}", chunks, encoder, class_target(place % 3, "abc"[place % 3], 3)))
     return cases
 
@@ -91,10 +91,10 @@ def cases_of_run(run: Path, number: int, split: str) -> list[Case]:
     options = {"split": split, "ids": None, "max_documents": number, "seed": 42}
     cases: list[Case] = []
     for document in documents_of_split(config, options)[0]:
-        ids, mask, spans = model.chunk_text(document.text)
+        ids, mask, spans, sections = model.chunk_text(document.text)
         words, word = read_words(document.text, spans, max_sentences=400)
-        chunks = Chunks(ids, mask, word, len(words.spans))
-        logits, _ = encoder.classify([encoder.vectors(ids, mask)])
+        chunks = Chunks(ids, mask, word, len(words.spans), sections)
+        logits, _ = encoder.classify([encoder.vectors(ids, mask)], sections)
         best = int(logits[0].argmax())
         cases.append(
             (document.id, chunks, encoder, class_target(best, model.label_names[best], len(model.label_names)))

@@ -19,8 +19,8 @@ from datamodules.labelled.document_facts import EXTRA, DocumentFacts, Span, writ
 from datamodules.labelled.synthetic_documents import synthetic_documents
 from datamodules.labelled.texts import LabelledTexts
 from datamodules.sampling.balanced_order import BalancedOrder
-from datamodules.text.chunking import Choose, Chunker, Chunking, tokenize_documents
-from datamodules.text.tokenized_texts import padded
+from datamodules.text.chunking import Choose, Chunker, Chunking, Sections, tokenize_documents
+from datamodules.text.tokenized_texts import RaggedArray, open_ragged, padded, save_ragged
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class RatingDataModule(StoredTexts):
 
     A batch holds `input_ids` and `attention_mask` (chunks, T) int64, the chunks of all its documents behind one another
     and in reading order, padded on the right to the longest of them; the numbers `chunk_counts` (n,) of each document's
-    chunks and `chunk_lengths` (chunks,) of their tokens, which stay on the CPU; `labels` (n,) int64 class numbers.
+    chunks and `chunk_lengths` (chunks,) of their tokens, which stay on the CPU; `labels` (n,) int64 class numbers. With
+    sections it also holds `chunk_sections` (chunks,), the number of each chunk's section in its document, on the CPU.
 
     Args:
         ordered: whether the classes have an order, so that a mistake can be small or large.
@@ -58,13 +59,14 @@ class RatingDataModule(StoredTexts):
         stride: tokens from the start of one chunk to that of the next, fewer than a chunk holds.
         max_chunks: most chunks of a document that are read.
         choose: which chunks of a longer document are read: the first, evenly spread ones, or the last.
+        sections: whether a document is one text, or blank lines part it and no chunk spans two parts.
         test_share: of the training split, held out for a test where the source has none; 0 holds none out.
         sampling: `all` meets each document once in an epoch, `balanced` each class equally often (BalancedOrder).
         **options: see TextOptions and Loading; documents with like numbers of tokens share a micro-batch.
     """
 
     cache_name = "rating"
-    preparation_version = 2
+    preparation_version = 3
     length_key = "data.chunk_size"
 
     def __init__(
@@ -80,12 +82,13 @@ class RatingDataModule(StoredTexts):
         choose: Choose,
         test_share: Annotated[float, Ge(0), Lt(1)],
         sampling: Literal["all", "balanced"],
+        sections: Sections = "whole",  # configurations of older runs have none
         **options: Unpack[TextOptions],
     ) -> None:
         columns = dict(zip(EXTRA, (id_column, group_column, evidence_spans_column), strict=True))
         super().__init__(synthetic=synthetic_documents, extra_columns=columns, test_share=test_share, **options)
         self.ordered = ordered
-        self.chunking = Chunking(chunk_size, stride, max_chunks, choose)
+        self.chunking = Chunking(chunk_size, stride, max_chunks, choose, sections)
         self.sampling = sampling
 
     @staticmethod
@@ -112,9 +115,12 @@ class RatingDataModule(StoredTexts):
         """Token ids of each whole text, without special ones: chunks are cut when batches are made."""
         write_document_facts(folder, splits)
         Chunker(tokenizer, self.chunking)  # wrong settings are found before the long part
-        documents = tokenize_documents(texts, tokenizer)
-        for document in tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None):
+        documents = zip(texts, tokenize_documents(texts, tokenizer), strict=True)
+        starts: list[NDArray[np.int64]] = []
+        for text, document in tqdm(documents, total=len(texts), desc="tokenizing", unit="document", disable=None):
+            starts.append(document.section_starts(text))
             yield document.ids
+        save_ragged(folder / "section_starts", starts, np.int64)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and cut the splits; see StoredTexts."""
@@ -126,7 +132,11 @@ class RatingDataModule(StoredTexts):
         """Tokens of all chunks of each document that are read, (rows,)."""
         self.chunker = Chunker(self.tokenizer, self.chunking)
         self.facts = DocumentFacts(folder)
-        ranges = [self.chunker.ranges(length) for length in self.tokens.lengths.tolist()]
+        self.section_starts: RaggedArray = open_ragged(folder / "section_starts")
+        ranges = [
+            self.chunker.ranges(length, self.section_starts[row])
+            for row, length in enumerate(self.tokens.lengths.tolist())
+        ]
         self.chunk_counts = np.array([len(chunks) for chunks in ranges], dtype=np.int64)
         self.covered = np.array([_union(chunks) for chunks in ranges], dtype=np.int64)
         special = len(self.chunker.before) + len(self.chunker.after)
@@ -149,10 +159,13 @@ class RatingDataModule(StoredTexts):
             if cut
             else ""
         )
+        parts = ""
+        if chunking.sections != "whole":
+            parts = f", in {int(np.median(self.section_starts.lengths[rows]))} sections"
         return {
             **self.store.describe(),
             "chunks": f"{int(np.median(counts))} of {chunking.chunk_size} tokens in the median training document of "
-            f"{int(np.median(tokens)):,} tokens, {int(counts.sum()):,} in all{loses}",
+            f"{int(np.median(tokens)):,} tokens{parts}, {int(counts.sum()):,} in all{loses}",
         }
 
     @property
@@ -178,10 +191,12 @@ class RatingDataModule(StoredTexts):
 
     # ------------------------------------------------------------------ batches
 
+    def _ranges(self, row: int) -> list[tuple[int, int]]:
+        return self.chunker.ranges(len(self.tokens[row]), self.section_starts[row])
+
     def _chunks(self, row: int) -> list[NDArray[np.int64]]:
         tokens = self.tokens[row]
-        ranges = self.chunker.ranges(len(tokens))
-        return [self.chunker.with_special_tokens(tokens[start:stop].astype(np.int64)) for start, stop in ranges]
+        return [self.chunker.with_special_tokens(tokens[a:b].astype(np.int64)) for a, b in self._ranges(row)]
 
     def split_chunks(self, split: Split) -> Iterator[NDArray[np.int64]]:
         """Token ids of every chunk of a split, those of a document behind one another."""
@@ -190,10 +205,19 @@ class RatingDataModule(StoredTexts):
 
     def rows_batch(self, rows: Indices) -> Batch:
         """Documents of some rows of the store."""
+        sections = [self.chunker.sections(self._ranges(row), self.section_starts[row]) for row in rows.tolist()]
         return {
-            **chunk_batch([self._chunks(row) for row in rows.tolist()], self.tokenizer.pad_token_id),
+            **self._batch([self._chunks(row) for row in rows.tolist()], sections, self.tokenizer),
             "labels": torch.from_numpy(self.store.labels[rows]),
         }
+
+    def _batch(
+        self, documents: list[list[NDArray[np.int64]]], sections: list[list[int]], tokenizer: PreTrainedTokenizerBase
+    ) -> Batch:
+        batch = chunk_batch(documents, tokenizer.pad_token_id)
+        if self.chunking.sections != "whole":
+            batch["chunk_sections"] = [number for numbers in sections for number in numbers]
+        return batch
 
     @property
     def length_limit(self) -> str:
@@ -213,7 +237,8 @@ class RatingDataModule(StoredTexts):
         A blank text is one chunk of special tokens.
         """
         chunker = Chunker(tokenizer, self.chunking)
-        return chunk_batch([chunker.chunk(text).input_ids for text in texts], tokenizer.pad_token_id)
+        chunked = [chunker.chunk(text) for text in texts]
+        return self._batch([text.input_ids for text in chunked], [text.sections for text in chunked], tokenizer)
 
     @property
     def longest_sequence(self) -> int:

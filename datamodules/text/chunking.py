@@ -1,5 +1,6 @@
 """Documents of any length as overlapping chunks of tokens that an encoder can take, to the token and the character."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,10 @@ from datamodules.text.tokenized_texts import special_tokens_around, tokenizer_th
 
 Choose = Literal["first", "spread", "last"]
 """Which chunks of a longer document are kept: those at its start, evenly spaced ones, those at its end."""
+Sections = Literal["whole", "blank_lines"]
+"""Where chunks begin anew: nowhere, as a document is one text, or behind blank lines, so that none spans two parts."""
+
+BLANK_LINE = re.compile(r"\r?\n[^\S\r\n]*\r?\n\s*")
 
 PIECE_CHARACTERS = 1 << 14
 """A longer text goes through the tokenizer in pieces: what a tokenizer keeps for each character would otherwise take
@@ -32,12 +37,14 @@ class Chunking:
         stride: tokens of text from the start of one chunk to the start of the next.
         max_chunks: most chunks of a document.
         choose: which chunks stay where there are more.
+        sections: where chunks begin anew.
     """
 
     chunk_size: int
     stride: int
     max_chunks: int
     choose: Choose
+    sections: Sections = "whole"
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,13 @@ class TokenizedText:
     ids: NDArray[np.int64]
     spans: NDArray[np.int64]
 
+    def section_starts(self, text: str) -> NDArray[np.int64]:
+        """(sections,) int64 first token of each section of the text, rising from 0; sections without one are none."""
+        starts = [match.end() for match in BLANK_LINE.finditer(text)]
+        # a token that reaches over a blank line belongs to what stands behind it
+        first = np.searchsorted(self.spans[:, 1], np.array(starts, dtype=np.int64), side="right")
+        return np.unique(np.concatenate([[0], first[first < len(self.ids)]])).astype(np.int64)
+
 
 @dataclass(frozen=True)
 class ChunkedText:
@@ -61,19 +75,29 @@ class ChunkedText:
         input_ids: (length,) int64 ids of each chunk, special tokens included.
         spans: (length, 2) int64 of each chunk, the characters [start, end) in the text; -1, -1 for special tokens.
         ranges: [start, stop) of each chunk in the tokens of the text, special ones not counted.
+        sections: (chunks,) number of the section that each chunk is of; where the whole is one, chunks stand alone.
         num_tokens: tokens of the whole text, special ones not counted.
     """
 
     input_ids: list[NDArray[np.int64]]
     spans: list[NDArray[np.int64]]
     ranges: list[tuple[int, int]]
+    sections: list[int]
     num_tokens: int
 
 
-def chunk_ranges(num_tokens: int, *, room: int, stride: int, max_chunks: int, choose: Choose) -> list[tuple[int, int]]:
+def chunk_ranges(
+    num_tokens: int,
+    *,
+    room: int,
+    stride: int,
+    max_chunks: int,
+    choose: Choose,
+    section_starts: Sequence[int] | NDArray[np.int64] = (0,),
+) -> list[tuple[int, int]]:
     """[start, stop) token ranges of the chosen chunks, in reading order.
 
-    Chunks begin at 0, stride, 2 * stride ... until one reaches the end of the text; the last may be shorter. A text
+    Chunks begin at 0, stride, 2 * stride ... of a section until one reaches its end; the last may be shorter. A text
     without tokens has one empty chunk.
 
     Args:
@@ -83,6 +107,7 @@ def chunk_ranges(num_tokens: int, *, room: int, stride: int, max_chunks: int, ch
         max_chunks: most chunks.
         choose: which ones stay where there are more; `spread` keeps the first and the last and spaces the others
             evenly between them (a single one is the middle one).
+        section_starts: (sections,) first token of each section, rising from 0.
 
     Raises:
         ValueError: a setting is out of range; a stride beyond the room would skip text.
@@ -94,7 +119,11 @@ def chunk_ranges(num_tokens: int, *, room: int, stride: int, max_chunks: int, ch
             f"data.stride={stride} is more than the {room} tokens of text that fit into a chunk "
             f"(data.chunk_size less special tokens), so text between chunks would be lost; at most data.stride={room}"
         )
-    count = 1 + max(0, -(-(num_tokens - room) // stride))
+    starts = np.asarray(section_starts)
+    ends = np.append(starts[1:], num_tokens)
+    # chunks before the end of each section
+    totals = np.cumsum(1 + np.maximum(0, -(-(ends - starts - room) // stride)))
+    count = int(totals[-1])
     if count <= max_chunks:
         numbers = list(range(count))
     elif choose == "first":
@@ -106,7 +135,15 @@ def chunk_ranges(num_tokens: int, *, room: int, stride: int, max_chunks: int, ch
     else:  # rounded to the nearest, in whole numbers; spaces of one and more round to different ones
         gaps = max_chunks - 1
         numbers = [(2 * number * (count - 1) + gaps) // (2 * gaps) for number in range(max_chunks)]
-    return [(number * stride, min(number * stride + room, num_tokens)) for number in numbers]
+    sections = np.searchsorted(totals, numbers, side="right")
+    begins = starts[sections] + (np.array(numbers) - np.append(0, totals)[sections]) * stride
+    return list(zip(begins.tolist(), np.minimum(begins + room, ends[sections]).tolist(), strict=True))
+
+
+def section_numbers(ranges: Sequence[tuple[int, int]], section_starts: NDArray[np.int64]) -> list[int]:
+    """(chunks,) number of the section of each chunk, given by its range."""
+    numbers: list[int] = (np.searchsorted(section_starts, [start for start, _ in ranges], side="right") - 1).tolist()
+    return numbers
 
 
 class Chunker:
@@ -140,16 +177,25 @@ class Chunker:
             )
         self.ranges(0)  # wrong settings are found without a text
 
-    def ranges(self, num_tokens: int) -> list[tuple[int, int]]:
-        """chunk_ranges of a text of so many tokens."""
+    def ranges(self, num_tokens: int, section_starts: NDArray[np.int64] | None = None) -> list[tuple[int, int]]:
+        """chunk_ranges of a text of so many tokens, whose sections are read where `sections` asks for them."""
         settings = self.chunking
+        if section_starts is None or settings.sections == "whole":
+            section_starts = np.zeros(1, dtype=np.int64)
         return chunk_ranges(
             num_tokens,
             room=self.room,
             stride=settings.stride,
             max_chunks=settings.max_chunks,
             choose=settings.choose,
+            section_starts=section_starts,
         )
+
+    def sections(self, ranges: Sequence[tuple[int, int]], section_starts: NDArray[np.int64]) -> list[int]:
+        """(chunks,) number of the section that each chunk is of; where the whole is one, chunks stand alone."""
+        if self.chunking.sections == "whole":
+            return list(range(len(ranges)))
+        return section_numbers(ranges, section_starts)
 
     def with_special_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of a chunk as the network takes them."""
@@ -158,13 +204,15 @@ class Chunker:
     def chunk(self, text: str) -> ChunkedText:
         """Cut one text; an empty one gives one chunk of special tokens alone."""
         (tokens,) = tokenize_documents([text], self.tokenizer)
-        ranges = self.ranges(len(tokens.ids))
+        starts = tokens.section_starts(text)
+        ranges = self.ranges(len(tokens.ids), starts)
         outside = (np.full((len(special), 2), -1, dtype=np.int64) for special in (self.before, self.after))
         first, last = outside
         return ChunkedText(
             input_ids=[self.with_special_tokens(tokens.ids[start:stop]) for start, stop in ranges],
             spans=[np.concatenate([first, tokens.spans[start:stop], last]) for start, stop in ranges],
             ranges=ranges,
+            sections=self.sections(ranges, starts),
             num_tokens=len(tokens.ids),
         )
 

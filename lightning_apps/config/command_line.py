@@ -113,6 +113,12 @@ def explain(error: Exception, config_path: Path, config_name: str, words: Sequen
         config_name: of its primary file.
         words: of the command line, or of the overrides that were composed.
     """
+    said = _explanation(error, config_path, config_name, words)
+    # values are quoted, whatever they hold
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in said)
+
+
+def _explanation(error: Exception, config_path: Path, config_name: str, words: Sequence[str]) -> str:
     text = str(error)
     if text.startswith("Config group override must be"):
         given = [argument.partition("=")[0] for argument in words if argument.endswith("=null")]

@@ -65,12 +65,14 @@ class Chunks:
         attention_mask: (chunks, length) int64, 1 for tokens and 0 for padding.
         word: (chunks, length) int64 index of the word of each token, -1 for tokens of no word.
         num_words: words that any chunk holds.
+        sections: (chunks,) number of the section that each chunk is of.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     word: NDArray[np.int64]
     num_words: int
+    sections: Sequence[int]
 
     def without(self, removed: NDArray[np.bool_], absent_id: int) -> Tensor:
         """(chunks, length) ids in which the words of the mask (words,) are absent."""
@@ -133,10 +135,15 @@ class CachedEncoder:
         return found
 
     @torch.no_grad()
-    def classify(self, documents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (documents, classes), and weights of all chunks, of documents given as chunk vectors."""
-        counts = torch.tensor([len(vectors) for vectors in documents])
-        logits, weights = self.net.classify(torch.cat(list(documents)).to(self.device), counts.to(self.device))
+    def classify(self, documents: Sequence[Tensor], sections: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits (documents, classes), and weights of all chunks, of documents given as chunk vectors.
+
+        Args:
+            documents: (chunks, hidden) each, variants of one document.
+            sections: (chunks,) number of the section that each chunk of any of them is of.
+        """
+        vectors = torch.cat(list(documents)).to(self.device)
+        logits, weights = self.net.classify(vectors, [len(sections)] * len(documents), list(sections) * len(documents))
         return logits.float().cpu(), weights.float().cpu()
 
 
@@ -188,10 +195,10 @@ def occlusion(chunks: Chunks, encoder: CachedEncoder, target: Target, sentence: 
         sentence: (words,) number of the sentence of each word, 0 the first.
     """
     vectors = encoder.vectors(chunks.input_ids, chunks.attention_mask)
-    goal_value = float((encoder.classify([vectors])[0][0] * target.logit_weights).sum())
+    goal_value = float((encoder.classify([vectors], chunks.sections)[0][0] * target.logit_weights).sum())
 
-    def falls(documents: Sequence[Tensor]) -> list[float]:
-        logits, _ = encoder.classify(documents)
+    def falls(documents: Sequence[Tensor], sections: Sequence[int] = chunks.sections) -> list[float]:
+        logits, _ = encoder.classify(documents, sections)
         return (goal_value - logits @ target.logit_weights).tolist()
 
     number = len(vectors)
@@ -199,7 +206,10 @@ def occlusion(chunks: Chunks, encoder: CachedEncoder, target: Target, sentence: 
         absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), encoder.absent_id)
         by_chunk = falls([encoder.vectors(absent, chunks.attention_mask)])
     else:
-        by_chunk = [fall for row in range(number) for fall in falls([torch.cat([vectors[:row], vectors[row + 1 :]])])]
+        others = ([place for place in range(number) if place != row] for row in range(number))
+        by_chunk = [
+            fall for kept in others for fall in falls([vectors[kept]], [chunks.sections[place] for place in kept])
+        ]
 
     sentence_of_token = np.append(sentence, -1)[chunks.word]  # (chunks, length)
     by_sentence: list[float] = []

@@ -55,6 +55,6 @@ def deletion_and_insertion(
         first[order[: round(fraction * chunks.num_words)]] = True
         for removed, values in ((first, deletion), (~first, insertion)):
             vectors = encoder.vectors(chunks.without(removed, encoder.absent_id), chunks.attention_mask)
-            probabilities = encoder.classify([vectors])[0][0].softmax(dim=-1)
+            probabilities = encoder.classify([vectors], chunks.sections)[0][0].softmax(dim=-1)
             values.append(float((probabilities * target.probability_weights).sum()))
     return np.array(deletion), np.array(insertion)

@@ -43,9 +43,9 @@ NUM_TOP_SENTENCES = 5
 RANDOM_DRAWS = 20
 """Random orders of sentences in the expected average precision of chance; they cost no pass of the model."""
 
-ChunkText = Callable[[str], tuple[Tensor, Tensor, NDArray[np.int64]]]
+ChunkText = Callable[[str], tuple[Tensor, Tensor, NDArray[np.int64], Sequence[int]]]
 """A text's chunks as in training: input ids and attention mask (chunks, length), and for every token its [start, end)
-characters (chunks, length, 2), an empty span for special tokens."""
+characters (chunks, length, 2), an empty span for special tokens; and the number of the section of each chunk."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,10 @@ def explain_document(
             the document seven times more.
     """
     encoder.forget()
-    input_ids, attention_mask, token_spans = chunk_text(document.text)
+    input_ids, attention_mask, token_spans, sections = chunk_text(document.text)
     words, word_of_token = read_words(document.text, token_spans, max_sentences=settings.max_sentences)
-    chunks = Chunks(input_ids, attention_mask, word_of_token, len(words.spans))
-    logits, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)])
+    chunks = Chunks(input_ids, attention_mask, word_of_token, len(words.spans), sections)
+    logits, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
     probabilities = logits[0].softmax(dim=-1)
     best = int(probabilities.argmax())
     target = target_of(settings.target, best, label_names)
@@ -186,7 +186,7 @@ def explain_document(
 
     def explained_again() -> dict[str, Attribution]:
         encoder.forget()
-        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)])
+        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
         return attribute(chunks, encoder, target, weights, words, settings)[0]
 
     sanity = None

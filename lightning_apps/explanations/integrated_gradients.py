@@ -119,7 +119,6 @@ class _Path:
         self.net, self.encoder, self.chunks = encoder.net, encoder, chunks
         self.absent = chunks.without(np.ones(chunks.num_words, dtype=np.bool_), encoder.absent_id)
         self.weights = target.logit_weights.to(encoder.device)
-        self.count = torch.tensor([len(chunks.input_ids)], device=encoder.device)
         self.embedding = self.net.get_input_embeddings()
         starts = range(0, len(chunks.input_ids), encoder.micro_chunks)
         self.parts = [slice(start, start + encoder.micro_chunks) for start in starts]
@@ -141,7 +140,7 @@ class _Path:
 
     def function(self, vectors: Tensor) -> Tensor:
         """F of all chunk vectors."""
-        logits, _ = self.net.classify(vectors, self.count)
+        logits, _ = self.net.classify(vectors, [len(vectors)], self.chunks.sections)
         return (logits[0].float() * self.weights).sum()
 
     @torch.no_grad()

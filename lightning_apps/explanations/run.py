@@ -48,7 +48,9 @@ class RatingModel:
         try:
             net: Any = load_exported(HierarchicalClassifier, directory.model)
             data = within_positions(data, net)
-            chunking = Chunking(data["chunk_size"], data["stride"], data["max_chunks"], data["choose"])
+            chunking = Chunking(
+                data["chunk_size"], data["stride"], data["max_chunks"], data["choose"], data.get("sections", "whole")
+            )
             self.chunker = Chunker(self.tokenizer, chunking)
         except ConfigError:
             raise
@@ -57,10 +59,10 @@ class RatingModel:
         self.net: HierarchicalClassifier = net.to(self.device).eval()
         self.label_names = [net.config.id2label[number] for number in range(net.config.num_labels)]
 
-    def chunk_text(self, text: str) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """Ids and mask (chunks, length) as in training, and the characters of each token (chunks, length, 2)."""
+    def chunk_text(self, text: str) -> tuple[Tensor, Tensor, NDArray[np.int64], list[int]]:
+        """Ids and mask (chunks, length) as in training, characters of each token (chunks, length, 2), and sections."""
         chunked = self.chunker.chunk(text)
-        return pad_chunks(chunked.input_ids, chunked.spans, self.tokenizer.pad_token_id)
+        return *pad_chunks(chunked.input_ids, chunked.spans, self.tokenizer.pad_token_id), chunked.sections
 
 
 def pad_chunks(

@@ -22,8 +22,9 @@ class AboveEncoder(TypedDict):
     Attributes:
         chunk_pooling: a chunk's vector: its `first` token's state, or the `mean` over the states of its tokens.
         document_pooling: how the vectors of a document's chunks become one: `additive` or `multi_head` attention,
-            `mean` or `max`.
-        attention_size: width of `additive` attention over chunks; the other poolings do not read it.
+            `sum` (learned features are counted), `mean` or `max`.
+        attention_size: width of `additive` attention over chunks, or the number of features that `sum` counts; the
+            other poolings do not read it.
         attention_heads: heads of `multi_head` attention over chunks, a divisor of the encoder's width; the other
             poolings do not read it.
         head_size: width of the hidden layer of the head; None for the encoder's width.

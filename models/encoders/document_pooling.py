@@ -1,4 +1,4 @@
-"""From the vectors of a document's chunks to one vector: learned attention, or fixed averages and maxima.
+"""From the vectors of a document's chunks to one vector: learned attention, learned counts, or averages and maxima.
 
 All take a table of chunks, (documents, longest, hidden), and a mask that is True where a document has such a chunk; all
 return one vector for each document and what each chunk weighed in it, which sums to one over a document.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization
 
-DocumentPooling = Literal["additive", "multi_head", "mean", "max"]
+DocumentPooling = Literal["additive", "multi_head", "sum", "mean", "max"]
 
 
 class AdditivePooling(nn.Module):
@@ -69,6 +69,29 @@ class MultiHeadPooling(nn.Module):
         return self.output(pooled), weights.mean(dim=1)
 
 
+class SumPooling(nn.Module):
+    """sum over chunks of sigmoid(W norm(h) + b): how many chunks show each of some learned features (soft counts).
+
+    Attention gives a share, and one bad part of eight cannot be told from one of two by it; a count can. It is the sum
+    of Zaheer et al. 2017, "Deep sets", theorem 2, with bounded terms, so that no single chunk outweighs the others.
+
+    Args:
+        hidden_size: width of a chunk's vector.
+        num_features: features that are counted.
+    """
+
+    def __init__(self, hidden_size: int, num_features: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.project = nn.Linear(hidden_size, num_features)
+
+    def forward(self, table: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The counts (documents, features) over a table's chunks, and the share of all that each chunk gave."""
+        shown = torch.sigmoid(self.project(self.norm(table))) * mask[..., None]  # (documents, longest, features)
+        given = shown.float().sum(dim=-1)
+        return shown.sum(dim=1), given / given.sum(dim=1, keepdim=True)
+
+
 class MeanPooling(nn.Module):
     """Every chunk alike."""
 
@@ -94,13 +117,15 @@ def document_pooling(
     """The pooling of that name.
 
     Args:
-        kind: `additive` or `multi_head` attention, `mean` or `max`.
+        kind: `additive` or `multi_head` attention, `sum`, `mean` or `max`.
         hidden_size: width of a chunk's vector.
-        attention_size: width of `additive` attention; the others do not read it.
+        attention_size: width of `additive` attention, features that `sum` counts; the others do not read it.
         attention_heads: heads of `multi_head` attention; the others do not read it.
     """
     if kind == "additive":
         return AdditivePooling(hidden_size, attention_size)
     if kind == "multi_head":
         return MultiHeadPooling(hidden_size, attention_heads)
+    if kind == "sum":
+        return SumPooling(hidden_size, attention_size)
     return MeanPooling() if kind == "mean" else MaxPooling()

@@ -8,6 +8,7 @@ each chunk alone, so that the chunk's vector never changes and can be looked up 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, islice
 from typing import Any, ClassVar
 
 import torch
@@ -79,7 +80,7 @@ class HierarchicalClassifier(PreTrainedModel):
     Attributes:
         encoder: any architecture that AutoModel knows, without its pooler.
         chunk_attention: the module that pools the vectors of a document's chunks.
-        norm: layer norm of the pooled vector.
+        norm: layer norm of the pooled vector; counts, which it would make shares again, pass as they are.
         head: from the pooled vector to the logits.
         recompute_chunks: whether the backward pass computes micro-batches of chunks again from their token ids.
         chunk_vectors: what a frozen encoder has read before, by chunk; None where nobody keeps it.
@@ -105,10 +106,12 @@ class HierarchicalClassifier(PreTrainedModel):
             attention_size=config.attention_size,
             attention_heads=config.attention_heads,
         )
-        self.norm = nn.LayerNorm(width)
+        counts = config.document_pooling == "sum"
+        pooled_width = config.attention_size if counts else width
+        self.norm = nn.Identity() if counts else nn.LayerNorm(width)
         head_size: int = config.head_size or width
         self.head = nn.Sequential(
-            nn.Linear(width, head_size),
+            nn.Linear(pooled_width, head_size),
             nn.Tanh(),
             nn.Dropout(config.head_dropout),
             nn.Linear(head_size, config.num_labels),  # type: ignore[arg-type]
@@ -232,19 +235,35 @@ class HierarchicalClassifier(PreTrainedModel):
         mask = attention_mask[..., None].to(hidden.dtype)  # (m, length, 1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
-    def classify(self, chunk_vectors: Tensor, chunk_counts: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+    def classify(
+        self,
+        chunk_vectors: Tensor,
+        chunk_counts: Tensor | Sequence[int],
+        chunk_sections: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Logits (documents, classes) and weights of chunks (chunks,), which sum to one over each document.
 
         Args:
             chunk_vectors: (chunks, hidden), those of a document behind one another.
             chunk_counts: (documents,) chunks of each document, at least one; int64 where it is a tensor.
+            chunk_sections: (chunks,) number of the section of each chunk in its document; neighbours of one number are
+                averaged, and the document is pooled from its sections. None where each chunk stands alone.
 
         Raises:
-            ValueError: the counts do not add up to the number of vectors.
+            ValueError: the counts or sections do not add up to the number of vectors.
         """
         counts = chunk_counts.tolist() if isinstance(chunk_counts, Tensor) else list(chunk_counts)
         if sum(counts) != len(chunk_vectors) or min(counts, default=1) < 1:
             raise ValueError(f"{len(chunk_vectors)} chunks cannot be documents of {counts} chunks")
+        if chunk_sections is not None:
+            sizes = section_sizes(counts, chunk_sections)
+            flat = [size for of_document in sizes for size in of_document]
+            parts = nn.utils.rnn.pad_sequence(list(torch.split(chunk_vectors, flat)), batch_first=True)
+            divisor = to_device(torch.tensor(flat, dtype=chunk_vectors.dtype), chunk_vectors.device)
+            of_section = to_device(torch.repeat_interleave(torch.tensor(flat)), chunk_vectors.device)
+            means = parts.sum(dim=1) / divisor[:, None]  # (sections, hidden)
+            logits, weights = self.classify(means, [len(of_document) for of_document in sizes])
+            return logits, (weights / divisor)[of_section]
         # (documents, longest, hidden), zeros where a document has no such chunk
         table = nn.utils.rnn.pad_sequence(list(torch.split(chunk_vectors, counts)), batch_first=True)
         on_cpu = torch.arange(table.shape[1]) < torch.tensor(counts)[:, None]
@@ -262,6 +281,7 @@ class HierarchicalClassifier(PreTrainedModel):
         *,
         inputs_embeds: Tensor | None = None,
         chunk_lengths: Sequence[int] | None = None,
+        chunk_sections: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> HierarchicalOutput:
         """Classify documents.
@@ -273,12 +293,13 @@ class HierarchicalClassifier(PreTrainedModel):
             labels: (documents,) int64.
             inputs_embeds: (chunks, length, width) in place of input_ids, see encode.
             chunk_lengths: (chunks,) tokens of each chunk, see encode.
+            chunk_sections: (chunks,) section of each chunk, see classify.
             **kwargs: of pipelines; nothing here reads them.
         """
         vectors = self.encode(input_ids, attention_mask, inputs_embeds=inputs_embeds, chunk_lengths=chunk_lengths)
         if chunk_counts is None:
             chunk_counts = [1] * len(vectors)
-        logits, weights = self.classify(vectors, chunk_counts)
+        logits, weights = self.classify(vectors, chunk_counts, chunk_sections)
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return HierarchicalOutput(loss=loss, logits=logits, chunk_weights=weights)
 
@@ -362,6 +383,18 @@ class HierarchicalClassifier(PreTrainedModel):
             for name, part in parts.items()
             if part
         }
+
+
+def section_sizes(chunk_counts: Sequence[int], chunk_sections: Sequence[int]) -> list[list[int]]:
+    """Chunks of each section of each document, from the number of each chunk's section.
+
+    Raises:
+        ValueError: there are more or fewer numbers than chunks.
+    """
+    if len(chunk_sections) != sum(chunk_counts):
+        raise ValueError(f"{len(chunk_sections)} numbers of sections are not those of {sum(chunk_counts)} chunks")
+    numbers = iter(chunk_sections)
+    return [[len(list(run)) for _, run in groupby(islice(numbers, count))] for count in chunk_counts]
 
 
 def _learns(part: nn.Module) -> bool:

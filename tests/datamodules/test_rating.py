@@ -69,6 +69,27 @@ def test_texts_from_outside_are_cut_as_in_training(make):
         assert torch.equal(torch.as_tensor(values), torch.as_tensor(inside[key])), key
 
 
+def test_no_chunk_spans_two_sections(make, tmp_path):
+    """Sections of 20 and 5 tokens, chunks of 14 each 8: two and one; the same inside and from outside."""
+    rows = [
+        (f"{text}\n\n{' '.join(f'z{number}' for number in range(5))}", label) for text, label in documents(6, words=20)
+    ]
+    files = folder(tmp_path, train=rows, validation=documents(6, start=100))
+    data = make(files, "data.sections=blank_lines")
+    inside = data.training_batch(np.zeros(2, dtype=np.int64), np.arange(2))
+    assert inside["chunk_counts"] == [3, 3]
+    assert inside["chunk_sections"] == [0, 0, 1] * 2
+    assert inside["chunk_lengths"] == [16, 14, 7] * 2
+    outside = data.text_batch([text for text, _ in rows[:2]], data.tokenizer)
+    for key, values in outside.items():
+        assert torch.equal(torch.as_tensor(values), torch.as_tensor(inside[key])), key
+    assert (
+        "3 of 16 tokens in the median training document of 25 tokens, in 2 sections, 18 in all"
+        in data.describe()["chunks"]
+    )
+    assert data.folder == make(files).folder  # sections are a setting of chunks
+
+
 def test_blank_and_short_texts_from_outside(make):
     data = make()
     batch = data.text_batch(["", "slaughter"], data.tokenizer)

@@ -75,17 +75,22 @@ def mistake(monkeypatch, capsys, *arguments):
 
 
 @pytest.mark.parametrize("kind", [BertConfig, RobertaConfig])
-@pytest.mark.parametrize("settings", [{}, {"chunk_pooling": "mean", "document_pooling": "multi_head"}])
-def test_integrated_gradients_of_real_architectures(kind, settings):
+@pytest.mark.parametrize("sections", ["whole", "blank_lines"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"chunk_pooling": "mean", "document_pooling": "multi_head"}, {"document_pooling": "sum"}]
+)
+def test_integrated_gradients_of_real_architectures(kind, settings, sections):
     """What embeddings give and what ids give are the same function, padding and positions included."""
     tokenizer = word_tokenizer([TEXT])
     net = small_net(len(tokenizer), kind, **settings)
-    chunked = Chunker(tokenizer, Chunking(18, 8, 4, "first")).chunk(TEXT[:140])
+    text = TEXT[:140].replace("hurt . ", "hurt .\n\n", 1)
+    chunked = Chunker(tokenizer, Chunking(18, 8, 4, "first", sections)).chunk(text)
+    assert chunked.sections == ([0, 1, 2] if sections == "whole" else [0, 1, 1])
     ids, mask, spans = pad_chunks(chunked.input_ids, chunked.spans, tokenizer.pad_token_id)
-    assert len({len(row) for row in chunked.input_ids}) == 2  # the last chunk is shorter
-    words, word = read_words(TEXT[:140], spans, max_sentences=400)
+    assert len({len(row) for row in chunked.input_ids}) > 1  # so that some are padded
+    words, word = read_words(text, spans, max_sentences=400)
     encoder = CachedEncoder(net, 2, tokenizer.unk_token_id)
-    chunks = Chunks(ids, mask, word, len(words.spans))
+    chunks = Chunks(ids, mask, word, len(words.spans), chunked.sections)
     target = class_target(1, "Teen", 3)
     errors = [
         integrated_gradients(chunks, encoder, target, steps=steps, tolerance=0, max_steps=1)[1] for steps in (3, 41)

@@ -44,7 +44,7 @@ def chunker(words, *, room=6, stride=4, max_chunks=1000):
             mask[row, :size] = 1
             for column, (_, span) in enumerate(tokens, start=1):
                 spans[row, column] = span
-        return ids, mask, spans
+        return ids, mask, spans, range(len(rows))
 
     return chunk_text
 
@@ -79,9 +79,9 @@ class TinyNet(nn.Module):
         weight = attention_mask[..., None].float()
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
-    def classify(self, chunk_vectors, chunk_counts):
+    def classify(self, chunk_vectors, chunk_counts, chunk_sections=None):
         logits, weights = [], []
-        for vectors in chunk_vectors.split(chunk_counts.tolist()):
+        for vectors in chunk_vectors.split(torch.as_tensor(chunk_counts).tolist()):
             scores = torch.zeros(len(vectors)) if self.linear else self.attend(vectors)[:, 0] * 3
             weight = scores.softmax(dim=0)
             pooled = weight @ vectors

@@ -58,6 +58,7 @@ class RatingModule(ClassificationExperiment):
             attention_mask=batch["attention_mask"],
             chunk_counts=batch["chunk_counts"],
             chunk_lengths=batch["chunk_lengths"],
+            chunk_sections=batch.get("chunk_sections"),
         ).logits
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,24 @@
 import re
 import subprocess
 import sys
+import time
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from datamodules.text.chunking import Chunker, Chunking, chunk_ranges, cut_into_pieces, tokenize_documents
+from datamodules.text.chunking import (
+    Chunker,
+    Chunking,
+    chunk_ranges,
+    cut_into_pieces,
+    section_numbers,
+    tokenize_documents,
+)
 from datamodules.text.tokenized_texts import word_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -53,6 +62,71 @@ def ranges(num_tokens, choose="first", room=4, stride=2, max_chunks=3):
 )
 def test_boundaries_to_the_token(num_tokens, expected):
     assert ranges(num_tokens) == expected
+
+
+def test_sections_are_cut_apart():
+    """Sections of 5, 1 and 6 tokens: the second chunk of the first ends with it."""
+    expected = [(0, 4), (2, 5), (5, 6), (6, 10), (8, 12)]
+    cut = {"room": 4, "stride": 2, "section_starts": [0, 5, 6]}
+    assert chunk_ranges(12, max_chunks=9, choose="first", **cut) == expected
+    assert chunk_ranges(12, max_chunks=2, choose="first", **cut) == expected[:2]
+    assert chunk_ranges(12, max_chunks=2, choose="last", **cut) == expected[3:]
+    assert chunk_ranges(12, max_chunks=3, choose="spread", **cut) == [expected[0], expected[2], expected[4]]
+    assert section_numbers(expected, np.array([0, 5, 6])) == [0, 0, 1, 2, 2]
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 12), st.integers(1, 12), st.integers(1, 9),
+    st.sampled_from(["first", "spread", "last"]),
+)  # fmt: skip
+def test_chunks_of_a_section_are_those_of_a_text_of_its_own(lengths, room, stride, max_chunks, choose):
+    settings = {"room": room, "stride": min(room, stride), "choose": choose}
+    starts = np.cumsum([0, *lengths[:-1]])
+    alone = [
+        (start + a, start + b)
+        for start, length in zip(starts.tolist(), lengths, strict=True)
+        for a, b in chunk_ranges(length, max_chunks=1000, **settings)
+    ]
+    assert chunk_ranges(sum(lengths), max_chunks=1000, section_starts=starts, **settings) == alone
+    some = chunk_ranges(sum(lengths), max_chunks=max_chunks, section_starts=starts, **settings)
+    assert len(some) == min(max_chunks, len(alone))
+    assert some == sorted(set(some) & set(alone))
+
+
+@pytest.mark.parametrize(
+    ("text", "sections"),
+    [
+        ("a b\n\nc d", ["a b", "c d"]),
+        ("\n\n a b \r\n \t\r\n\n\n c\nd \n\n", ["a b", "c d"]),
+        ("a\nb\rc\u2028d\x85e", ["a b c d e"]),
+        ("a\n\u00a0\nb", ["a", "b"]),
+        ("\n\n\n", [""]),
+        ("", [""]),
+    ],
+)
+def test_blank_lines_part_sections(words, text, sections):
+    chunked = Chunker(words, Chunking(9, 4, 9, "first", "blank_lines")).chunk(text)
+    assert [words.decode(ids[1:-1]) for ids in chunked.input_ids] == sections
+    assert chunked.sections == list(range(len(sections)))
+    whole = Chunker(words, Chunking(9, 4, 9, "first")).chunk(text)
+    assert [words.decode(ids[1:-1]) for ids in whole.input_ids] == [" ".join(sections)]
+
+
+def test_sections_of_byte_pairs(byte_pairs):
+    """Here newlines are tokens; those between two sections are of the first."""
+    chunked = Chunker(byte_pairs, Chunking(64, 62, 9, "first", "blank_lines")).chunk("the cat \n\n  sat\n\nthe dog")
+    tokens = ["".join(byte_pairs.convert_ids_to_tokens(ids[1:-1])) for ids in chunked.input_ids]
+    assert [text.replace("Ġ", " ").replace("Ċ", "\n") for text in tokens] == ["the cat \n\n ", " sat\n\n", "the dog"]
+
+
+def test_a_megabyte_of_line_ends_is_no_work(words):
+    started = time.process_time()
+    text = "\n" * 500_000 + "a" + " " * 500_000 + "\n" + "\r" * 10
+    assert [
+        words.decode(ids[1:-1])
+        for ids in Chunker(words, Chunking(9, 4, 9, "first", "blank_lines")).chunk(text).input_ids
+    ] == ["a"]
+    assert time.process_time() - started < 60  # hours where the search for blank lines goes back
 
 
 def test_which_chunks_stay():

@@ -82,6 +82,11 @@ def check_outcome(overrides):
         assert not said.startswith(("Traceback", "<")), (overrides, said)
 
 
+def test_a_value_of_line_ends_is_quoted():
+    said = refusal(["experiment=location", "callbacks=\n\u2028\x1b[1m"])
+    assert said.startswith(r"callbacks=\n\u2028\x1b[1m: there is no such option; allowed: arxiv, ")
+
+
 @given(mutations())
 @settings(max_examples=10)  # the slow test takes hundreds
 def test_a_mutated_configuration_is_fine_or_refused_in_one_line(overrides):

@@ -32,9 +32,13 @@ def once(steps):
 def document(text=TEXT, net=None, *, micro_chunks=2, **chunking):
     """Chunks of a text, a encoder of a model, and the words."""
     words = Words()
-    ids, mask, spans = chunker(words, **chunking)(text)
+    ids, mask, spans, sections = chunker(words, **chunking)(text)
     read, word = read_words(text, spans, max_sentences=400)
-    return Chunks(ids, mask, word, len(read.spans)), CachedEncoder(net or TinyNet(), micro_chunks, ABSENT), read
+    return (
+        Chunks(ids, mask, word, len(read.spans), sections),
+        CachedEncoder(net or TinyNet(), micro_chunks, ABSENT),
+        read,
+    )
 
 
 def value(encoder, chunks, target, ids):
@@ -161,7 +165,7 @@ def test_a_single_chunk_is_left_out_by_having_its_words_absent():
 
 def test_words_inherit_the_attention_of_their_chunks():
     chunks, encoder, _ = document("a b c d e f g h")  # chunks a-f and e-h
-    _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)])
+    _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
     found = chunk_attention(chunks, weights)
     first, second = weights.tolist()
     assert first != pytest.approx(second, abs=1e-3)

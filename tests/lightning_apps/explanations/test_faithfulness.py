@@ -63,14 +63,14 @@ class CountingNet(torch.nn.Module):
     def encode(self, input_ids=None, attention_mask=None, *, inputs_embeds=None):
         return (input_ids == 10).sum(dim=1, keepdim=True).float()
 
-    def classify(self, vectors, counts):
+    def classify(self, vectors, counts, sections):
         total = vectors.sum()
         return torch.stack([torch.zeros(()), total - 1]).log_softmax(0)[None], torch.ones(len(vectors)) / len(vectors)
 
 
 def test_curves_by_hand():
     ids = torch.tensor([[0, 10, 7, 7, 1], [0, 10, 7, 7, 1]])
-    chunks = Chunks(ids, torch.ones_like(ids), np.array([[-1, 0, 1, 2, -1], [-1, 3, 4, 5, -1]]), 6)
+    chunks = Chunks(ids, torch.ones_like(ids), np.array([[-1, 0, 1, 2, -1], [-1, 3, 4, 5, -1]]), 6, range(2))
     encoder = CachedEncoder(CountingNet(), 8, 3)
     order = np.array([0, 3, 1, 2, 4, 5])  # the two words that matter first
     deletion, insertion = deletion_and_insertion(chunks, encoder, class_target(1, "b", 2), order, [0, 1 / 6, 2 / 6, 1])

@@ -45,14 +45,14 @@ def document(net, seed):
     """Scores of one document by every method, again and again, and by two methods that are wrong in a known way."""
     given = batch([[12] * 5], seed=seed)
     word = np.arange(60).reshape(5, 12)
-    chunks = Chunks(given["input_ids"], given["attention_mask"], word, 60)
+    chunks = Chunks(given["input_ids"], given["attention_mask"], word, 60, range(5))
     words = ReadWords(np.stack([np.arange(60), np.arange(60) + 1], axis=1), np.arange(60) // 12, 60)
     encoder = CachedEncoder(net, 3, 3)
     target = class_target(1, "Teen", 3)
 
     def explain():
         encoder.forget()
-        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)])
+        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
         found = attribute(chunks, encoder, target, weights, words, SETTINGS)[0]
         length = given["input_ids"].double().numpy()  # looks at the text alone
         found["of_text"] = Attribution(length.ravel(), length.sum(axis=1))

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from models.encoders.build_hierarchical import pretrained_hierarchical
-from models.encoders.document_pooling import AdditivePooling, MultiHeadPooling, document_pooling
+from models.encoders.document_pooling import AdditivePooling, MultiHeadPooling, SumPooling, document_pooling
 from models.encoders.hierarchical import HierarchicalClassifier, HierarchicalConfig
 from tests.asserts.rounding import assert_same_sum
 from tests.tiny.tiny_hierarchical import DATA, LENGTHS, SETTINGS, SIZES, batch, make
@@ -47,7 +47,7 @@ def alone(flat):
 
 
 @pytest.mark.parametrize("chunk_pooling", ["first", "mean"])
-@pytest.mark.parametrize("pooling", ["additive", "multi_head", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["additive", "multi_head", "sum", "mean", "max"])
 def test_a_flat_batch_is_one_document_at_a_time(chunk_pooling, pooling):
     net = make(chunk_pooling=chunk_pooling, document_pooling=pooling).eval()
     flat = batch()
@@ -140,6 +140,47 @@ def test_counts_that_do_not_add_up():
         net.classify(torch.zeros(5, 16), torch.tensor([3, 1]))
     with pytest.raises(ValueError, match=r"documents of \[4, 0\]"):
         net.classify(torch.zeros(4, 16), torch.tensor([4, 0]))
+
+
+@pytest.mark.parametrize("pooling", ["additive", "sum"])
+def test_chunks_of_a_section_are_averaged(pooling):
+    net = make(document_pooling=pooling).eval()
+    flat = batch()
+    vectors = net.encode(flat["input_ids"], flat["attention_mask"])
+    a, b, c, *others = vectors
+    logits, weights = net.classify(vectors, [3, len(others)], [0, 0, 1, *range(len(others))])
+    means = torch.stack([(a + b) / 2, c])
+    expected, of_sections = net.classify(means, [2])
+    torch.testing.assert_close(logits[:1], expected)
+    first, second = of_sections.tolist()
+    torch.testing.assert_close(weights[:3], torch.tensor([first / 2, first / 2, second]))
+    torch.testing.assert_close(logits[1:], net.classify(vectors[3:], [len(others)])[0])
+    # the number of a section says nothing, and the same one may come again in the next document
+    assert torch.equal(net.classify(vectors[:3], [3], [7, 7, 2])[0], net.classify(vectors[:3], [3], [0, 0, 1])[0])
+    with pytest.raises(ValueError, match="2 numbers of sections are not those of 3 chunks"):
+        net.classify(vectors[:3], [3], [0, 1])
+
+
+def test_a_sum_counts():
+    """Two features: whether a chunk's first value is above its second, and the other way round."""
+    pooling = SumPooling(2, 2)
+    with torch.no_grad():
+        pooling.project.weight.copy_(torch.tensor([[20.0, -20.0], [-20.0, 20.0]]))
+    table = torch.tensor([[[5.0, 1.0], [1.0, 5.0], [3.0, 1.0]], [[1.0, 2.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    counts, weights = pooling(table, mask)
+    torch.testing.assert_close(counts, torch.tensor([[2.0, 1.0], [0.0, 1.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[1 / 3] * 3, [1.0, 0.0, 0.0]]))
+    # a head that knows counts tells two of two from two of eight; it would not, were they scaled to one size
+    net = make(document_pooling="sum", attention_size=6).eval()
+    vector = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    once, twice = (
+        net.chunk_attention(vector[None], torch.ones(1, 1, dtype=torch.bool))[0],
+        net.chunk_attention(vector.repeat(2, 1)[None], torch.ones(1, 2, dtype=torch.bool))[0],
+    )
+    torch.testing.assert_close(twice, 2 * once)
+    assert net.head[0].in_features == 6
+    torch.testing.assert_close(net.classify(vector.repeat(2, 1), [2])[0], net.head(twice))
 
 
 def test_pooling_by_hand():
