@@ -4,6 +4,7 @@ python -m lightning_apps.verify experiment=location
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,13 @@ def compiled(bench: Bench, whole: RunDirectory) -> Proof:
     return Proof(claim, loss_difference(whole, bench.train("compiled", "hardware.compile=true")), 1e-4, why)
 
 
+def own_claim(bench: Bench, claim: str, pair: Sequence[Sequence[str]]) -> Proof:
+    """Two runs of which the experiment itself says that they are the same."""
+    name = re.sub(r"\W+", "-", claim)
+    one, other = (bench.train(f"{name}-{number}", *words) for number, words in enumerate(pair))
+    return Proof(claim, bits_that_differ(one, other), 0.0, "the experiment's own claim")
+
+
 def reloaded(config: Mapping[str, Any], whole: RunDirectory) -> Proof:
     """The exported model, as transformers loads it, against the best checkpoint."""
     import torch
@@ -275,6 +283,10 @@ def run_proofs(config: Mapping[str, Any], bench: Bench) -> list[Proof]:
         lambda: packed(config, whole),
         lambda: reloaded(config, whole),
         lambda: compiled(bench, whole),
+        *(
+            lambda claim=claim, pair=pair: own_claim(bench, claim, pair)
+            for claim, pair in config["verify_same"].items()
+        ),
     ]
     proofs = []
     for step in steps:

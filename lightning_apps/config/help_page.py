@@ -12,7 +12,7 @@ from lightning_apps.config.search_path import group_options, option_folders, ove
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w@/-]+):(?: .*?)?(?:  # (?P<comment>.*))?")
 """A line of YAML with a key; comments stand two spaces behind the value."""
-HIDDEN = ("hydra", "verify", "verify_files")
+HIDDEN = ("hydra", "verify", "verify_files", "verify_same")
 """Keys that nobody overrides: Hydra's own, and the tiny runs of `verify`."""
 FLAGS = """Flags (foo.bar=value and group=option need none):
   --cfg job            show the configuration that these words make, and do nothing

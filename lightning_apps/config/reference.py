@@ -241,7 +241,7 @@ def presets(group: str) -> list[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         defaults = [base for base in content.get("defaults", []) if isinstance(base, dict)]
         chosen = [f"{key.partition('/')[2]}={option}" for base in defaults for key, option in base.items()]
-        own = ("defaults", "experiment", "module", "verify", "verify_files")
+        own = ("defaults", "experiment", "module", "verify", "verify_files", "verify_same")
         chosen += [f"{key}={shown(value)}" for key, value in leaves(content) if key.partition(".")[0] not in own]
         words = f": {', '.join(f'`{word}`' for word in chosen)}" if chosen else ""
         sections.append(f"**{path.stem}**{head_of(path)}{words}")
@@ -276,7 +276,13 @@ def optional_callbacks() -> Iterator[Row]:
 
 def page() -> str:
     """The whole page."""
-    root = {"experiment": "location", **merged(CONF / "config.yaml"), "verify": [], "verify_files": None}
+    root = {
+        "experiment": "location",
+        **merged(CONF / "config.yaml"),
+        "verify": [],
+        "verify_files": None,
+        "verify_same": {},
+    }
     sections = [
         HEAD.strip(),
         "## Root keys",

@@ -189,6 +189,7 @@ class RootConfig:
         seed: of everything that is drawn: weights, order, dropout.
         verify: overrides that turn the experiment into a run of seconds, for verify.
         verify_files: function that writes what such a run needs into a folder, and returns overrides.
+        verify_same: claims of the experiment's own: the overrides of two such runs that may differ in no bit.
     """
 
     experiment: str
@@ -207,6 +208,7 @@ class RootConfig:
     sweep: Any = None  # the settings of sweeps.grid.SweepSettings; null in a single run's own configuration
     verify: list[str] = field(default_factory=list)
     verify_files: str | None = None
+    verify_same: dict[str, list[list[str]]] = field(default_factory=dict)
 
 
 ConfigStore.instance().store(name="schema", node=RootConfig)

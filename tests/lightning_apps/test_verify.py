@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_apps.run_files.directory import RunDirectory
 from lightning_apps.run_files.metrics_csv import MetricsCSV
-from lightning_apps.verify import Proof, largest_difference, line, loss_difference
+from lightning_apps.verify import Proof, largest_difference, line, loss_difference, own_claim
 from tests.asserts.patience import PATIENCE_S
 from tests.tiny.tiny_runs import LOCATION
 
@@ -44,6 +45,22 @@ def test_loss_difference(tmp_path):
     assert loss_difference(whole, run_with(tmp_path, "shorter", losses=[2.0])) == float("inf")
     nothing = run_with(tmp_path, "nothing", losses=[1e-9, 0.0])
     assert loss_difference(nothing, run_with(tmp_path, "rounded", losses=[3e-9, 0.0])) == pytest.approx(2e-7)
+
+
+def test_claims_of_an_experiment_are_held_against_its_bits(tmp_path):
+    def train(name, *words):
+        """What a run leaves, its weights given by the seed."""
+        run = run_with(tmp_path, name, losses=[2.0, 1.0])
+        run.checkpoints.mkdir()
+        torch.save({"state_dict": {"w": torch.tensor([float(words[-1][-1])])}}, run.checkpoints / "last.ckpt")
+        return run
+
+    bench = SimpleNamespace(train=train)
+    same = own_claim(bench, "one thing = the same", [["seed=1"], ["data.x=2", "seed=1"]])
+    assert (same.claim, same.difference, same.outcome) == ("one thing = the same", 0.0, "proved")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one-thing-the-same-0", "one-thing-the-same-1"]
+    other = own_claim(bench, "one = two", [["seed=1"], ["seed=2"]])
+    assert (other.difference, other.tolerance, other.outcome) == (1.0, 0.0, "FAILED")
 
 
 @pytest.mark.slow

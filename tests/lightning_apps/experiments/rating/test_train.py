@@ -401,4 +401,6 @@ def test_verify_proves_its_claims(tmp_path, cache_root):
     done = subprocess.run([*command, f"run.cache_root={cache_root}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     table = json.loads((tmp_path / "rating" / "verify.json").read_text())
-    assert sum(row["outcome"] == "proved" for row in table) >= 10
+    assert sum(row["outcome"] == "proved" for row in table) >= 11
+    assert table[-1]["claim"] == "vectors of a frozen encoder kept = read again in every epoch"
+    assert table[-1]["difference"] == 0
