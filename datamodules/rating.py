@@ -159,9 +159,10 @@ class RatingDataModule(StoredTexts):
             if cut
             else ""
         )
-        parts = ""
-        if chunking.sections != "whole":
-            parts = f", in {int(np.median(self.section_starts.lengths[rows]))} sections"
+        number = int(np.median(self.section_starts.lengths[rows]))
+        parts = f", in {number} sections" if chunking.sections != "whole" else ""
+        if chunking.sections == "whole" and number > 1:
+            loses += f"; blank lines part the median document into {number} sections (data.sections=blank_lines)"
         return {
             **self.store.describe(),
             "chunks": f"{int(np.median(counts))} of {chunking.chunk_size} tokens in the median training document of "

@@ -87,7 +87,12 @@ def test_no_chunk_spans_two_sections(make, tmp_path):
         "3 of 16 tokens in the median training document of 25 tokens, in 2 sections, 18 in all"
         in data.describe()["chunks"]
     )
-    assert data.folder == make(files).folder  # sections are a setting of chunks
+    whole = make(files)
+    assert whole.folder == data.folder  # sections are a setting of chunks
+    assert whole.describe()["chunks"].endswith(
+        "; blank lines part the median document into 2 sections (data.sections=blank_lines)"
+    )
+    assert "sections" not in make().describe()["chunks"]
 
 
 def test_blank_and_short_texts_from_outside(make):
