@@ -108,9 +108,7 @@ def start_of(config: Config, datamodule: ExperimentData) -> Start:
     """The network that a run starts from; nothing is built yet."""
 
     def build_net() -> PreTrainedModel:
-        torch.manual_seed(config["seed"])
-        net: PreTrainedModel = bind_net(config, datamodule.net_arguments)()
-        return net
+        return _draw_net(config["seed"], bind_net(config, datamodule.net_arguments))
 
     def to_device(net: PreTrainedModel) -> PreTrainedModel:
         name = available_accelerator(config["hardware"]["accelerator"])
@@ -166,7 +164,7 @@ def build_module(config: Config, datamodule: ExperimentData, plan: RunPlan) -> E
     fused = config["precision"]["name"] != "fp16_mixed"
     build_optimizer = partial(_call, bind("optimizer", config["optimizer"]), {"fused": fused})
     runtime = {
-        "build_net": bind_net(config, datamodule.net_arguments),
+        "build_net": partial(_draw_net, config["seed"], bind_net(config, datamodule.net_arguments)),
         "build_optimizer": build_optimizer,
         "schedule": bind("scheduler", scheduler)(total_steps=plan.total_steps),
         "plan": plan,
@@ -207,6 +205,13 @@ def bind_net(config: Config, net_arguments: Mapping[str, Any]) -> partial:
             "model= to the experiment, or choose another"
         )
     return partial(_build_net, make, net_arguments)
+
+
+def _draw_net(seed: int, build: partial) -> PreTrainedModel:
+    """The network that a run starts from: the same weights whenever it is called."""
+    torch.manual_seed(seed)
+    net: PreTrainedModel = build()
+    return net
 
 
 def _build_net(build: partial, arguments: Mapping[str, Any]) -> Any:
