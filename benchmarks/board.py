@@ -232,6 +232,7 @@ def measure(
     save: Callable[[], None],
 ) -> None:
     """Add what `results` lacks, two runs at a time."""
+    version = commit()  # what is saved meanwhile would make it "dirty"
     for recipe in recipes:
         line = results["arxiv"].setdefault(recipe, {"overrides": RECIPES[recipe], "budgets": {}})
         wanted = [
@@ -246,7 +247,7 @@ def measure(
             step_s = line["step_s"]
         else:
             step_s = round(in_a_process("--speed", recipe, "--data", data), 4)
-        line |= {"commit": commit(), "date": date.today().isoformat(), "step_s": step_s, "machine": processor()}
+        line |= {"commit": version, "date": date.today().isoformat(), "step_s": step_s, "machine": processor()}
 
         def run(job: tuple[int, int], recipe: str = recipe, step_s: float = step_s) -> tuple[int, int, int, float]:
             budget, seed = job
