@@ -192,32 +192,31 @@ class RatingDataModule(StoredTexts):
 
     # ------------------------------------------------------------------ batches
 
-    def _ranges(self, row: int) -> list[tuple[int, int]]:
-        return self.chunker.ranges(len(self.tokens[row]), self.section_starts[row])
-
-    def _chunks(self, row: int) -> list[NDArray[np.int64]]:
-        tokens = self.tokens[row]
-        return [self.chunker.with_special_tokens(tokens[a:b].astype(np.int64)) for a, b in self._ranges(row)]
+    def _chunks(self, row: int) -> tuple[list[NDArray[np.int64]], list[int]]:
+        """Token ids and section of each chunk of a document."""
+        tokens, starts = self.tokens[row], self.section_starts[row]
+        ranges = self.chunker.ranges(len(tokens), starts)
+        chunks = [self.chunker.with_special_tokens(tokens[start:stop].astype(np.int64)) for start, stop in ranges]
+        return chunks, self.chunker.sections(ranges, starts)
 
     def split_chunks(self, split: Split) -> Iterator[NDArray[np.int64]]:
         """Token ids of every chunk of a split, those of a document behind one another."""
         for row in self.rows[split].tolist():
-            yield from self._chunks(row)
+            yield from self._chunks(row)[0]
 
     def rows_batch(self, rows: Indices) -> Batch:
         """Documents of some rows of the store."""
-        sections = [self.chunker.sections(self._ranges(row), self.section_starts[row]) for row in rows.tolist()]
         return {
-            **self._batch([self._chunks(row) for row in rows.tolist()], sections, self.tokenizer),
+            **self._batch([self._chunks(row) for row in rows.tolist()], self.tokenizer),
             "labels": torch.from_numpy(self.store.labels[rows]),
         }
 
     def _batch(
-        self, documents: list[list[NDArray[np.int64]]], sections: list[list[int]], tokenizer: PreTrainedTokenizerBase
+        self, documents: list[tuple[list[NDArray[np.int64]], list[int]]], tokenizer: PreTrainedTokenizerBase
     ) -> Batch:
-        batch = chunk_batch(documents, tokenizer.pad_token_id)
+        batch = chunk_batch([chunks for chunks, _ in documents], tokenizer.pad_token_id)
         if self.chunking.sections != "whole":
-            batch["chunk_sections"] = [number for numbers in sections for number in numbers]
+            batch["chunk_sections"] = [number for _, sections in documents for number in sections]
         return batch
 
     @property
@@ -239,7 +238,7 @@ class RatingDataModule(StoredTexts):
         """
         chunker = Chunker(tokenizer, self.chunking)
         chunked = [chunker.chunk(text) for text in texts]
-        return self._batch([text.input_ids for text in chunked], [text.sections for text in chunked], tokenizer)
+        return self._batch([(text.input_ids, text.sections) for text in chunked], tokenizer)
 
     @property
     def longest_sequence(self) -> int:
@@ -250,7 +249,7 @@ class RatingDataModule(StoredTexts):
     def memory_probe(self) -> tuple[Batch, Batch, int]:
         """Batches of one and of two of the largest chunks, and how many the largest training document has."""
         row = int(self.rows["train"][self.longest_train_samples(1)[0]])
-        largest = max(self._chunks(row), key=len)
+        largest = max(self._chunks(row)[0], key=len)
         label = torch.from_numpy(self.store.labels[row : row + 1])
         pad = self.tokenizer.pad_token_id
         one, two = ({**chunk_batch([[largest] * count], pad), "labels": label} for count in (1, 2))
