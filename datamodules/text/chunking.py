@@ -1,9 +1,10 @@
 """Documents of any length as overlapping chunks of tokens that an encoder can take, to the token and the character."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Literal
 
 import numpy as np
@@ -93,7 +94,7 @@ def chunk_ranges(
     stride: int,
     max_chunks: int,
     choose: Choose,
-    section_starts: Sequence[int] | NDArray[np.int64] = (0,),
+    section_starts: Sequence[int] = (0,),
 ) -> list[tuple[int, int]]:
     """[start, stop) token ranges of the chosen chunks, in reading order.
 
@@ -119,11 +120,12 @@ def chunk_ranges(
             f"data.stride={stride} is more than the {room} tokens of text that fit into a chunk "
             f"(data.chunk_size less special tokens), so text between chunks would be lost; at most data.stride={room}"
         )
-    starts = np.asarray(section_starts)
-    ends = np.append(starts[1:], num_tokens)
-    # chunks before the end of each section
-    totals = np.cumsum(1 + np.maximum(0, -(-(ends - starts - room) // stride)))
-    count = int(totals[-1])
+    ends = [*section_starts[1:], num_tokens]
+    chunks_of = (
+        1 + max(0, -(-(end - start - room) // stride)) for start, end in zip(section_starts, ends, strict=True)
+    )
+    totals = [0, *accumulate(chunks_of)]  # chunks before each section
+    count = totals[-1]
     if count <= max_chunks:
         numbers = list(range(count))
     elif choose == "first":
@@ -135,9 +137,12 @@ def chunk_ranges(
     else:  # rounded to the nearest, in whole numbers; spaces of one and more round to different ones
         gaps = max_chunks - 1
         numbers = [(2 * number * (count - 1) + gaps) // (2 * gaps) for number in range(max_chunks)]
-    sections = np.searchsorted(totals, numbers, side="right")
-    begins = starts[sections] + (np.array(numbers) - np.append(0, totals)[sections]) * stride
-    return list(zip(begins.tolist(), np.minimum(begins + room, ends[sections]).tolist(), strict=True))
+    ranges = []
+    for number in numbers:
+        section = bisect_right(totals, number) - 1
+        begin = section_starts[section] + (number - totals[section]) * stride
+        ranges.append((begin, min(begin + room, ends[section])))
+    return ranges
 
 
 def section_numbers(ranges: Sequence[tuple[int, int]], section_starts: NDArray[np.int64]) -> list[int]:
@@ -180,15 +185,14 @@ class Chunker:
     def ranges(self, num_tokens: int, section_starts: NDArray[np.int64] | None = None) -> list[tuple[int, int]]:
         """chunk_ranges of a text of so many tokens, whose sections are read where `sections` asks for them."""
         settings = self.chunking
-        if section_starts is None or settings.sections == "whole":
-            section_starts = np.zeros(1, dtype=np.int64)
+        starts = [0] if section_starts is None or settings.sections == "whole" else section_starts.tolist()
         return chunk_ranges(
             num_tokens,
             room=self.room,
             stride=settings.stride,
             max_chunks=settings.max_chunks,
             choose=settings.choose,
-            section_starts=section_starts,
+            section_starts=starts,
         )
 
     def sections(self, ranges: Sequence[tuple[int, int]], section_starts: NDArray[np.int64]) -> list[int]:

@@ -20,7 +20,7 @@ from typing_extensions import get_original_bases, get_type_hints, is_typeddict
 from lightning_apps.config.binding import OPTIONAL_CALLBACKS, RUNTIME_ARGUMENTS, parameters_of, target
 from lightning_apps.config.command_settings import SETTINGS
 from lightning_apps.config.composition import CONF
-from lightning_apps.config.help_page import bases, comments
+from lightning_apps.config.help_page import HIDDEN, bases, comments
 from lightning_apps.config.schema import RootConfig
 from lightning_apps.config.value_checks import allowed_type
 
@@ -241,7 +241,7 @@ def presets(group: str) -> list[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         defaults = [base for base in content.get("defaults", []) if isinstance(base, dict)]
         chosen = [f"{key.partition('/')[2]}={option}" for base in defaults for key, option in base.items()]
-        own = ("defaults", "experiment", "module", "verify", "verify_files", "verify_same")
+        own = ("defaults", "experiment", "module", *HIDDEN)
         chosen += [f"{key}={shown(value)}" for key, value in leaves(content) if key.partition(".")[0] not in own]
         words = f": {', '.join(f'`{word}`' for word in chosen)}" if chosen else ""
         sections.append(f"**{path.stem}**{head_of(path)}{words}")
