@@ -8,9 +8,11 @@ Takes what train takes, and trains nothing. Exit code 1 where something is red.
 
 import json
 import os
+import shlex
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +33,7 @@ TRAINED = ("\x1b[1;32m", "\x1b[0m")
 """Bold green on terminals."""
 MARKS = ("\u27e6", "\u27e7")
 """Around what is trained where there is no colour."""
+COMMAND = "python -m lightning_apps."
 COLOURS = {"green": "\x1b[32m", "yellow": "\x1b[33m", "red": "\x1b[1;31m"}
 
 
@@ -51,8 +54,9 @@ def doctor(cfg: DictConfig, output: str = "text") -> None:
         raise ConfigError("doctor looks at one run: experiment=..., without sweep=...")
     hydra_config = HydraConfig.get()
     OmegaConf.update(cfg, "sweep", None)
+    words = list(hydra_config.overrides.task)
     if cfg.run.name is None:
-        OmegaConf.update(cfg, "run.name", run_name(list(hydra_config.overrides.task)))
+        OmegaConf.update(cfg, "run.name", run_name(words))
     config = plain(cfg)
     check_config(config)
     defaults = default_config(hydra_config.runtime.choices["experiment"])
@@ -63,6 +67,9 @@ def doctor(cfg: DictConfig, output: str = "text") -> None:
 
     open_console()
     found = examine(config, defaults)
+    found = replace(
+        found, findings=[replace(finding, remedy=with_words(finding.remedy, words)) for finding in found.findings]
+    )
     level, cpu_s = worst(found.findings), time.process_time()
     if output == "json":
         rows = [asdict(finding) for finding in found.findings]
@@ -71,6 +78,16 @@ def doctor(cfg: DictConfig, output: str = "text") -> None:
         say("\n".join([*lines(found, colour=wants_colour()), f"{level}; {cpu_s:.0f} s of CPU"]))
     if level == "red":
         sys.exit(1)
+
+
+def with_words(remedy: str, words: Sequence[str]) -> str:
+    """A remedy that is a command, with the overrides that doctor was given ahead of its own; others as they are."""
+    if not remedy.startswith(COMMAND):
+        return remedy
+    python, module, command, *own = shlex.split(remedy)
+    keys = {word.partition("=")[0] for word in own}
+    kept = [word for word in words if word.lstrip("+~").partition("=")[0] not in keys]
+    return shlex.join([python, module, command, *kept, *own])
 
 
 def default_config(experiment: str) -> dict[str, Any]:

@@ -146,6 +146,10 @@ class CachedEncoder:
         logits, weights = self.net.classify(vectors, [len(sections)] * len(documents), list(sections) * len(documents))
         return logits.float().cpu(), weights.float().cpu()
 
+    def read(self, chunks: Chunks) -> tuple[Tensor, Tensor]:
+        """Logits (1, classes), and weights (chunks,), of a document as it is."""
+        return self.classify([self.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
+
 
 @dataclass(frozen=True)
 class Attribution:

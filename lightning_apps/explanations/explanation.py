@@ -160,7 +160,7 @@ def explain_document(
     input_ids, attention_mask, token_spans, sections = chunk_text(document.text)
     words, word_of_token = read_words(document.text, token_spans, max_sentences=settings.max_sentences)
     chunks = Chunks(input_ids, attention_mask, word_of_token, len(words.spans), sections)
-    logits, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
+    logits, weights = encoder.read(chunks)
     probabilities = logits[0].softmax(dim=-1)
     best = int(probabilities.argmax())
     target = target_of(settings.target, best, label_names)
@@ -186,7 +186,7 @@ def explain_document(
 
     def explained_again() -> dict[str, Attribution]:
         encoder.forget()
-        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
+        _, weights = encoder.read(chunks)
         return attribute(chunks, encoder, target, weights, words, settings)[0]
 
     sanity = None

@@ -54,6 +54,15 @@ def test_truncation_is_red_and_has_a_remedy(arguments, monkeypatch, capsys):
     assert re.search(claim + r" +remedy: data.max_length=100\n", capsys.readouterr().out)
 
 
+def test_a_remedy_that_is_a_command_has_the_other_words_too():
+    words = ["experiment=imdb", "data.path=my texts", "trainer.max_steps=9", "+trainer.plugins=null"]
+    own = "trainer.overfit_batches=1 trainer.max_steps=50"
+    command = "python -m lightning_apps.train"
+    whole = f"{command} experiment=imdb 'data.path=my texts' +trainer.plugins=null {own}"
+    assert doctor.with_words(f"{command} {own}", words) == whole
+    assert doctor.with_words("data.max_length=100", words) == "data.max_length=100"
+
+
 def test_colour_where_there_is_one():
     example = DataReport([Example("one", [("ask", False), ("say", True)])], [], [])
     found = Examination([Finding("red", "data", "claim", "0 of 1", "a=1")], example, {})

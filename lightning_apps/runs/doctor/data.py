@@ -298,7 +298,8 @@ def signal(data: LabelledData) -> list[Finding]:
             "labels have to do with texts",
             counted + ("" if judges else f"; it reads {MOST_CHARACTERS:,} characters, most texts go on"),
             yellow=judges and score < chance + 2 * error,
-            remedy="python -m lightning_apps.train trainer.overfit_batches=1 trainer.max_steps=50",
+            remedy="python -m lightning_apps.train trainer.overfit_batches=1 trainer.max_steps=50 "
+            "trainer.evaluate_every=0.5",
         )
     ]
 

@@ -46,7 +46,7 @@ def said(level: Level, area: Area, claim: str, message: str, *, remedy: str = ""
 
 
 MORE = "python -m lightning_apps.train trainer.fast_dev_run=true trainer.detect_anomaly=true"
-"""Remedy where a message names none: the same words behind this command try everything once, and say more."""
+"""Remedy where a message names none: it tries everything once, and says more."""
 
 
 def worst(findings: list[Finding]) -> Level:

@@ -342,7 +342,8 @@ class _Learning:
                 + f"); {self.tried.words}",
                 red=not falls and not short,
                 yellow=not self.learned and not (short and falls),
-                remedy="python -m lightning_apps.train trainer.overfit_batches=1 trainer.max_steps=200",
+                remedy="python -m lightning_apps.train trainer.overfit_batches=1 trainer.max_steps=200 "
+                "trainer.evaluate_every=0.5",
             ),
         ]
 

@@ -165,7 +165,7 @@ def test_a_single_chunk_is_left_out_by_having_its_words_absent():
 
 def test_words_inherit_the_attention_of_their_chunks():
     chunks, encoder, _ = document("a b c d e f g h")  # chunks a-f and e-h
-    _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
+    _, weights = encoder.read(chunks)
     found = chunk_attention(chunks, weights)
     first, second = weights.tolist()
     assert first != pytest.approx(second, abs=1e-3)

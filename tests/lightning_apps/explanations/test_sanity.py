@@ -52,7 +52,7 @@ def document(net, seed):
 
     def explain():
         encoder.forget()
-        _, weights = encoder.classify([encoder.vectors(chunks.input_ids, chunks.attention_mask)], chunks.sections)
+        _, weights = encoder.read(chunks)
         found = attribute(chunks, encoder, target, weights, words, SETTINGS)[0]
         length = given["input_ids"].double().numpy()  # looks at the text alone
         found["of_text"] = Attribution(length.ravel(), length.sum(axis=1))
