@@ -2,8 +2,8 @@
 
 Every row of the batch is a slot of a key-value cache allocated once. A plain loop decodes a batch until its longest
 answer ends, pads prompts, copies the whole cache for each new token and repeats keys for every query head; here rows
-are refilled, prompts are prefilled end to end (see packed_attention), a token's keys are written in place, and query
-heads that share a key head share its keys.
+are refilled, prompts are prefilled end to end (see packed_attention) and once for all draws that begin together, a
+token's keys are written in place, and query heads that share a key head share its keys.
 """
 
 from collections import deque
@@ -40,7 +40,7 @@ class SlotCache:
         self.prefix_length = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
-        self._slots: list[int] = []  # those that are being filled; empty while decoding
+        self._slots: Sequence[Sequence[int]] = []  # those that are being filled, by prompt; empty while decoding
         self._is_prefix = False
         self._mask: Tensor | None = None
 
@@ -50,11 +50,12 @@ class SlotCache:
         """The next pass computes what all prompts share."""
         self._is_prefix = True
 
-    def begin_prompts(self, slots: list[int], lengths: list[int]) -> None:
-        """The next pass computes the rest of these slots' prompts, end to end."""
+    def begin_prompts(self, slots: Sequence[Sequence[int]], lengths: list[int]) -> None:
+        """The next pass computes the rest of some prompts, end to end, for the slots that each of them goes to."""
         self._is_prefix, self._slots = False, slots
-        for slot, length in zip(slots, lengths, strict=True):
-            self.lengths[slot] = self.prefix_length + length
+        for of_prompt, length in zip(slots, lengths, strict=True):
+            for slot in of_prompt:
+                self.lengths[slot] = self.prefix_length + length
 
     def begin_tokens(self, active: int, device: torch.device) -> Tensor:
         """The next passes compute one token for each of the first `active` slots; returns its positions (active, 1)."""
@@ -111,11 +112,12 @@ class SlotCache:
         prefix = self.prefix_length
         keys, values = self._room(layer, value, prefix + max(lengths))
         parts = zip(self._slots, key.split(list(lengths), dim=2), value.split(list(lengths), dim=2), strict=True)
-        for slot, own_keys, own_values in parts:
-            if prefix:
-                keys[slot, :, :prefix], values[slot, :, :prefix] = (part[0] for part in self._prefix[layer])
+        for slots, own_keys, own_values in parts:
             end = prefix + own_keys.shape[2]
-            keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
+            for slot in slots:
+                if prefix:
+                    keys[slot, :, :prefix], values[slot, :, :prefix] = (part[0] for part in self._prefix[layer])
+                keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
 
     def _attend_token(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention (active, 1, heads, d) of one new token in each active slot to what the slot holds."""
@@ -214,16 +216,21 @@ def _decode(
             new = [waiting.popleft() for _ in range(min(cache.num_slots - len(running), len(waiting)))]
             slots = list(range(len(running), len(running) + len(new)))
             running += [_Running(request) for request in new]
-            rests = [prompts[request][prefix:] for request in new]
+            alike: dict[tuple[int, ...], list[int]] = {}  # prompt -> its slots: several draws read it once
+            for slot, request in zip(slots, new, strict=True):
+                alike.setdefault(tuple(prompts[request].tolist()), []).append(slot)
+            rests = [prompts[running[of_prompt[0]].request][prefix:] for of_prompt in alike.values()]
             lengths = [len(rest) for rest in rests]
-            cache.begin_prompts(slots, lengths)
+            cache.begin_prompts(list(alike.values()), lengths)
             positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths])
             states = _forward(
                 net, torch.cat(rests).to(device)[None], positions.to(device)[None], cache,
                 Documents(prefix, False, lengths),
             )  # fmt: skip
             ends = torch.tensor(lengths).cumsum(0) - 1
-            accept(slots, select(_logits(net, states[0, ends.to(device)]), new))
+            row_of = {slot: row for row, of_prompt in enumerate(alike.values()) for slot in of_prompt}
+            logits = _logits(net, states[0, ends.to(device)])[[row_of[slot] for slot in slots]]
+            accept(slots, select(logits, new))
         else:
             tokens = torch.tensor([[entry.tokens[-1]] for entry in running], device=device)
             states = _forward(net, tokens, cache.begin_tokens(len(running), device), cache, None)

@@ -27,7 +27,7 @@ from lightning_apps.experiments.gsm8k.grading import grade, numeric_answer
 from lightning_apps.process.console import ProgressCount, say
 from models.decoding.generation import Sampling, generate_answers
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever something else is drawn, or kept, for the same settings."""
 SOLUTIONS_A_PART = 512
 """Solutions that are written together: so many an interrupted run has to draw again."""

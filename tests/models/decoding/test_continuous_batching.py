@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
-from models.decoding import continuous_batching
-from models.decoding.generation import Sampling, generate_answers, generate_greedy
+from models.decoding import continuous_batching, generation
+from models.decoding.generation import Sampling, drawn, generate_answers, generate_greedy, nucleus
 from models.kernels import packed_linear
 from models.kernels.packed_attention import use_packed_attention
 from tests.tiny.packed_documents import ARCHITECTURES, tiny
@@ -90,6 +90,47 @@ def test_cold_or_narrow_draws_are_greedy():
     greedy = answers(net, prompts())
     assert answers(net, prompts(), sampling=Sampling(1e-4, 1.0, [0] * 9)) == greedy
     assert answers(net, prompts(), sampling=Sampling(1.0, 1e-6, [0] * 9)) == greedy
+
+
+def test_draws_that_begin_together_read_their_prompt_once(monkeypatch):
+    net, asked = tiny(), [prompt for prompt in prompts()[:3] for _ in range(4)]
+    sampling = Sampling(1.0, 1.0, list(range(12)))
+    alone = answers(net, asked, batch_size=1, sampling=sampling)
+    read, forward = [], continuous_batching._forward
+
+    def counted(net, ids, *others):
+        read.append(ids.shape)
+        return forward(net, ids, *others)
+
+    monkeypatch.setattr(continuous_batching, "_forward", counted)
+    assert answers(net, asked, batch_size=12, sampling=sampling) == alone
+    assert read[0] == (1, 3 + 11 + 7)
+    assert len({tuple(tokens) for tokens, _ in alone}) > 6
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+def test_a_nucleus_is_what_sorting_everything_finds(top_p, monkeypatch):
+    monkeypatch.setattr(generation, "NUCLEUS", 4)  # so that it does not suffice
+    torch.manual_seed(0)
+    probabilities = torch.randn(7, 300).mul(torch.linspace(0.1, 4, 7)[:, None]).softmax(-1)
+    ordered, places = probabilities.sort(-1, descending=True)
+    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
+    assert torch.equal(nucleus(probabilities, top_p), torch.zeros_like(ordered).scatter(-1, places, ordered))
+    even = torch.full((1, 8), 0.125)
+    assert torch.equal(nucleus(even, top_p), even)  # equals stay, whatever the order of a sort
+
+
+def test_what_is_drawn_by_a_share_of_the_sum():
+    weights = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]])
+
+    def places(shares):
+        return drawn(weights.expand(len(shares), -1), torch.tensor(shares, dtype=torch.float64)).tolist()
+
+    assert places([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53]) == [1, 1, 3, 3, 4, 4]
+    shares = ((torch.arange(1000) + 0.5) / 1000).tolist()
+    assert torch.bincount(torch.tensor(places(shares)), minlength=6).tolist() == [0, 250, 0, 500, 250, 0]
+    tenth = torch.full((1, 10), 0.1)  # sums to less than 1, and no share may lie behind it
+    assert drawn(tenth, torch.tensor([1 - 2**-53], dtype=torch.float64)).tolist() == [9]
 
 
 def test_sampling_without_slots_leaves_the_random_state_alone():
