@@ -251,6 +251,11 @@ class ExperimentData(L.LightningDataModule, ABC):
         return self.num_samples("train")
 
     @property
+    def awaits_samples(self) -> bool:
+        """Whether the run's module adds training samples (Experiment.complete_data)."""
+        return False
+
+    @property
     def has_test_split(self) -> bool:
         """Whether there is a test split."""
         return self.num_samples("test") > 0

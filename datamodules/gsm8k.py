@@ -202,6 +202,11 @@ class Gsm8kDataModule(ExperimentData):
         if self.batching == "length_grouped":
             self.lengths = store.lengths[self.rows["train"]]
 
+    @property
+    def awaits_samples(self) -> bool:
+        """With `data.source=own_samples`."""
+        return self.source == "own_samples"
+
     def write_with_samples(self, folder: Path, samples: Sequence[Chat]) -> None:
         """Write what add_samples opens: the chats of the train file, then those that a model wrote."""
         store = self.files["train"]

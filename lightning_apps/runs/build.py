@@ -86,8 +86,12 @@ def bind_data(config: Config) -> ExperimentData:
     return datamodule
 
 
-def build_datamodule(config: Config) -> ExperimentData:
+def build_datamodule(config: Config, *, trains: bool = True) -> ExperimentData:
     """The experiment's data module, prepared and set up.
+
+    Args:
+        config: of the run.
+        trains: whether the training split will be looked at: what the run's model adds to it may take hours.
 
     Raises:
         ConfigError: the data contradict the configuration.
@@ -96,7 +100,8 @@ def build_datamodule(config: Config) -> ExperimentData:
     try:
         datamodule.prepare_data()
         datamodule.setup()
-        target("module", config["module"]).complete_data(datamodule, start_of(config, datamodule))
+        if trains:
+            target("module", config["module"]).complete_data(datamodule, start_of(config, datamodule))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     whole_epoch = datamodule.epoch_steps  # before there are limits

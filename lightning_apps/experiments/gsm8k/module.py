@@ -16,7 +16,7 @@ class Gsm8kModule(CausalLMExperiment):
     @classmethod
     def complete_data(cls, data: Gsm8kDataModule, start: Start) -> None:
         """With `data.source=own_samples`, draw and add them."""
-        if data.source == "own_samples":
+        if data.awaits_samples:
             add_own_samples(data, start)
 
     def target_logits(self, batch: Batch) -> Tensor:

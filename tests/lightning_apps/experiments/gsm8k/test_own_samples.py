@@ -1,12 +1,15 @@
 """Rejection sampling: what is drawn, kept and trained on, that it is drawn once, and never from a held-out question."""
 
 import json
+import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
 import lightning_apps.experiments.gsm8k.own_samples as own_samples
 from datamodules.storage.cache import read_manifest
 from lightning_apps.errors import ConfigError
+from lightning_apps.evaluate import evaluate
 from lightning_apps.experiments.gsm8k.own_samples import solution_key
 from lightning_apps.runs.build import build_datamodule
 from lightning_apps.runs.experiment_run import run_experiment
@@ -153,7 +156,7 @@ def test_the_same_seed_draws_the_same_file_whatever_the_batch(config, tmp_path):
     assert data.facts_of_samples["num_drawn"] == 4 * len(rows)
 
 
-def test_a_run_trains_on_them_and_the_next_round_starts_from_its_model(config, monkeypatch, tmp_path):
+def test_a_run_trains_on_them_and_the_next_round_starts_from_its_model(config, monkeypatch, tmp_path, capsys):
     solver = Solver(monkeypatch)
     answered(monkeypatch, two_ways)
     first = config(name="first")
@@ -163,6 +166,18 @@ def test_a_run_trains_on_them_and_the_next_round_starts_from_its_model(config, m
     asked = len(solver.asked)
     run_experiment(config(f"model.pretrained={directory.model}", name="second"))
     assert len(solver.asked) == 2 * asked  # another model draws anew
+    capsys.readouterr()
+    for name in ("gsm8k_own_samples", "gsm8k_drawn"):
+        shutil.move(tmp_path / "cache" / name, tmp_path / name)
+    for split in ("validation", "test"):  # neither needs what was drawn for training
+        evaluate(OmegaConf.create({
+            "run": str(directory.path), "split": split, "checkpoint": "best", "accelerator": None, "compare": None,
+            "out": None, "metrics": None, "model": {"pretrained": None},
+        }))  # fmt: skip
+    assert len(solver.asked) == 2 * asked
+    assert "WARNING" not in capsys.readouterr().out
+    for name in ("gsm8k_own_samples", "gsm8k_drawn"):
+        shutil.move(tmp_path / name, tmp_path / "cache" / name)
     manifests = [read_manifest(path.parent) for path in (tmp_path / "cache/gsm8k_own_samples").glob("*/manifest.json")]
     assert len({entry["settings"]["model"] for entry in manifests}) == 2
 
