@@ -208,9 +208,14 @@ def drawn(weights: Tensor, uniform: Tensor) -> Tensor:
     """(n,) int64: for each row of weights (n, V) the entry at a share of their sum, `uniform` (n,) float64 in [0, 1).
 
     torch.multinomial draws a number for each entry, and a model of 135 million parameters takes as long for its logits.
+
+    Raises:
+        RuntimeError: a weight is not finite, as the probabilities of a network that has diverged.
     """
     sums = weights.cumsum(-1, dtype=torch.float64)
     total = sums[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise RuntimeError("no token can be drawn: the network's logits are not finite")
     # a share just below 1 must not be rounded up to it, behind which there is no entry
     share = torch.minimum(uniform[:, None] * total, total * (1 - 2**-52))
     return torch.searchsorted(sums, share, right=True)[:, 0]

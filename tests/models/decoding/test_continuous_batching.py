@@ -133,6 +133,12 @@ def test_what_is_drawn_by_a_share_of_the_sum():
     assert drawn(tenth, torch.tensor([1 - 2**-53], dtype=torch.float64)).tolist() == [9]
 
 
+def test_nothing_is_drawn_from_what_is_not_finite():
+    broken = torch.tensor([[0.5, 0.5], [0.5, torch.nan]])
+    with pytest.raises(RuntimeError, match="logits are not finite"):
+        drawn(broken, torch.zeros(2, dtype=torch.float64))
+
+
 def test_sampling_without_slots_leaves_the_random_state_alone():
     net, asked = tiny(by_documents=False), prompts()
     state = torch.get_rng_state()
