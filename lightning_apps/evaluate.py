@@ -68,7 +68,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if split == "test" and not datamodule.has_test_split:
         remedy = "data.num_test=0" if "num_test" in config["data"] else "a test file in data.path would be one"
         raise ConfigError(f"split=test: {directory.path} holds out no test split ({remedy}); take split=validation")
-    plan = build_plan(config, datamodule)
+    plan = build_plan(config, datamodule, trains=False)
     before = None
     if options["compare"] is not None:  # first, so that the last lines are about the checkpoint that was asked for
         module = build_module(config, datamodule, plan)

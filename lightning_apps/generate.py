@@ -86,7 +86,7 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 
     datamodule = build_datamodule(config, trains=False)
-    module: Any = build_module(config, datamodule, build_plan(config, datamodule))
+    module: Any = build_module(config, datamodule, build_plan(config, datamodule, trains=False))
     load_checkpoint(module, path)
     if not isinstance(module.net, GenerationMixin):
         raise ConfigError(f"run={directory.path}: its model generates no text")

@@ -146,8 +146,8 @@ def limits_of(trainer: Mapping[str, Any], *, epoch_steps: int) -> Limits:
     )
 
 
-def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
-    """The plan of the run."""
+def build_plan(config: Config, datamodule: ExperimentData, *, trains: bool = True) -> RunPlan:
+    """The plan of the run; without warmup where nobody trains, since the data there may make fewer steps of it."""
     trainer = config["trainer"]
     if trainer.get("limit_val_batches") == 0 and not trainer.get("overfit_batches"):
         trainer = {**trainer, "evaluate_every": "never"}
@@ -156,7 +156,7 @@ def build_plan(config: Config, datamodule: ExperimentData) -> RunPlan:
         tokens_per_sample=datamodule.tokens_per_sample,
         global_batch_size=config["data"]["global_batch_size"],
         trainer=trainer,
-        warmup=config["scheduler"]["warmup_steps"],
+        warmup=config["scheduler"]["warmup_steps"] if trains else 0,
         epoch_steps=datamodule.limits.epoch_steps,
     )
 

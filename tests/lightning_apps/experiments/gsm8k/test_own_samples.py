@@ -159,7 +159,8 @@ def test_the_same_seed_draws_the_same_file_whatever_the_batch(config, tmp_path):
 def test_a_run_trains_on_them_and_the_next_round_starts_from_its_model(config, monkeypatch, tmp_path, capsys):
     solver = Solver(monkeypatch)
     answered(monkeypatch, two_ways)
-    first = config(name="first")
+    longer = ("trainer.max_steps=null", "trainer.max_epochs=1", "trainer.evaluate_every=0.5")
+    first = config(*longer, "scheduler.warmup_steps=10", name="first")  # longer than an epoch of the given answers
     run_experiment(first)
     directory = directory_of(first)
     assert json.loads(directory.data.read_text())["samples"]["train"] > 54
