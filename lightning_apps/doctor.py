@@ -21,7 +21,7 @@ from lightning_apps.config.checks import check_config
 from lightning_apps.config.command_line import run_command
 from lightning_apps.config.command_settings import check_format, take_format
 from lightning_apps.config.composition import CONF, asks_for_sweep, plain
-from lightning_apps.config.overrides import run_name
+from lightning_apps.config.overrides import override_key, run_name
 from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 
@@ -85,8 +85,8 @@ def with_words(remedy: str, words: Sequence[str]) -> str:
     if not remedy.startswith(COMMAND):
         return remedy
     python, module, command, *own = shlex.split(remedy)
-    keys = {word.partition("=")[0] for word in own}
-    kept = [word for word in words if word.lstrip("+~").partition("=")[0] not in keys]
+    keys = {override_key(word) for word in own}
+    kept = [word for word in words if override_key(word) not in keys]
     return shlex.join([python, module, command, *kept, *own])
 
 

@@ -64,7 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     open_console(main_process=is_first)
     if options["accelerator"] is not None:
         config["hardware"]["accelerator"] = options["accelerator"]
-    datamodule = build_data_of_run(config, directory, trains=split == "train")
+    datamodule = build_data_of_run(config, directory, completed=split == "train")
     if split == "test" and not datamodule.has_test_split:
         remedy = "data.num_test=0" if "num_test" in config["data"] else "a test file in data.path would be one"
         raise ConfigError(f"split=test: {directory.path} holds out no test split ({remedy}); take split=validation")

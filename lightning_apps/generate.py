@@ -85,7 +85,7 @@ def load_model(directory: RunDirectory, config: dict[str, Any], checkpoint: str)
     path = directory.checkpoint(checkpoint)
     from lightning_apps.runs.build import build_datamodule, build_module, build_plan
 
-    datamodule = build_datamodule(config, trains=False)
+    datamodule = build_datamodule(config, completed=False)
     module: Any = build_module(config, datamodule, build_plan(config, datamodule, trains=False))
     load_checkpoint(module, path)
     if not isinstance(module.net, GenerationMixin):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from lightning_apps.config.help_page import help_page
-from lightning_apps.config.overrides import quote_value
+from lightning_apps.config.overrides import override_key, quote_value
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.config.shell_completion import completion_of_all
 from lightning_apps.errors import ConfigError, did_you_mean
@@ -213,5 +213,5 @@ def _keys(node: Any, above: str = "") -> Iterator[str]:
 
 
 def _chooses_group(argument: str, config_path: Path, words: Sequence[str]) -> bool:
-    name = argument.split("=")[0].lstrip("+~")
+    name = override_key(argument)
     return "=" in argument and "." not in name and is_group(config_path, name, words)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import lightning_apps.config.schema  # noqa: F401 (conf/config.yaml names it)
+from lightning_apps.config.overrides import override_key
 from lightning_apps.config.search_path import group_options
 from lightning_apps.errors import ConfigError
 
@@ -36,7 +37,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def asks_for_sweep() -> bool:
     """Whether the command line, or what it chooses, has to do with the group `sweep`."""
     hydra = HydraConfig.get()
-    keys = [word.split("=")[0].lstrip("+~") for word in hydra.overrides.task]
+    keys = [override_key(word) for word in hydra.overrides.task]
     return hydra.runtime.choices.get("sweep") not in (None, "grid") or any(key.split(".")[0] == "sweep" for key in keys)
 
 

@@ -61,6 +61,11 @@ def _parser() -> OverridesParser:
     return OverridesParser.create()
 
 
+def override_key(override: str) -> str:
+    """`+optimizer.lr=1e-3` -> `optimizer.lr`."""
+    return override.split("=")[0].lstrip("+~")
+
+
 def run_name(overrides: list[str]) -> str:
     """Name of a run made from its command-line overrides: the same command finds the same run again.
 

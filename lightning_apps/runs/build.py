@@ -86,12 +86,13 @@ def bind_data(config: Config) -> ExperimentData:
     return datamodule
 
 
-def build_datamodule(config: Config, *, trains: bool = True) -> ExperimentData:
+def build_datamodule(config: Config, *, completed: bool = True) -> ExperimentData:
     """The experiment's data module, prepared and set up.
 
     Args:
         config: of the run.
-        trains: whether the training split will be looked at: what the run's model adds to it may take hours.
+        completed: whether the module adds its samples to the training split (Experiment.complete_data), which may
+            take hours.
 
     Raises:
         ConfigError: the data contradict the configuration.
@@ -100,7 +101,7 @@ def build_datamodule(config: Config, *, trains: bool = True) -> ExperimentData:
     try:
         datamodule.prepare_data()
         datamodule.setup()
-        if trains:
+        if completed:
             target("module", config["module"]).complete_data(datamodule, start_of(config, datamodule))
     except ValueError as error:
         raise ConfigError(str(error)) from error

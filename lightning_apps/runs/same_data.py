@@ -68,7 +68,7 @@ def keep_fingerprint(directory: RunDirectory, datamodule: ExperimentData) -> Non
     write_json_atomically(directory.data, datamodule.fingerprint())
 
 
-def build_data_of_run(config: dict[str, Any], directory: RunDirectory, *, trains: bool = True) -> ExperimentData:
+def build_data_of_run(config: dict[str, Any], directory: RunDirectory, *, completed: bool = True) -> ExperimentData:
     """The data of a run that is to be measured, with its classes in the order in which its network knows them.
 
     Data that have changed may be measured, for that can be what somebody wants; it is said.
@@ -76,17 +76,17 @@ def build_data_of_run(config: dict[str, Any], directory: RunDirectory, *, trains
     Args:
         config: of the run; `data.label_names` becomes that of the run where the data now give another.
         directory: of the run.
-        trains: see build_datamodule; without it, samples that a model adds are not compared.
+        completed: see build_datamodule; without it, samples that a model adds are not compared.
 
     Raises:
         ConfigError: the data cannot be read, or hold other classes than the run.
     """
-    datamodule = build_datamodule(config, trains=trains)
+    datamodule = build_datamodule(config, completed=completed)
     before = read_fingerprint(directory)
     if before is None:
         return datamodule
     now = datamodule.fingerprint()
-    if not trains and datamodule.awaits_samples:
+    if not completed and datamodule.awaits_samples:
         now["samples"]["train"] = before["samples"].get("train", 0)
         now["digests"]["train"] = before["digests"].get("train")
     different = data_differences(before, now)
@@ -102,4 +102,4 @@ def build_data_of_run(config: dict[str, Any], directory: RunDirectory, *, trains
         )
     say("classes are matched by their names, not by their order in the data")
     config["data"]["label_names"] = names
-    return build_datamodule(config, trains=trains)
+    return build_datamodule(config, completed=completed)

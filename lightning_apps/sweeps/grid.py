@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from lightning_apps.config.override_value import override_value
-from lightning_apps.config.overrides import name_of_parts
+from lightning_apps.config.overrides import name_of_parts, override_key
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.safe_stop import max_time_seconds
 
@@ -275,11 +275,6 @@ def check_overrides(overrides: Sequence[str], grid_keys: Sequence[str] | Mapping
             )
         if key in grid_keys:
             raise ConfigError(f"{where}{override}: the sweep sets {key}; change it with 'sweep.grid.{key}=[...]'")
-
-
-def override_key(override: str) -> str:
-    """`+optimizer.lr=1e-3` -> `optimizer.lr`."""
-    return override.split("=")[0].lstrip("+~")
 
 
 def describe_axes(axes: Mapping[str, Axis]) -> str:

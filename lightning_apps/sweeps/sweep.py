@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_apps.config.binding import bind
 from lightning_apps.config.override_value import override_value
+from lightning_apps.config.overrides import override_key
 from lightning_apps.config.search_path import search_path_override
 from lightning_apps.errors import ConfigError
 from lightning_apps.process.console import open_console, say
@@ -41,7 +42,6 @@ from lightning_apps.sweeps.grid import (
     expand,
     grid_axes,
     make_job,
-    override_key,
     read_axis,
 )
 from lightning_apps.sweeps.optuna_search import OptunaSearch, read_objective
