@@ -1,19 +1,22 @@
-"""Continuous batching: a finished answer makes room for the next prompt at once, and nothing is padded.
+"""Continuous batching: a finished answer makes room for the next prompt at once, and no prompt is padded.
 
 Every row of the batch is a slot of a key-value cache allocated once. A plain loop decodes a batch until its longest
 answer ends, pads prompts, copies the whole cache for each new token and repeats keys for every query head; here rows
 are refilled, prompts are prefilled end to end (see packed_attention) and once for all draws that begin together, a
-token's keys are written in place, and query heads that share a key head share its keys.
+token's keys are written in place, and query heads that share a key head share its keys. A slot may be given several
+tokens at once: its next one and guesses of what follows (see guesses), of which the right ones stay.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from models.decoding.guesses import Text
 from models.kernels.packed_attention import Documents, attend_by_document, no_mask
 from models.kernels.packed_linear import packed_linears
 
@@ -42,7 +45,6 @@ class SlotCache:
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self._slots: Sequence[Sequence[int]] = []  # those that are being filled, by prompt; empty while decoding
         self._is_prefix = False
-        self._mask: Tensor | None = None
 
     # ------------------------------------------------------------------ between forward passes
 
@@ -57,17 +59,24 @@ class SlotCache:
             for slot in of_prompt:
                 self.lengths[slot] = self.prefix_length + length
 
-    def begin_tokens(self, active: int, device: torch.device) -> Tensor:
-        """The next passes compute one token for each of the first `active` slots; returns its positions (active, 1)."""
+    def begin_tokens(self, counts: Sequence[int], device: torch.device) -> Tensor:
+        """The next pass computes `counts[i]` tokens of slot i, all end to end; returns their positions (1, N)."""
         self._is_prefix, self._slots = False, []
-        positions = torch.tensor(self.lengths[:active], device=device)
-        longest = max(self.lengths[:active]) + 1
-        # (active, 1, 1, longest), True where a slot holds a token or is about to
-        self._mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None]
-        self._positions, self._longest, self._active = positions, longest, active
-        for slot in range(active):
-            self.lengths[slot] += 1
-        return positions[:, None]
+        most, longest = max(counts), max(length + count for length, count in zip(self.lengths, counts, strict=False))
+        slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
+        places = [place for count in counts for place in range(count)]
+        positions = [self.lengths[slot] + place for slot, place in zip(slots, places, strict=True)]
+        self._rows, self._places, self._positions = torch.tensor([slots, places, positions], device=device)
+        # (slots, 1, most, longest), True where a token sees one; places behind a slot's last token see the first
+        last_seen = torch.zeros(len(counts), most, dtype=torch.int64, device=device)
+        last_seen[self._rows, self._places] = self._positions
+        self._mask = (torch.arange(longest, device=device) <= last_seen[:, :, None])[:, None]
+        return self._positions[None]
+
+    def keep_tokens(self, counts: Sequence[int]) -> None:
+        """Of the tokens of the pass before, the first `counts[i]` of slot i stay; the next ones are written over."""
+        for slot, count in enumerate(counts):
+            self.lengths[slot] += count
 
     def move(self, source: int, target: int) -> None:
         """Let one slot take another's place."""
@@ -86,17 +95,17 @@ class SlotCache:
 
         Args:
             layer: number of the layer.
-            query: (n, heads, T, d): one row of prompts end to end, or one token in each of the active slots.
-            key: (n, key heads, T, d).
-            value: (n, key heads, T, d).
-            documents: the prompts' lengths; None for one token a slot.
+            query: (1, heads, T, d), prompts end to end, or the next tokens of all active slots.
+            key: (1, key heads, T, d).
+            value: (1, key heads, T, d).
+            documents: the prompts' lengths; None for tokens in slots.
             scaling: what the scores are multiplied by; None for 1 / sqrt(d).
 
         Returns:
-            (n, T, heads, d).
+            (1, T, heads, d).
         """
         if documents is None:
-            return self._attend_token(layer, query, key, value, scaling)
+            return self._attend_tokens(layer, query, key, value, scaling)
         if self._is_prefix:
             self._prefix[layer] = (key, value)
             self.prefix_length = key.shape[2]
@@ -119,23 +128,27 @@ class SlotCache:
                     keys[slot, :, :prefix], values[slot, :, :prefix] = (part[0] for part in self._prefix[layer])
                 keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
 
-    def _attend_token(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Attention (active, 1, heads, d) of one new token in each active slot to what the slot holds."""
-        keys, values = self._room(layer, value, self._longest)
-        rows = torch.arange(self._active, device=key.device)
-        keys[rows, :, self._positions] = key[:, :, 0].to(keys.dtype)
-        values[rows, :, self._positions] = value[:, :, 0]
-        heads, key_heads = query.shape[1], key.shape[1]
-        # (active, key heads, group, d): heads that share a key head are its queries
-        grouped = query.reshape(self._active, key_heads, heads // key_heads, query.shape[3])
+    def _attend_tokens(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Attention (1, N, heads, d) of the slots' next tokens to what their slots hold, and to those before them."""
+        active, _, most, longest = self._mask.shape
+        keys, values = self._room(layer, value, longest)
+        keys[self._rows, :, self._positions] = key[0].transpose(0, 1).to(keys.dtype)
+        values[self._rows, :, self._positions] = value[0].transpose(0, 1)
+        heads, key_heads, width = query.shape[1], key.shape[1], query.shape[3]
+        group = heads // key_heads
+        asked = query.new_zeros(active, most, heads, width)
+        asked[self._rows, self._places] = query[0].transpose(0, 1)
+        # (active, key heads, group * most, d): heads that share a key head are its queries
+        grouped = asked.view(active, most, key_heads, group, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
         answer = nn.functional.scaled_dot_product_attention(
             grouped,
-            keys[: self._active, :, : self._longest],
-            values[: self._active, :, : self._longest],
-            attn_mask=self._mask,
+            keys[:active, :, :longest],
+            values[:active, :, :longest],
+            attn_mask=self._mask.repeat(1, 1, group, 1),
             scale=scaling,
         )
-        return answer.reshape(self._active, 1, heads, query.shape[3])
+        answer = answer.view(active, key_heads, group, most, width).permute(0, 3, 1, 2, 4)
+        return answer[self._rows, self._places].reshape(1, -1, heads, width)
 
     def _room(self, layer: int, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The layer's cache, grown to hold `length` tokens in every slot; its keys are of the values' type.
@@ -158,7 +171,7 @@ class SlotCache:
 @dataclass
 class _Running:
     request: int
-    tokens: list[int] = field(default_factory=list)
+    text: Text
 
 
 def decode_continuously(
@@ -169,6 +182,7 @@ def decode_continuously(
     num_slots: int,
     stop_token_ids: Sequence[int],
     select: SelectToken,
+    guesses: bool = True,
     on_answers: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
     """Answers to prompts, in their order, each with the stop token that ended it, if one did.
@@ -180,10 +194,11 @@ def decode_continuously(
         num_slots: answers in progress at once.
         stop_token_ids: tokens that end an answer.
         select: chooses the next tokens.
+        guesses: whether to feed guesses of the next tokens too; worth it where most of them are right.
         on_answers: told how many answers have just ended.
     """
     with packed_linears(net, rows=min(num_slots, len(prompts))):
-        return _decode(net, prompts, max_new_tokens, num_slots, set(stop_token_ids), select, on_answers)
+        return _decode(net, prompts, max_new_tokens, num_slots, set(stop_token_ids), select, guesses, on_answers)
 
 
 def _decode(
@@ -193,6 +208,7 @@ def _decode(
     num_slots: int,
     stops: set[int],
     select: SelectToken,
+    guesses: bool,
     on_answers: Callable[[int], object],
 ) -> list[list[int]]:
     device = net.device
@@ -206,19 +222,14 @@ def _decode(
         ids = prompts[0][:prefix].to(device)[None]
         _forward(net, ids, torch.arange(prefix, device=device)[None], cache, Documents(0, True, [prefix]))
     running: list[_Running] = []
-
-    def accept(slots: list[int], chosen: Tensor) -> None:
-        for slot, token in zip(slots, chosen.tolist(), strict=True):
-            running[slot].tokens.append(token)
-
     while waiting or running:
         if waiting and len(running) < cache.num_slots:
             new = [waiting.popleft() for _ in range(min(cache.num_slots - len(running), len(waiting)))]
             slots = list(range(len(running), len(running) + len(new)))
-            running += [_Running(request) for request in new]
+            running += [_Running(request, Text(prompts[request].tolist())) for request in new]
             alike: dict[tuple[int, ...], list[int]] = {}  # prompt -> its slots: several draws read it once
-            for slot, request in zip(slots, new, strict=True):
-                alike.setdefault(tuple(prompts[request].tolist()), []).append(slot)
+            for slot in slots:
+                alike.setdefault(tuple(running[slot].text.tokens), []).append(slot)
             rests = [prompts[running[of_prompt[0]].request][prefix:] for of_prompt in alike.values()]
             lengths = [len(rest) for rest in rests]
             cache.begin_prompts(list(alike.values()), lengths)
@@ -230,21 +241,62 @@ def _decode(
             ends = torch.tensor(lengths).cumsum(0) - 1
             row_of = {slot: row for row, of_prompt in enumerate(alike.values()) for slot in of_prompt}
             logits = _logits(net, states[0, ends.to(device)])[[row_of[slot] for slot in slots]]
-            accept(slots, select(logits, new))
+            for slot, token in zip(slots, select(logits, new).tolist(), strict=True):
+                running[slot].text.append(token)
         else:
-            tokens = torch.tensor([[entry.tokens[-1]] for entry in running], device=device)
-            states = _forward(net, tokens, cache.begin_tokens(len(running), device), cache, None)
-            accept(list(range(len(running))), select(_logits(net, states[:, 0]), [entry.request for entry in running]))
+            # an answer has room for its next token, and for as many behind it
+            rooms = [max_new_tokens - len(entry.text.answer) - 1 for entry in running]
+            guessed = [entry.text.guess(room) if guesses else [] for entry, room in zip(running, rooms, strict=True)]
+            fed = [[entry.text.tokens[-1], *guess] for entry, guess in zip(running, guessed, strict=True)]
+            ids = torch.tensor([list(itertools.chain(*fed))], device=device)
+            positions = cache.begin_tokens([len(tokens) for tokens in fed], device)
+            logits = _logits(net, _forward(net, ids, positions, cache, None)[0])
+            cache.keep_tokens(_say(running, guessed, logits, stops, select))
         for slot in reversed(range(len(running))):
             entry = running[slot]
-            if entry.tokens[-1] in stops or len(entry.tokens) >= max_new_tokens:
-                answers[entry.request] = entry.tokens
+            answer = entry.text.answer
+            if answer[-1] in stops or len(answer) >= max_new_tokens:
+                answers[entry.request] = answer
                 on_answers(1)
                 last = running.pop()
                 if slot < len(running):
                     cache.move(len(running), slot)
                     running[slot] = last
     return answers
+
+
+def _say(
+    running: Sequence[_Running], guessed: Sequence[list[int]], logits: Tensor, stops: set[int], select: SelectToken
+) -> list[int]:
+    """Let each text go on by its next token, and by those behind it as long as they are what was guessed.
+
+    Args:
+        running: the texts in the slots.
+        guessed: what was fed for each behind its last token.
+        logits: (N, V) of what was fed, end to end.
+        stops: tokens that end an answer.
+        select: chooses the next tokens.
+
+    Returns:
+        How many tokens each text gained.
+    """
+    starts = [0, *itertools.accumulate(1 + len(guess) for guess in guessed)]
+    gained = [0] * len(running)
+    going = list(range(len(running)))
+    while going:
+        rows = [starts[slot] + gained[slot] for slot in going]
+        chosen = select(logits[rows], [running[slot].request for slot in going]).tolist()
+        right = []
+        for slot, token in zip(going, chosen, strict=True):
+            running[slot].text.append(token)
+            gained[slot] += 1
+            if guessed[slot][gained[slot] - 1 : gained[slot]] == [token] and token not in stops:
+                right.append(slot)
+        going = right
+    for entry, guess, count in zip(running, guessed, gained, strict=True):
+        if guess:
+            entry.text.judge(count - 1)
+    return gained
 
 
 def _forward(

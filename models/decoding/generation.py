@@ -75,7 +75,7 @@ def generate_answers(
     """Answers with a KV cache, in the order of the prompts.
 
     Models with `packed` attention are decoded by continuous batching: a finished answer makes room for the next
-    prompt. Others decode prompts of like length together, padded on the left.
+    prompt, and what recurs in a text is guessed. Others decode prompts of like length together, padded on the left.
 
     Args:
         net: a causal language model; put into eval mode and back.
@@ -96,6 +96,7 @@ def generate_answers(
                 produced = decode_continuously(
                     net, prompts, max_new_tokens=max_new_tokens, num_slots=batch_size, stop_token_ids=stops,
                     select=_Selection(sampling), on_answers=report,
+                    guesses=sampling is None or sampling.temperature < 1,  # guesses.RECURRING says why
                 )  # fmt: skip
         else:
             settings = GenerationConfig(

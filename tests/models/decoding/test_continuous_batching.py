@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from models.decoding import continuous_batching, generation
+from models.decoding import continuous_batching, generation, guesses
 from models.decoding.generation import Sampling, drawn, generate_answers, generate_greedy, nucleus
 from models.kernels import packed_linear
 from models.kernels.packed_attention import use_packed_attention
@@ -25,6 +25,20 @@ def prompts(*, prefix=()):
 def answers(net, asked, **changes):
     options = {"batch_size": 3, "stop_token_ids": [1, 5], **OPTIONS, **changes}
     return [(answer.tokens.tolist(), answer.finished) for answer in generate_answers(net, asked, **options)]
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """Tokens of each forward pass since."""
+    counts, forward = [], continuous_batching._forward
+
+    def counted(net, ids, *others):
+        assert len(ids) == 1
+        counts.append(ids.shape[1])
+        return forward(net, ids, *others)
+
+    monkeypatch.setattr(continuous_batching, "_forward", counted)
+    return counts
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -85,6 +99,51 @@ def test_draws_depend_on_the_seed_alone():
     assert answers(net, asked, sampling=Sampling(1.0, 0.9, list(range(9, 18)))) != one
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("drawn", [False, True])
+def test_guesses_change_no_answer_and_save_passes(architecture, drawn, fed, monkeypatch):
+    net, asked = tiny(architecture), prompts(prefix=(9, 8, 7, 6))
+    sampling = Sampling(temperature=0.5, top_p=0.9, seeds=list(range(9))) if drawn else None
+    said, of_each = [], []
+    for most in (8, 2, 0):
+        monkeypatch.setattr(guesses, "MOST", most)
+        for slots in (1, 3, 20):
+            fed.clear()
+            options = {"batch_size": slots, "stop_token_ids": [1], "max_new_tokens": 60, "sampling": sampling}
+            said.append(answers(net, asked, **options))
+            of_each.append(len(fed))
+    assert all(answer == said[0] for answer in said)
+    alone = slice(0, None, 3)
+    eight, two, none = of_each[alone]
+    assert none == 1 + sum(len(tokens) + finished for tokens, finished in said[0])
+    assert eight <= two < none
+
+
+def test_a_text_that_repeats_itself_takes_few_passes(fed):
+    net = tiny(initializer_range=0.02, tie_word_embeddings=True)  # says its last token again
+    ((tokens, finished),) = answers(net, [torch.tensor([3, 4])], batch_size=1, max_new_tokens=60)
+    assert (tokens, finished) == ([4] * 60, False)
+    # 4 4 is followed by 4 from the third token on; then one guess more each time, and no more than there is room for
+    assert fed == [2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 5]
+
+
+def test_a_guessed_stop_token_ends_the_answer():
+    """Of 7 8 1 behind 7 8 the network says 7, 8 and 1, and would say 9 behind it."""
+    running = [continuous_batching._Running(number, guesses.Text([7, 8, 1, 9, 7])) for number in range(3)]
+    fed = [[8, 1, 9], [8, 4], []]
+    following = torch.tensor([8, 1, 9, 2, 8, 3, 2, 5])  # the third text is guessed nothing
+    logits = torch.nn.functional.one_hot(following, 10).float()
+    asked = []
+
+    def select(logits, requests):
+        asked.append(requests)
+        return logits.argmax(-1)
+
+    assert continuous_batching._say(running, fed, logits, {1}, select) == [2, 2, 1]
+    assert [entry.text.answer for entry in running] == [[8, 1], [8, 3], [5]]
+    assert asked == [[0, 1, 2], [0, 1]]
+
+
 def test_cold_or_narrow_draws_are_greedy():
     net = tiny()
     greedy = answers(net, prompts())
@@ -92,19 +151,14 @@ def test_cold_or_narrow_draws_are_greedy():
     assert answers(net, prompts(), sampling=Sampling(1.0, 1e-6, [0] * 9)) == greedy
 
 
-def test_draws_that_begin_together_read_their_prompt_once(monkeypatch):
+def test_draws_that_begin_together_read_their_prompt_once(fed):
     net, asked = tiny(), [prompt for prompt in prompts()[:3] for _ in range(4)]
     sampling = Sampling(1.0, 1.0, list(range(12)))
     alone = answers(net, asked, batch_size=1, sampling=sampling)
-    read, forward = [], continuous_batching._forward
-
-    def counted(net, ids, *others):
-        read.append(ids.shape)
-        return forward(net, ids, *others)
-
-    monkeypatch.setattr(continuous_batching, "_forward", counted)
+    fed.clear()
     assert answers(net, asked, batch_size=12, sampling=sampling) == alone
-    assert read[0] == (1, 3 + 11 + 7)
+    assert fed[0] == 3 + 11 + 7
+    assert max(fed[1:]) == 12  # at temperature 1 nothing is guessed
     assert len({tuple(tokens) for tokens, _ in alone}) > 6
 
 
