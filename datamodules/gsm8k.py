@@ -1,7 +1,7 @@
 """Chats to learn from and questions to answer: GSM8K, or any jsonl file of chats."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -179,7 +179,26 @@ class Gsm8kDataModule(ExperimentData):
             self.files["test"] = files["test"]
             self.rows["test"] = np.arange(len(files["test"]))[: self.max_test_samples]
         self.facts_of_samples: dict[str, Any] = {}
+        self.left_out = ""
         self._train_on(files["train"], self._given)
+
+    def keep_given(self, holds: Callable[[Chat], bool], *, else_said: str) -> int:
+        """Train on those given chats alone for which something holds; to be called before samples are added.
+
+        Args:
+            holds: of a chat.
+            else_said: what is described of the others.
+
+        Returns:
+            How many are left; where none is, nothing has changed.
+        """
+        store = self.files["train"]
+        kept = np.array([row for row in self._given.tolist() if holds(store.chat(row))], dtype=np.int64)
+        if 0 < len(kept) < len(self._given):
+            self.left_out = f"{len(self._given) - len(kept):,} training samples {else_said}"
+            self._given = kept
+            self._train_on(store, kept)
+        return len(kept)
 
     def _train_on(self, store: ChatStore, chosen: NDArray[np.int64]) -> None:
         """Let chats (n,) of a store be the training samples, but for those that would be cut before any answer.
@@ -290,6 +309,8 @@ class Gsm8kDataModule(ExperimentData):
             "overlong": f"{self.num_overlong:,} training samples over data.max_length={self.max_length:,}: {cut:,} "
             f"truncated, {self.num_dropped:,} dropped",
         }
+        if self.left_out:
+            lines["left out"] = self.left_out
         if facts := self.facts_of_samples:
             lines["own samples"] = (
                 f"{facts['num_kept']:,} kept of {facts['num_right']:,} right ones among {facts['num_drawn']:,} drawn; "

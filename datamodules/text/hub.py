@@ -68,7 +68,8 @@ def find_tokenizer(name: str, package: str | None) -> TokenizerSource:
 
 def package_gguf(package: str) -> Path | None:
     """The .gguf file in an installed package, found without importing it; None where there is none."""
-    spec = importlib.util.find_spec(package)
+    # of a dotted name the parents would be imported, and the name may come from a stranger's run
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     folders = [] if spec is None else spec.submodule_search_locations or []
     return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
 

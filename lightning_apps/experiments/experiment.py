@@ -78,6 +78,17 @@ class Experiment(L.LightningModule):
         self.evaluation_loss = MeanMetric()
 
     @classmethod
+    def select_data(cls, data: Any) -> None:
+        """Leave out training samples that the module can do nothing with: none, unless a subclass does.
+
+        Args:
+            data: the experiment's data module, set up.
+
+        Raises:
+            ValueError: none is left.
+        """
+
+    @classmethod
     def complete_data(cls, data: Any, start: Start) -> None:
         """Add to data that are set up what only a network can: nothing, unless a subclass does.
 

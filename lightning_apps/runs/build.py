@@ -101,8 +101,10 @@ def build_datamodule(config: Config, *, completed: bool = True) -> ExperimentDat
     try:
         datamodule.prepare_data()
         datamodule.setup()
+        module = target("module", config["module"])
+        module.select_data(datamodule)
         if completed:
-            target("module", config["module"]).complete_data(datamodule, start_of(config, datamodule))
+            module.complete_data(datamodule, start_of(config, datamodule))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     whole_epoch = datamodule.epoch_steps  # before there are limits
@@ -159,6 +161,7 @@ def build_plan(config: Config, datamodule: ExperimentData, *, trains: bool = Tru
         trainer=trainer,
         warmup=config["scheduler"]["warmup_steps"] if trains else 0,
         epoch_steps=datamodule.limits.epoch_steps,
+        inner_steps=config["module"].get("inner_steps", 1),
     )
 
 

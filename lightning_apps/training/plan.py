@@ -90,6 +90,7 @@ def plan_run(
     trainer: Mapping[str, Any],
     warmup: float,
     epoch_steps: int | None = None,
+    inner_steps: int = 1,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -100,14 +101,17 @@ def plan_run(
         trainer: the `trainer` settings: `max_tokens` goes before `max_steps`, that before `max_epochs`;
             `evaluate_every` and `save_every` are cadences.
         warmup: steps, or a fraction of the run.
-        epoch_steps: steps after which an epoch ends (`limit_train_batches`, `overfit_batches`); None for all samples.
+        epoch_steps: batches after which an epoch ends (`limit_train_batches`, `overfit_batches`); None for all samples.
+        inner_steps: optimizer steps in a row that a batch feeds.
 
     Raises:
         ConfigError: no budget is given, one is not positive, or the warmup is longer than the run.
     """
     if epoch_steps is None:
         epoch_steps = math.ceil(num_train_samples / global_batch_size)
-    num_train_samples = min(num_train_samples, epoch_steps * global_batch_size)
+    # what an epoch feeds: each of its samples as often as their batch is used
+    num_train_samples = inner_steps * min(num_train_samples, epoch_steps * global_batch_size)
+    epoch_steps *= inner_steps
     max_tokens, max_steps, max_epochs = trainer["max_tokens"], trainer["max_steps"], trainer["max_epochs"]
     for key, value in (("max_tokens", max_tokens), ("max_steps", max_steps), ("max_epochs", max_epochs)):
         if value is not None and value <= 0:

@@ -2,8 +2,8 @@
 
 Every row of the batch is a slot of a key-value cache allocated once. A plain loop decodes a batch until its longest
 answer ends, pads prompts, copies the whole cache for each new token and repeats keys for every query head; here rows
-are refilled, prompts are prefilled end to end (see packed_attention) and once for all draws that begin together, a
-token's keys are written in place, and query heads that share a key head share its keys. A slot may be given several
+are refilled, prompts are prefilled end to end (see packed_attention) and once for all their draws, a token's keys are
+written in place, and query heads that share a key head share its keys. A slot may be given several
 tokens at once: its next one and guesses of what follows (see guesses), of which the right ones stay.
 """
 
@@ -43,7 +43,7 @@ class SlotCache:
         self.prefix_length = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
-        self._slots: Sequence[Sequence[int]] = []  # those that are being filled, by prompt; empty while decoding
+        self._slots: Sequence[int] = []  # those that are being filled; empty while decoding
         self._is_prefix = False
 
     # ------------------------------------------------------------------ between forward passes
@@ -52,12 +52,11 @@ class SlotCache:
         """The next pass computes what all prompts share."""
         self._is_prefix = True
 
-    def begin_prompts(self, slots: Sequence[Sequence[int]], lengths: list[int]) -> None:
-        """The next pass computes the rest of some prompts, end to end, for the slots that each of them goes to."""
+    def begin_prompts(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """The next pass computes the rest of some prompts, end to end, for the slots that they go to."""
         self._is_prefix, self._slots = False, slots
-        for of_prompt, length in zip(slots, lengths, strict=True):
-            for slot in of_prompt:
-                self.lengths[slot] = self.prefix_length + length
+        for slot, length in zip(slots, lengths, strict=True):
+            self.lengths[slot] = self.prefix_length + length
 
     def begin_tokens(self, counts: Sequence[int], device: torch.device) -> Tensor:
         """The next pass computes `counts[i]` tokens of slot i, all end to end; returns their positions (1, N)."""
@@ -78,9 +77,8 @@ class SlotCache:
         for slot, count in enumerate(counts):
             self.lengths[slot] += count
 
-    def move(self, source: int, target: int) -> None:
-        """Let one slot take another's place."""
-        length = self.lengths[source]
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let one slot hold the first `length` tokens of another."""
         for keys, values in self._layers.values():
             for kept in (keys, values):
                 kept[target, :, :length] = kept[source, :, :length]
@@ -121,12 +119,11 @@ class SlotCache:
         prefix = self.prefix_length
         keys, values = self._room(layer, value, prefix + max(lengths))
         parts = zip(self._slots, key.split(list(lengths), dim=2), value.split(list(lengths), dim=2), strict=True)
-        for slots, own_keys, own_values in parts:
+        for slot, own_keys, own_values in parts:
+            if prefix:
+                keys[slot, :, :prefix], values[slot, :, :prefix] = (part[0] for part in self._prefix[layer])
             end = prefix + own_keys.shape[2]
-            for slot in slots:
-                if prefix:
-                    keys[slot, :, :prefix], values[slot, :, :prefix] = (part[0] for part in self._prefix[layer])
-                keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
+            keys[slot, :, prefix:end], values[slot, :, prefix:end] = own_keys[0], own_values[0]
 
     def _attend_tokens(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention (1, N, heads, d) of the slots' next tokens to what their slots hold, and to those before them."""
@@ -224,27 +221,34 @@ def _decode(
     running: list[_Running] = []
     while waiting or running:
         if waiting and len(running) < cache.num_slots:
-            new = [waiting.popleft() for _ in range(min(cache.num_slots - len(running), len(waiting)))]
-            slots = list(range(len(running), len(running) + len(new)))
-            running += [_Running(request, Text(prompts[request].tolist())) for request in new]
-            alike: dict[tuple[int, ...], list[int]] = {}  # prompt -> its slots: several draws read it once
-            for slot in slots:
-                alike.setdefault(tuple(running[slot].text.tokens), []).append(slot)
-            rests = [prompts[running[of_prompt[0]].request][prefix:] for of_prompt in alike.values()]
-            lengths = [len(rest) for rest in rests]
-            cache.begin_prompts(list(alike.values()), lengths)
-            positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths])
-            states = _forward(
-                net, torch.cat(rests).to(device)[None], positions.to(device)[None], cache,
-                Documents(prefix, False, lengths),
-            )  # fmt: skip
-            ends = torch.tensor(lengths).cumsum(0) - 1
-            row_of = {slot: row for row, of_prompt in enumerate(alike.values()) for slot in of_prompt}
-            logits = _logits(net, states[0, ends.to(device)])[[row_of[slot] for slot in slots]]
-            for slot, token in zip(slots, select(logits, new).tolist(), strict=True):
-                running[slot].text.append(token)
+            unread, copies = [], []
+            while waiting and len(running) < cache.num_slots:
+                entry = _Running(request := waiting.popleft(), Text(prompts[request].tolist()))
+                twin = next(
+                    (slot for slot, other in enumerate(running) if other.text.prompt == entry.text.prompt), None
+                )
+                if twin is None:
+                    unread.append(len(running))
+                else:  # what it reads of its prompt is the last token, with those that decode
+                    copies.append((twin, len(running), len(entry.text.prompt) - 1))
+                running.append(entry)
+            if unread:
+                rests = [prompts[running[slot].request][prefix:] for slot in unread]
+                lengths = [len(rest) for rest in rests]
+                cache.begin_prompts(unread, lengths)
+                positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths])
+                states = _forward(
+                    net, torch.cat(rests).to(device)[None], positions.to(device)[None], cache,
+                    Documents(prefix, False, lengths),
+                )  # fmt: skip
+                ends = torch.tensor(lengths).cumsum(0) - 1
+                chosen = select(_logits(net, states[0, ends.to(device)]), [running[slot].request for slot in unread])
+                for slot, token in zip(unread, chosen.tolist(), strict=True):
+                    running[slot].text.append(token)
+            for source, target, length in copies:
+                cache.copy(source, target, length)
         else:
-            # an answer has room for its next token, and for as many behind it
+            # the last token of a text has not been read; its answer has room for the next one and so many behind it
             rooms = [max_new_tokens - len(entry.text.answer) - 1 for entry in running]
             guessed = [entry.text.guess(room) if guesses else [] for entry, room in zip(running, rooms, strict=True)]
             fed = [[entry.text.tokens[-1], *guess] for entry, guess in zip(running, guessed, strict=True)]
@@ -255,12 +259,12 @@ def _decode(
         for slot in reversed(range(len(running))):
             entry = running[slot]
             answer = entry.text.answer
-            if answer[-1] in stops or len(answer) >= max_new_tokens:
+            if answer and (answer[-1] in stops or len(answer) >= max_new_tokens):
                 answers[entry.request] = answer
                 on_answers(1)
                 last = running.pop()
                 if slot < len(running):
-                    cache.move(len(running), slot)
+                    cache.copy(len(running), slot, cache.lengths[len(running)])
                     running[slot] = last
     return answers
 

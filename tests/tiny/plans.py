@@ -12,11 +12,12 @@ BUDGET = {
 }
 
 
-def plan(warmup=0.05, samples=1055, batch=64, **trainer):
+def plan(warmup=0.05, samples=1055, batch=64, inner_steps=1, **trainer):
     return plan_run(
         num_train_samples=samples,
         tokens_per_sample=22.0,
         global_batch_size=batch,
         trainer={**BUDGET, **trainer},
         warmup=warmup,
+        inner_steps=inner_steps,
     )

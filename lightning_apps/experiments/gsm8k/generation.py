@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
+from datamodules.chat.files import Chat
 from datamodules.gsm8k import Gsm8kDataModule, Split
 from datamodules.sampling.order import hash_key
 from lightning_apps.callbacks.gather import gather_in_order
@@ -168,8 +169,12 @@ class Gsm8kGeneration(Evaluation):
 
 def gradable(data: Gsm8kDataModule, split: Split) -> list[int]:
     """Samples of a split that have a final number to grade against."""
-    chats = ((index, data.chat(split, index)) for index in data.evaluated(split).tolist())
-    return [index for index, chat in chats if chat.gold is not None and numeric_answer(chat.gold) is not None]
+    return [index for index in data.evaluated(split).tolist() if has_number(data.chat(split, index))]
+
+
+def has_number(chat: Chat) -> bool:
+    """Whether there is a final number to grade against."""
+    return chat.gold is not None and numeric_answer(chat.gold) is not None
 
 
 def decode(data: Gsm8kDataModule, answer: Answer) -> str:

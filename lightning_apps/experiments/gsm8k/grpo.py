@@ -23,7 +23,7 @@ from datamodules.sampling.order import hash_key
 from datamodules.sampling.packing import Document, PackingCollator
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Parts
-from lightning_apps.experiments.gsm8k.generation import decode, gradable
+from lightning_apps.experiments.gsm8k.generation import decode, has_number
 from lightning_apps.experiments.gsm8k.grading import grade
 from lightning_apps.experiments.gsm8k.module import Gsm8kModule
 from lightning_apps.training.optimizer_step import from_all_ranks
@@ -113,17 +113,23 @@ class GrpoModule(Gsm8kModule):
 
     # ------------------------------------------------------------------ answers in place of the data's
 
+    @classmethod
+    def select_data(cls, data: Gsm8kDataModule) -> None:
+        """Ask no question whose answers cannot be graded.
+
+        Raises:
+            ValueError: there is no other.
+        """
+        if not data.keep_given(has_number, else_said="have no final number behind ####: module=grpo does not ask them"):
+            raise ValueError("module=grpo: no training answer has a final number behind ####, so nothing can be graded")
+
     def on_train_start(self) -> None:
         """Refuse what cannot work, and keep the model that the run starts from where the loss needs it.
 
         Raises:
-            ConfigError: no training question can be graded, or a step of several is asked of several devices.
+            ConfigError: a step of several is asked of several devices.
         """
-        trainer, data = self.trainer, self._data
-        if not gradable(data, "train"):
-            raise ConfigError(
-                "module=grpo: no training answer has a final number behind ####, so nothing can be graded"
-            )
+        trainer = self.trainer
         if self.inner_steps > 1 and trainer.world_size > 1:
             raise ConfigError(
                 f"module.inner_steps={self.inner_steps}: a checkpoint holds the answers of one device; choose "
@@ -148,7 +154,7 @@ class GrpoModule(Gsm8kModule):
 
     def _draw(self, batch: StepBatch) -> StepBatch:
         data, step, started = self._data, self.trainer.global_step, time.perf_counter()
-        questions = [index for index in batch.sample_ids.tolist() if data.chat("train", index).gold is not None]
+        questions = batch.sample_ids.tolist()
         prompts = data.few_shot_prompts("train", 0, questions)
         size = self.group_size
         seeds = [

@@ -20,6 +20,14 @@ def test_epochs_become_steps():
     assert made.budget == "trainer.max_epochs=40"
 
 
+def test_a_batch_that_feeds_several_steps_makes_an_epoch_longer():
+    made = plan(max_epochs=2, inner_steps=2)
+    once = plan(max_epochs=2)
+    assert (made.steps_per_epoch, made.total_steps) == (2 * once.steps_per_epoch, 2 * once.total_steps)
+    assert made.total_tokens == 2 * once.total_tokens
+    assert made.epoch(made.total_steps) == once.epoch(once.total_steps) == 2
+
+
 def test_tokens_go_before_steps_and_those_before_epochs():
     assert plan(max_epochs=3, max_steps=5).total_steps == 5
     made = plan(max_epochs=3, max_steps=5, max_tokens=2 * 1055 * 22)

@@ -284,6 +284,32 @@ def test_a_step_whose_answers_are_all_alike_moves_nothing(config, monkeypatch):
     assert (row["train/loss"], row["train/grad_norm"], row["train/zero_advantage_ratio"]) == (0.0, 0.0, 1.0)
 
 
+def test_an_epoch_asks_each_question_that_can_be_graded_once(config, tmp_path, monkeypatch):
+    """However often its answers are trained on, and whatever else the file holds."""
+    answers = ["#### 2", "#### 2", "#### Ann", "Ann."]
+    rows = [{"question": f"What is 2 + {at} - {at}?", "answer": answers[at % 4]} for at in range(20)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    asked, draw = [], grpo.GrpoModule._draw
+
+    def drawn(self, batch):
+        asked.append([self._data.chat("train", index).messages[0]["content"] for index in batch.sample_ids.tolist()])
+        return draw(self, batch)
+
+    monkeypatch.setattr(grpo.GrpoModule, "_draw", drawn)
+    summary = run_experiment(
+        config(
+            f"data.path={tmp_path}", "data.num_validation=1", "data.global_batch_size=3", "module.inner_steps=2",
+            "trainer.max_steps=null", "trainer.max_epochs=1", "trainer.evaluate_every=never",
+            "callbacks.extra.generation=null",
+        )
+    )  # fmt: skip
+    questions = [question for batch in asked for question in batch]
+    assert len(questions) == len(set(questions)) >= 9  # of ten that can be graded one may be the validation's
+    assert {int(question.split()[-1].strip("?")) % 4 for question in questions} == {0, 1}
+    assert len(asked) == -(-len(questions) // 3)
+    assert summary["optimizer_steps"] == 2 * len(asked)
+
+
 def test_what_cannot_be_graded_is_named(config, tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"question": f"Who is {at}?", "answer": "Ann."} for at in range(20)])
     with pytest.raises(ConfigError, match="module=grpo: no training answer has a final number"):
