@@ -303,9 +303,11 @@ def foreign_token(step: StepBatch, vocab_size: int) -> str:
 def describe_spike(loss: float, earlier: list[float], sigmas: float) -> str | None:
     """Says how a loss stands out from the earlier ones; None where it does not, or where they are too few.
 
+    Nor where one was 0 or less: that is no cross-entropy, but a loss that moves about 0, as of grpo.
+
     Median and MAD instead of mean and standard deviation, which the spike itself and the steep start would move.
     """
-    if len(earlier) < LOSSES_NEEDED:
+    if len(earlier) < LOSSES_NEEDED or min(earlier) <= 0:
         return None
     median = _median(earlier)
     if loss <= 2 * abs(median):  # nearly always so; the deviation is not needed then

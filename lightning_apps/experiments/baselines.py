@@ -49,8 +49,11 @@ def linear_probabilities(
     targets = train_labels.T if train_labels.ndim == 2 else [train_labels]
     found = np.zeros((len(texts), num_classes))
     for number, target in enumerate(targets):
-        if len(np.unique(target)) == 1:  # one of several labels that all samples, or none, bear
-            found[:, number] = target[0]
+        if len(np.unique(target)) == 1:  # one class alone, or one of several labels that all samples, or none, bear
+            if train_labels.ndim == 2:
+                found[:, number] = target[0]
+            else:
+                found[:, target[0]] = 1.0
             continue
         model = _logistic_regression(_chosen_strength(train_features, target)).fit(train_features, target)
         probabilities = model.predict_proba(features)

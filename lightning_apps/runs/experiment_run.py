@@ -1,10 +1,12 @@
 """One run of one experiment: claim the directory, build, fit, evaluate the best again, export, sum up."""
 
+import contextlib
+import os
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ from lightning_apps.training.plan import RunPlan
 from models.adapters import has_adapters, merged_copy, save_adapters
 
 Config = Mapping[str, Any]
+TRIAL_VARIABLE = "LIGHTNING_APPS_TRIAL"
 
 
 def run_experiment(config: Config) -> dict[str, Any]:
@@ -85,13 +88,15 @@ def run_experiment(config: Config) -> dict[str, Any]:
 def try_once(config: Config) -> dict[str, Any]:
     """Lightning's `fast_dev_run`: some steps, as many batches of each evaluation, and nothing is kept."""
     count = int(config["trainer"]["fast_dev_run"])
-    with tempfile.TemporaryDirectory() as folder:
+    with trial_folder(is_first=is_first_process(config["hardware"])) as folder:
         few = {"limit_val_batches": count, "limit_test_batches": count, "fast_dev_run": False}
         length = {"max_steps": count, "max_tokens": None, "max_epochs": None, "evaluate_every": count}
         tried = {
             **config,
             "trainer": {**config["trainer"], **few, **length},
             "scheduler": {**config["scheduler"], "warmup_steps": 0},
+            # what would begin to learn later in a whole run does so at once
+            "optimizer": {**config["optimizer"], **({"unfreeze": []} if "unfreeze" in config["optimizer"] else {})},
             "logger": {},
             "run": {**config["run"], "output_root": folder, "resume": None, "overwrite": False, "upload": None},
         }
@@ -102,6 +107,29 @@ def try_once(config: Config) -> dict[str, Any]:
             lock.release()
     say(f"trainer.fast_dev_run: {count} optimizer step(s) and {count} batch(es) of each evaluation; nothing is kept")
     return summary
+
+
+@contextlib.contextmanager
+def trial_folder(*, is_first: bool) -> Iterator[str]:
+    """A folder that all processes of a run use and that does not outlive them; the first one makes it.
+
+    Raises:
+        ConfigError: the first process did not start this one, which then does not know the folder.
+    """
+    if not is_first:
+        if TRIAL_VARIABLE not in os.environ:
+            raise ConfigError(
+                "trainer.fast_dev_run: this process does not know where the first one writes; let the program start "
+                "its processes itself (hardware=cpu_ddp, say, without torchrun or srun), or try one with hardware=cpu"
+            )
+        yield os.environ[TRIAL_VARIABLE]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[TRIAL_VARIABLE] = folder  # for the processes that this one starts
+        try:
+            yield folder
+        finally:
+            del os.environ[TRIAL_VARIABLE]
 
 
 def build_upload(config: Config) -> RunUpload | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning_apps.run_files.atomic_files import write_text_atomically
 from lightning_apps.statistics.bootstrap import cluster_bootstrap_interval
 
 Array = NDArray[np.float64]
+LARGEST_LOSS = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class GroupLoss:
     @property
     def perplexity(self) -> tuple[float, float, float]:
         """Exponential of the loss and of its interval."""
-        value, low, high = map(math.exp, self.loss)
+        value, low, high = (math.inf if loss > LARGEST_LOSS else math.exp(loss) for loss in self.loss)
         return value, low, high
 
 

@@ -232,6 +232,8 @@ def test_a_spike_needs_both_a_doubled_loss_and_many_deviations():
     assert describe_spike(2.5, steady, 20.0) is not None
     assert describe_spike(4.0, noisy, 20.0) is None
     assert describe_spike(99.0, steady[: LOSSES_NEEDED - 1], 20.0) is None
+    assert describe_spike(0.01, [0.0] * 40, 20.0) is None  # grpo without an advantage
+    assert describe_spike(0.5, [*steady, -1e-9], 20.0) is None
 
 
 # ---------------------------------------------------------------------------------------------------- generation

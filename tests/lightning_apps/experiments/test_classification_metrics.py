@@ -142,6 +142,9 @@ def test_baselines():
     many = linear_probabilities(texts, np.array([[1, 1], [1, 1], [0, 1], [0, 1]]), ["good"], 2)
     assert many[0, 0] > 0.5
     assert many[0, 1] == 1  # every training sample bears it
+    for only in range(3):  # a class alone is certain, whatever its number
+        alone = linear_probabilities(["good film"], np.array([only]), ["good", "bad"], 3)
+        assert alone.tolist() == [[float(number == only) for number in range(3)]] * 2
 
 
 def test_the_linear_baseline_knows_rare_classes():

@@ -1,6 +1,8 @@
 """Keys of Lightning's Trainer mean here what they mean there, with an optimizer step for a training batch."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_apps.diagnostics.phases import PHASES
 from lightning_apps.diagnostics.sample_log import sample_log_row
+from lightning_apps.errors import ConfigError
 from lightning_apps.run_files.metrics_csv import read_metrics
 from lightning_apps.runs.build import build_datamodule, limits_of
 from lightning_apps.runs.experiment_run import run_experiment
@@ -87,6 +90,40 @@ def test_fast_dev_run_goes_through_everything_and_keeps_nothing(composed, tmp_pa
     assert not (tmp_path / "outputs").exists()
     said = "trainer.fast_dev_run: 2 optimizer step(s) and 2 batch(es) of each evaluation; nothing is kept"
     assert said in capsys.readouterr().out
+
+
+def test_fast_dev_run_trains_what_is_unfrozen_later(composed, monkeypatch):
+    from lightning_apps.experiments import experiment
+
+    trained, take = [], experiment.take_step
+
+    def counted(module, batch):
+        trained.append(sum(parameter.requires_grad for parameter in module.parameters()))
+        return take(module, batch)
+
+    monkeypatch.setattr(experiment, "take_step", counted)
+    late = 'optimizer.unfreeze=[{pattern: "layers.0", at_step: 0.2}]'
+    run_experiment(composed(*RUN, late, "trainer.fast_dev_run=true", name="late"))
+    run_experiment(composed(*RUN, "trainer.fast_dev_run=true", name="all"))
+    assert trained[0] == trained[1] > 0
+
+
+@pytest.mark.slow
+def test_fast_dev_run_of_two_processes_keeps_nothing(tmp_path, cache_root):
+    words = [*RUN, "hardware=cpu_ddp", "hardware.num_threads=1", "trainer.fast_dev_run=true"]
+    command = [sys.executable, "-m", "lightning_apps.train", *words, f"run.cache_root={cache_root}"]
+    done = subprocess.run([*command, f"run.output_root={tmp_path / 'runs'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "on 2 x cpu" in done.stdout
+    assert "nothing is kept" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_others_started_cannot_tell_where_the_first_one_tries(composed, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match=r"^trainer\.fast_dev_run: this process does not know where the first one"):
+        run_experiment(composed(*RUN, "hardware=cpu_ddp", "trainer.fast_dev_run=true", name="rank"))
 
 
 def test_fast_dev_run_true_is_one_step(composed):

@@ -41,6 +41,16 @@ def test_means_by_hand():
     assert list(measured) == ["chosen", "held_out", "a", "b"]
 
 
+def test_the_perplexity_of_a_run_that_diverged_is_infinite():
+    losses = np.full((4, 2), 1000.0, dtype=np.float32)
+    tiny = WindowLosses(losses, np.zeros(4, np.int64), np.array([0, 0, 1, 1]), np.ones(4), ["a"], 1)
+    assert measure(tiny, num_resamples=20)["a"].perplexity == (math.inf,) * 3
+    one = WindowLosses(losses[:1], np.array([0]), np.array([0]), np.ones(1), ["a"], 1)
+    value, *interval = measure(one, num_resamples=20)["a"].perplexity
+    assert value == math.inf
+    assert np.isnan(interval).all()  # as that of the loss
+
+
 def test_no_held_out_group_without_held_out_categories():
     tiny = WindowLosses(np.ones((2, 2), np.float32), np.array([0, 0]), np.array([0, 1]), np.ones(2), ["a"], 1)
     assert tiny.groups == ["chosen", "a"]
