@@ -112,7 +112,7 @@ def run_sweep(cfg: DictConfig) -> None:
         if settings.search is not None:
             search = OptunaSearch(
                 folder=folder, settings=settings, axes=axes, objective=objective, state=state,
-                make_record=lambda values: make_record(make_job(axes, values)),
+                make_record=lambda values: make_record(make_job(axes, values)), is_closed=engine.is_closed,
             )  # fmt: skip
         wanted = state.jobs if search else [state.job(job.name) for job in jobs]
         engine.look_at_runs(wanted)
