@@ -79,7 +79,7 @@ class Queue:
 
     def is_well(self) -> bool:
         """Whether every job is done or out of its time budget."""
-        return all(record.status == "done" or record.reason.startswith("trainer.max_time") for record in self.jobs)
+        return all(record.status == "done" or record.is_out_of_time for record in self.jobs)
 
 
 @dataclass
@@ -174,6 +174,8 @@ class Engine:
             if summary and status == "stopped" and summary["reason"] == PRUNED:
                 record.status, record.reason, record.wall_s = "pruned", PRUNED, summary["wall_s"]
                 continue
+            if summary and status == "stopped":  # an engine that was killed has not noted it
+                record.reason = record.reason or str(summary["reason"])
             failed = record.status == "failed" or (record.status == "pending" and status == "failed")
             if failed and not self.settings.retry_failed:
                 record.status = "failed"
@@ -267,7 +269,8 @@ class Engine:
         ]
         lines += [f"      failed  {record.name}: {record.reason}" for record in failed]
         lines += [f" interrupted  {record.name}: {record.reason}" for record in interrupted]
-        if len(failed) < len(open_ones) or self._closed or self.signals:
+        unfinished = any(record.status == "running" or self.state.waits(record) for record in open_ones)
+        if unfinished or self._closed or self.signals:
             lines.append(f"go on with\n  {self.state.command}")
         elif failed:
             retry = "" if "sweep.retry_failed=true" in self.state.command else " sweep.retry_failed=true"

@@ -96,7 +96,7 @@ class OptunaSearch:
             trial = self._ask()
             record = self._record(trial)
             self._note(trial.number, record)
-            if record.status == "pending":
+            if self.state.waits(record):
                 return record
             if record.status != "running":  # tried before: its result is that of this trial, too
                 self._tell(trial, record)
@@ -115,14 +115,14 @@ class OptunaSearch:
 
     def ended(self, record: JobRecord) -> None:
         """Tell Optuna how a job ended; one that was interrupted stays a running trial, for the next start."""
-        if record.status == "pending" and not record.reason.startswith("trainer.max_time"):
+        if self.state.waits(record):
             return
         for trial in self._running(record):
             self._tell(trial, record)
 
     def is_well(self) -> bool:
         """Whether there is a result and no job waits for another start."""
-        return bool(self._states("COMPLETE")) and not any(record.status == "pending" for record in self.jobs)
+        return bool(self._states("COMPLETE")) and not any(map(self.state.waits, self.jobs))
 
     def closing_lines(self, command: Sequence[str]) -> list[str]:
         """The best configurations as commands to paste; nothing where no trial is complete.
@@ -201,7 +201,7 @@ class OptunaSearch:
         """
         failed = [self._record(trial) for trial in self._trials() if trial.state.name == "FAIL"]
         others = [self._record(trial).name for trial in self._trials() if trial.state.name not in ("FAIL", "WAITING")]
-        final = [record for record in failed if record.status != "pending" and record.name not in others]
+        final = [record for record in failed if not self.state.waits(record) and record.name not in others]
         return len(others) + len(final) + len(self._states("WAITING"))
 
     def _taken_up(self) -> list[JobRecord]:
@@ -216,15 +216,18 @@ class OptunaSearch:
             record = self._record(trial)
             if record.status == "pending" and PRUNED in trial.user_attrs:
                 record.status = "pruned"
-            if record.status == "pending" and record not in open_jobs:
-                open_jobs.append(record)
-            elif record.status in ("done", "failed", PRUNED):
+            if self.state.waits(record):
+                if record not in open_jobs:
+                    open_jobs.append(record)
+            elif record.status != "running":
                 self._tell(trial, record)
         tried = {self._record(trial).name for trial in self._trials() if trial.state.name != "FAIL"}
         for trial in self._trials():
             record = self._record(trial)
             if record.status == "pending" and record.name not in tried:  # it failed, and is wanted again
                 tried.add(record.name)
+                if record.is_out_of_time:  # before its first evaluation: it gets as much time again
+                    record.reason = ""
                 self.study.enqueue_trial(trial.params)
         return open_jobs
 

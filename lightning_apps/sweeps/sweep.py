@@ -243,7 +243,7 @@ def banner(
 ) -> str:
     """What will happen."""
     begun = sum(
-        record.status == "pending" and whole_summary(RunDirectory(Path(record.run_directory))) is not None
+        state.waits(record) and whole_summary(RunDirectory(Path(record.run_directory))) is not None
         for record in records
     )
     counts = {

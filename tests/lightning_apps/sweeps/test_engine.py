@@ -116,6 +116,23 @@ def test_a_time_budget_is_no_failure(tmp_path):
     assert "interrupted  a: trainer.max_time" in runner.closing_lines()
 
 
+def test_a_search_does_not_go_on_with_a_job_that_is_out_of_time(tmp_path):
+    engine = make(tmp_path, {"a": "time is up", "b": "fail"})
+    engine.state.search = {"objective": {"val/loss": "min"}}
+    engine.run()
+    closing = engine.closing_lines()
+    assert "interrupted  a: trainer.max_time: 5 s are over" in closing
+    assert "go on with" not in closing
+    assert "try again with" in closing
+
+
+def test_what_a_killed_engine_has_not_noted_is_read_from_the_run(tmp_path):
+    engine = make(tmp_path, {"a": "time is up"})
+    engine.run()
+    (tmp_path / "sweep.json").unlink()
+    assert make(tmp_path, {"a": "ok"}).state.job("a").reason == "trainer.max_time: 5 s are over"
+
+
 def test_devices_and_threads_go_round(tmp_path):
     places = [Place("0,1", 3), Place("2,3", 3)]
     assert make(tmp_path, dict.fromkeys("abcd", "ok"), places=places).run() == 0
