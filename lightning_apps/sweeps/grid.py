@@ -272,7 +272,7 @@ def check_overrides(overrides: Sequence[str], grid_keys: Sequence[str] | Mapping
     Args:
         overrides: as on the command line, those of `sweep` taken out.
         grid_keys: full keys that are swept.
-        where: how to name the place that they stand in.
+        where: how to name the place that they stand in; empty for the command line, which may choose the experiment.
 
     Raises:
         ConfigError: naming the override and the way to say what was meant.
@@ -286,6 +286,11 @@ def check_overrides(overrides: Sequence[str], grid_keys: Sequence[str] | Mapping
             )
         if key in grid_keys:
             raise ConfigError(f"{where}{override}: the sweep sets {key}; change it with 'sweep.grid.{key}=[...]'")
+        if key == "experiment" and where:
+            raise ConfigError(
+                f"{where}{override}: the experiment is chosen before these are read; write {override} on the command "
+                "line, or 'override /experiment@_global_.experiment: <name>' in the defaults of the sweep's file"
+            )
 
 
 def describe_axes(axes: Mapping[str, Axis]) -> str:

@@ -68,7 +68,7 @@ def run_sweep(cfg: DictConfig) -> None:
         check_search(settings, axes)
     jobs = expand(axes) if settings.search is None else corners(axes)
     experiment = [] if "experiment" in axes else [f"experiment={hydra.runtime.choices['experiment']}"]
-    shared = [*experiment, *(word for word in [*settings.overrides, *given] if override_key(word) != "experiment")]
+    shared = [*experiment, *settings.overrides, *(word for word in given if override_key(word) != "experiment")]
     name = settings.name or default_name(shared, axes)
     search_path = search_path_override(sys.argv[1:])
     folder = Path(cfg.run.output_root) / "sweeps" / name
