@@ -132,9 +132,10 @@ def effects(results: SweepResults, metric: str) -> list[Effect]:
     found = []
     for factor in results.factors:
         for fixed, family in split(results.groups(), factor):
-            means = {group.values[factor]: mean for group in family if (mean := group.mean(metric)) is not None}
-            if len(means) < 2 or not is_numeric(list(means)):
+            pairs = [(group.values[factor], mean) for group in family if (mean := group.mean(metric)) is not None]
+            if len(pairs) < 2 or not is_numeric([value for value, _ in pairs]):
                 continue
+            means = dict(pairs)
             per_tenfold = min(means) > 0 and (max(means) < 1 or max(means) / min(means) > 10)
             lines: dict[Any, list[tuple[float, float]]] = {}
             for group in family:

@@ -58,7 +58,7 @@ def check_apart(configs: Mapping[str, Config]) -> None:
 
 
 def check_jobs(configs: Mapping[str, Config]) -> None:
-    """check_config for every job.
+    """check_config for every job, which must leave something to compare.
 
     Raises:
         ConfigError: naming the first job that is wrong.
@@ -68,6 +68,11 @@ def check_jobs(configs: Mapping[str, Config]) -> None:
             check_config(config)
         except ConfigError as error:
             raise ConfigError(f"job {name}: {error}") from None
+        if config["trainer"].get("fast_dev_run"):
+            raise ConfigError(
+                f"job {name}: trainer.fast_dev_run={config['trainer']['fast_dev_run']} keeps nothing, so that a sweep "
+                "has nothing to compare; try one run without the sweep"
+            )
 
 
 def unfinished_jobs(state: SweepState, configs: Mapping[str, Config]) -> dict[str, Config]:

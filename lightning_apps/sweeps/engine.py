@@ -79,7 +79,7 @@ class Queue:
 
     def is_well(self) -> bool:
         """Whether every job is done or out of its time budget."""
-        return all(record.status == "done" or record.reason.startswith("trainer.max_time") for record in self.jobs)
+        return all(record.status == "done" or record.is_out_of_time for record in self.jobs)
 
 
 @dataclass
@@ -174,6 +174,8 @@ class Engine:
             if summary and status == "stopped" and summary["reason"] == PRUNED:
                 record.status, record.reason, record.wall_s = "pruned", PRUNED, summary["wall_s"]
                 continue
+            if summary and status == "stopped":  # an engine that was killed has not noted it
+                record.reason = record.reason or str(summary["reason"])
             failed = record.status == "failed" or (record.status == "pending" and status == "failed")
             if failed and not self.settings.retry_failed:
                 record.status = "failed"
@@ -206,6 +208,12 @@ class Engine:
             raise self.error
         return 0 if self.source.is_well() else 1
 
+    def is_closed(self) -> bool:
+        """Whether no further job is started."""
+        if self.max_time_s is not None and time.monotonic() - self._started >= self.max_time_s:
+            self._closed = self._closed or f"sweep.max_time: {human_time(self.max_time_s)} are over"
+        return bool(self._closed or self.signals)
+
     def _tick(self) -> bool:
         """Look at everything once; whether there is anything left to do."""
         try:
@@ -219,8 +227,6 @@ class Engine:
 
     def _look_at_everything(self) -> bool:
         self._answer_signals()
-        if self.max_time_s is not None and time.monotonic() - self._started >= self.max_time_s:
-            self._closed = self._closed or f"sweep.max_time: {human_time(self.max_time_s)} are over"
         for entry in list(self.running):
             sign = self.backend.poll(entry.handle)
             if sign.phase == "ended":
@@ -228,7 +234,7 @@ class Engine:
                 self._end(entry, sign)
             elif sign.phase == "running":
                 self._watch(entry)
-        while not self._closed and len(self.running) < self.backend.places:
+        while not self.is_closed() and len(self.running) < self.backend.places:
             record = self._again.pop(0) if self._again else self.source.next()
             if record is None:
                 break
@@ -263,7 +269,8 @@ class Engine:
         ]
         lines += [f"      failed  {record.name}: {record.reason}" for record in failed]
         lines += [f" interrupted  {record.name}: {record.reason}" for record in interrupted]
-        if len(failed) < len(open_ones) or self._closed:
+        unfinished = any(record.status == "running" or self.state.waits(record) for record in open_ones)
+        if unfinished or self._closed or self.signals:
             lines.append(f"go on with\n  {self.state.command}")
         elif failed:
             retry = "" if "sweep.retry_failed=true" in self.state.command else " sweep.retry_failed=true"
@@ -314,7 +321,7 @@ class Engine:
         place, seconds = self._place(record), time.monotonic() - entry.started
         tried = self._attempts.get(record.name, 1)
         failed = record.status == "failed"
-        retry = not self._closed and (
+        retry = not self.is_closed() and (
             (sign.again and record.status != "done")
             or (failed and sign.code != WRONG_CONFIGURATION and tried <= self.settings.retries)
         )

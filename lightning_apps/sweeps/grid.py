@@ -6,6 +6,7 @@ Pure functions; nothing here starts a process or reads a file.
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -215,18 +216,28 @@ def expand(axes: Mapping[str, Axis]) -> list[Job]:
         )
     combinations = itertools.product(*(axis.values for axis in axes.values()))
     jobs = [make_job(axes, dict(zip(axes, combination, strict=True))) for combination in combinations]
-    names = [job.name for job in jobs]
-    if same := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"two jobs would be called {same[0]}; change one of their values")
+    _check_names(jobs)
     return jobs
 
 
+def _check_names(jobs: Sequence[Job]) -> None:
+    names = Counter(job.name for job in jobs)
+    if same := sorted(name for name, number in names.items() if number > 1):
+        raise ConfigError(f"two jobs would be called {same[0]}; change one of their values")
+
+
 def corners(axes: Mapping[str, Axis]) -> list[Job]:
-    """Jobs at the ends of a search's space, one key after the other: what is wrong with a space shows there."""
+    """Jobs at the ends of a search's space, one key after the other: what is wrong with a space shows there.
+
+    Raises:
+        ConfigError: two values of a key would have one name, and so one result.
+    """
     ends = {key: list(axis.values) if axis.bounds is None else list(axis.bounds) for key, axis in axes.items()}
     first = {key: values[0] for key, values in ends.items()}
     jobs = [make_job(axes, {**first, key: value}) for key, values in ends.items() for value in values]
-    return list({job.name: job for job in jobs}.values())
+    jobs = list({repr(job.values): job for job in jobs}.values())
+    _check_names(jobs)
+    return jobs
 
 
 def short_keys(keys: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
@@ -261,7 +272,7 @@ def check_overrides(overrides: Sequence[str], grid_keys: Sequence[str] | Mapping
     Args:
         overrides: as on the command line, those of `sweep` taken out.
         grid_keys: full keys that are swept.
-        where: how to name the place that they stand in.
+        where: how to name the place that they stand in; empty for the command line, which may choose the experiment.
 
     Raises:
         ConfigError: naming the override and the way to say what was meant.
@@ -275,6 +286,11 @@ def check_overrides(overrides: Sequence[str], grid_keys: Sequence[str] | Mapping
             )
         if key in grid_keys:
             raise ConfigError(f"{where}{override}: the sweep sets {key}; change it with 'sweep.grid.{key}=[...]'")
+        if key == "experiment" and where:
+            raise ConfigError(
+                f"{where}{override}: the experiment is chosen before these are read; write {override} on the command "
+                "line, or 'override /experiment@_global_.experiment: <name>' in the defaults of the sweep's file"
+            )
 
 
 def describe_axes(axes: Mapping[str, Axis]) -> str:

@@ -39,6 +39,7 @@ class OptunaSearch:
         objective: what is to become small or large.
         state: of the sweep; its jobs are those of this search.
         make_record: the record of a job from its values, not yet in the state.
+        is_closed: whether no further job is started: asked while trials are drawn that need none.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class OptunaSearch:
         objective: Objective,
         state: SweepState,
         make_record: Callable[[Mapping[str, Any]], JobRecord],
+        is_closed: Callable[[], bool],
     ) -> None:
         self.settings = settings
         self.axes = axes
         self.objective = objective
         self.state = state
         self.make_record = make_record
+        self.is_closed = is_closed
         self.distributions = {key: distribution(axis) for key, axis in axes.items()}
         self.study = open_study(folder / JOURNAL, settings, objective)
         self._check_space()
@@ -89,11 +92,11 @@ class OptunaSearch:
             self._unstarted = self._taken_up()
         if self._unstarted:
             return self._unstarted.pop(0)
-        while self._used() < self.budget or self._states("WAITING"):
+        while not self.is_closed() and (self._used() < self.budget or self._states("WAITING")):
             trial = self._ask()
             record = self._record(trial)
             self._note(trial.number, record)
-            if record.status == "pending":
+            if self.state.waits(record):
                 return record
             if record.status != "running":  # tried before: its result is that of this trial, too
                 self._tell(trial, record)
@@ -112,14 +115,14 @@ class OptunaSearch:
 
     def ended(self, record: JobRecord) -> None:
         """Tell Optuna how a job ended; one that was interrupted stays a running trial, for the next start."""
-        if record.status == "pending" and not record.reason.startswith("trainer.max_time"):
+        if self.state.waits(record):
             return
         for trial in self._running(record):
             self._tell(trial, record)
 
     def is_well(self) -> bool:
         """Whether there is a result and no job waits for another start."""
-        return bool(self._states("COMPLETE")) and not any(record.status == "pending" for record in self.jobs)
+        return bool(self._states("COMPLETE")) and not any(map(self.state.waits, self.jobs))
 
     def closing_lines(self, command: Sequence[str]) -> list[str]:
         """The best configurations as commands to paste; nothing where no trial is complete.
@@ -192,10 +195,14 @@ class OptunaSearch:
         return self._by_trial[trial.number]
 
     def _used(self) -> int:
-        """Trials that count: not those without values, and one that failed only if it is not tried again."""
-        failed = {self._record(trial).name for trial in self._trials() if trial.state.name == "FAIL"}
+        """Trials that count: not those without values, and those that failed only if their job is not tried again.
+
+        Each trial of the same values counts: where few values all fail, a set of them would never reach the budget.
+        """
+        failed = [self._record(trial) for trial in self._trials() if trial.state.name == "FAIL"]
         others = [self._record(trial).name for trial in self._trials() if trial.state.name not in ("FAIL", "WAITING")]
-        return len(others) + len(failed - set(others)) + len(self._states("WAITING"))
+        final = [record for record in failed if not self.state.waits(record) and record.name not in others]
+        return len(others) + len(final) + len(self._states("WAITING"))
 
     def _taken_up(self) -> list[JobRecord]:
         """What an earlier engine left: jobs that are to go on. What has ended meanwhile is told."""
@@ -209,15 +216,18 @@ class OptunaSearch:
             record = self._record(trial)
             if record.status == "pending" and PRUNED in trial.user_attrs:
                 record.status = "pruned"
-            if record.status == "pending" and record not in open_jobs:
-                open_jobs.append(record)
-            elif record.status in ("done", "failed", PRUNED):
+            if self.state.waits(record):
+                if record not in open_jobs:
+                    open_jobs.append(record)
+            elif record.status != "running":
                 self._tell(trial, record)
         tried = {self._record(trial).name for trial in self._trials() if trial.state.name != "FAIL"}
         for trial in self._trials():
             record = self._record(trial)
             if record.status == "pending" and record.name not in tried:  # it failed, and is wanted again
                 tried.add(record.name)
+                if record.is_out_of_time:  # before its first evaluation: it gets as much time again
+                    record.reason = ""
                 self.study.enqueue_trial(trial.params)
         return open_jobs
 

@@ -76,9 +76,8 @@ def _ordered(series: Sequence[ScalingSeries] | Sequence[ContextSeries]) -> bool:
 
 def _final_picture(results: SweepResults, key: str) -> Picture:
     families = split(results.groups(), key)
-    values = sorted(
-        {value for _, family in families for value in (group.values[key] for group in family)}, key=sort_key
-    )
+    # by their text: lists and mappings have no hash, and True would be 1
+    values = sorted({repr(group.values[key]): group.values[key] for group in results.groups()}.values(), key=sort_key)
     numeric = is_numeric(values)
     log = numeric and min(values) > 0 and max(values) / min(values) > 10
     place = {repr(value): float(value) if numeric else float(rank) for rank, value in enumerate(values)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_apps.statistics.t_interval import Estimate, mean_interval, slope_interval
-from lightning_apps.sweeps.results import IN_CONTEXT_FILES, REPEAT, JobResult, SweepResults
+from lightning_apps.sweeps.results import IN_CONTEXT_FILES, REPEAT, JobResult, SweepResults, sort_key
 
 CATEGORIES = "data.num_categories"
 
@@ -36,12 +36,14 @@ def shared_text(results: SweepResults) -> SharedText | None:
     budget = results.budget_key
     jobs = results.completed
     if budget:
-        largest = max((job.values[budget] for job in jobs), default=None)
+        largest = max((job.values[budget] for job in jobs), default=None, key=sort_key)
         jobs = [job for job in jobs if job.values[budget] == largest]
     seeds: dict[str, list[tuple[int, dict[str, float], set[str]]]] = {}
     for job in jobs:
         if (found := _category_losses(job)) is not None:
-            seeds.setdefault(str(job.values.get(REPEAT)), []).append((int(job.values[CATEGORIES]), *found))
+            k = job.values[CATEGORIES]
+            k = len(found[1]) if k is None else int(k)  # null takes all
+            seeds.setdefault(str(job.values.get(REPEAT)), []).append((k, *found))
     lines: dict[object, list[tuple[float, float]]] = {}
     shared: dict[str, list[str]] = {}
     for seed, runs in seeds.items():

@@ -50,6 +50,11 @@ class JobRecord:
     handle: str | None = None
     where: str = ""
 
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether trainer.max_time ended it: it has had what it was given."""
+        return self.status == "pending" and self.reason.startswith("trainer.max_time")
+
 
 @dataclass
 class SweepState:
@@ -77,6 +82,10 @@ class SweepState:
     def write(self, folder: Path) -> None:
         """Write sweep.json, whole or not at all."""
         write_json_atomically(folder / "sweep.json", asdict(self))
+
+    def waits(self, record: JobRecord) -> bool:
+        """Whether the next start goes on with a job; a search has its result of one that is out of time."""
+        return record.status == "pending" and (self.search is None or not record.is_out_of_time)
 
     def job(self, name: str) -> JobRecord:
         """The record of a job."""

@@ -68,7 +68,7 @@ def run_sweep(cfg: DictConfig) -> None:
         check_search(settings, axes)
     jobs = expand(axes) if settings.search is None else corners(axes)
     experiment = [] if "experiment" in axes else [f"experiment={hydra.runtime.choices['experiment']}"]
-    shared = [*experiment, *(word for word in [*settings.overrides, *given] if override_key(word) != "experiment")]
+    shared = [*experiment, *settings.overrides, *(word for word in given if override_key(word) != "experiment")]
     name = settings.name or default_name(shared, axes)
     search_path = search_path_override(sys.argv[1:])
     folder = Path(cfg.run.output_root) / "sweeps" / name
@@ -112,7 +112,7 @@ def run_sweep(cfg: DictConfig) -> None:
         if settings.search is not None:
             search = OptunaSearch(
                 folder=folder, settings=settings, axes=axes, objective=objective, state=state,
-                make_record=lambda values: make_record(make_job(axes, values)),
+                make_record=lambda values: make_record(make_job(axes, values)), is_closed=engine.is_closed,
             )  # fmt: skip
         wanted = state.jobs if search else [state.job(job.name) for job in jobs]
         engine.look_at_runs(wanted)
@@ -243,7 +243,7 @@ def banner(
 ) -> str:
     """What will happen."""
     begun = sum(
-        record.status == "pending" and whole_summary(RunDirectory(Path(record.run_directory))) is not None
+        state.waits(record) and whole_summary(RunDirectory(Path(record.run_directory))) is not None
         for record in records
     )
     counts = {

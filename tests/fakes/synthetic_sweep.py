@@ -22,8 +22,8 @@ def loss_of(categories: int, tokens: float, seed: int) -> float:
 def write_run(directory: RunDirectory, *, values: dict, experiment: str, in_context: bool, evaluations: int) -> None:
     """A completed run with curve, summary and, where wanted, in-context losses."""
     directory.path.mkdir(parents=True)
-    categories, seed = values.get("data.num_categories", 1), values.get("seed", 1)
-    budget = values.get("trainer.max_tokens", 4_000_000)
+    categories, seed = values.get("data.num_categories", 1) or 4, values.get("seed", 1)  # null is all four
+    budget = values.get("trainer.max_tokens") or 4_000_000
     config = {
         "experiment": experiment, "seed": seed, "scheduler": {"warmup_steps": 0.1}, "trainer": {}, "run": {},
     }  # fmt: skip

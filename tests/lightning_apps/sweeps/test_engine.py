@@ -17,7 +17,7 @@ from lightning_apps.sweeps import engine as sweep_engine
 from lightning_apps.sweeps.backends import local
 from lightning_apps.sweeps.backends.backend import BackendError, Handle, Sign
 from lightning_apps.sweeps.backends.local import LocalBackend, Place, lock_path
-from lightning_apps.sweeps.engine import last_line
+from lightning_apps.sweeps.engine import Engine, Queue, last_line
 from lightning_apps.sweeps.state import read_state
 from tests.asserts.patience import wait_until
 from tests.fakes.fake_sweep import make
@@ -116,6 +116,23 @@ def test_a_time_budget_is_no_failure(tmp_path):
     assert "interrupted  a: trainer.max_time" in runner.closing_lines()
 
 
+def test_a_search_does_not_go_on_with_a_job_that_is_out_of_time(tmp_path):
+    engine = make(tmp_path, {"a": "time is up", "b": "fail"})
+    engine.state.search = {"objective": {"val/loss": "min"}}
+    engine.run()
+    closing = engine.closing_lines()
+    assert "interrupted  a: trainer.max_time: 5 s are over" in closing
+    assert "go on with" not in closing
+    assert "try again with" in closing
+
+
+def test_what_a_killed_engine_has_not_noted_is_read_from_the_run(tmp_path):
+    engine = make(tmp_path, {"a": "time is up"})
+    engine.run()
+    (tmp_path / "sweep.json").unlink()
+    assert make(tmp_path, {"a": "ok"}).state.job("a").reason == "trainer.max_time: 5 s are over"
+
+
 def test_devices_and_threads_go_round(tmp_path):
     places = [Place("0,1", 3), Place("2,3", 3)]
     assert make(tmp_path, dict.fromkeys("abcd", "ok"), places=places).run() == 0
@@ -153,6 +170,19 @@ def test_a_signal_is_passed_on_and_the_sweep_goes_on_later(signum, tmp_path, cap
     assert f"stopped by {signum.name}: 0 of 3 jobs done" in runner.closing_lines()
     assert [signal.getsignal(number) for number in sweep_engine.STOP_SIGNALS] == handlers
     assert make(tmp_path, {"a": "ok", "b": "ok", "c": "ok"}).run() == 0
+
+
+def test_a_source_that_looks_for_its_next_job_hears_a_signal(tmp_path):
+    engine = make(tmp_path, {"a": "ok"})
+
+    class Searching(Queue):
+        def next(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_until(engine.is_closed)
+
+    assert Engine.run(engine, Searching(engine.state.jobs)) == 128 + signal.SIGINT
+    assert "stopped by SIGINT: 0 of 1 jobs done" in engine.closing_lines()
+    assert "go on with" in engine.closing_lines()
 
 
 def test_the_third_signal_kills(tmp_path):

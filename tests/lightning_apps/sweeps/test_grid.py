@@ -13,6 +13,7 @@ from lightning_apps.sweeps.grid import (
     SweepSettings,
     check_overrides,
     check_settings,
+    corners,
     default_name,
     describe_axes,
     expand,
@@ -105,6 +106,17 @@ def test_spaces_of_a_search():
     )
     assert read_axis("model.num_hidden_layers=int(interval(1,8))", None).bounds == (1, 8)
     assert read_axis("model.hidden_size=range(16,65,16)", None).step == 16
+
+
+def test_the_corners_of_a_space_are_told_apart():
+    space = grid_axes({"optimizer.lr": "interval(0.1,1)", "model.pretrained": ["org/x_y", "org/x-y"]})
+    assert [tuple(job.values.values()) for job in corners(space)] == [
+        (0.1, "org/x_y"), (1, "org/x_y"), (0.1, "org/x-y"),
+    ]  # fmt: skip
+    # a name has no slash: both would be one job, whose result each of them gets
+    space = grid_axes({"optimizer.lr": "interval(0.1,1)", "model.pretrained": ["org/x_y", "org_x/y"]})
+    with pytest.raises(ConfigError, match=r"^two jobs would be called lr=0\.1,pretrained=org_x_y; change one of their"):
+        corners(space)
 
 
 def test_a_sweep_without_a_name_gets_one_that_more_values_do_not_change():

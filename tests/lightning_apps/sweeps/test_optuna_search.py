@@ -43,7 +43,7 @@ def loss_of(values):
 class Sweep:
     """A search in a folder; what one start leaves, another finds."""
 
-    def __init__(self, folder, *words, objective=None, state=None, **changes):
+    def __init__(self, folder, *words, objective=None, state=None, is_closed=lambda: False, **changes):
         axes = axes_of(*(words or SPACE))
         folder.mkdir(exist_ok=True)
         self.state = state or SweepState("s", "location", "python", {}, {}, [], {"objective": {}})
@@ -55,7 +55,7 @@ class Sweep:
 
         self.search = OptunaSearch(
             folder=folder, settings=self.settings, axes=axes, objective=objective or {"val/loss": "min"},
-            state=self.state, make_record=make_record,
+            state=self.state, make_record=make_record, is_closed=is_closed,
         )  # fmt: skip
 
     def run(self, most=100, result=loss_of, *, failing=()):
@@ -171,6 +171,70 @@ def test_a_failed_trial_counts_until_somebody_asks_for_it_again(tmp_path):
     again = Sweep(tmp_path, trials=3, state=sweep.state)
     assert again.run() == [sweep.state.jobs[1].values]
     assert again.states() == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_search_whose_few_values_all_fail_ends(tmp_path):
+    sweep = Sweep(tmp_path, "optimizer.lr=choice(1e-3,1e-2)", trials=6)
+    assert sorted(values["optimizer.lr"] for values in sweep.run(failing=(0, 1))) == [1e-3, 1e-2]
+    assert sweep.states() == ["FAIL"] * 6
+    assert not sweep.search.is_well()
+    assert Sweep(tmp_path, "optimizer.lr=choice(1e-3,1e-2)", trials=6, state=sweep.state).run() == []
+    for record in sweep.state.jobs:
+        record.status = "pending"  # what retry_failed does
+    again = Sweep(tmp_path, "optimizer.lr=choice(1e-3,1e-2)", trials=6, state=sweep.state)
+    assert len(again.run()) == 2
+    assert again.states() == ["FAIL"] * 6 + ["COMPLETE"] * 6
+    assert again.search.is_well()
+
+
+def out_of_time(record, losses):
+    """As the engine leaves a job that trainer.max_time ended."""
+    evaluate(record, losses, finished=False)
+    best = {"metric": "val/loss", "mode": "min", "value": min(losses), "metrics": {}} if losses else None
+    summary = {"status": "stopped", "reason": "trainer.max_time: 4 s are over", "best": best}
+    RunDirectory(Path(record.run_directory)).summary.write_text(json.dumps(summary))
+    record.status, record.reason = "pending", summary["reason"]
+
+
+def test_a_time_budget_is_no_failure_and_gives_a_result(tmp_path):
+    sweep = Sweep(tmp_path, "optimizer.lr=1e-3,1e-2", trials=5)
+    for _ in range(2):
+        record = sweep.search.next()
+        out_of_time(record, [loss_of(record.values)])
+        sweep.search.ended(record)
+    assert sweep.search.next() is None  # values that are drawn again are not trained again
+    assert sweep.states() == ["COMPLETE"] * 5
+    assert sweep.search.is_well()
+    assert Sweep(tmp_path, "optimizer.lr=1e-3,1e-2", trials=5, state=sweep.state).run() == []
+
+
+def test_a_job_whose_time_was_over_before_its_engine_came_back_is_told(tmp_path):
+    sweep = Sweep(tmp_path, trials=1)
+    record = sweep.search.next()
+    out_of_time(record, [1.0])
+    again = Sweep(tmp_path, trials=1, state=sweep.state)
+    assert again.search.next() is None
+    assert again.states() == ["COMPLETE"]
+    assert again.search.is_well()
+
+
+def test_a_job_whose_time_was_over_before_its_first_evaluation_gets_as_much_again(tmp_path):
+    sweep = Sweep(tmp_path, "optimizer.lr=1e-3,1e-2", trials=3)
+    while (record := sweep.search.next()) is not None:
+        out_of_time(record, [])
+        sweep.search.ended(record)
+    assert sweep.states() == ["FAIL"] * 3
+    assert not sweep.search.is_well()
+    again = Sweep(tmp_path, "optimizer.lr=1e-3,1e-2", trials=3, state=sweep.state)
+    assert len(again.run(most=2)) == 2
+    assert again.search.is_well()
+
+
+def test_values_that_need_no_job_are_drawn_until_no_job_is_started(tmp_path):
+    asked = []
+    sweep = Sweep(tmp_path, "optimizer.lr=1e-3,1e-2", trials=None, is_closed=lambda: asked.append(0) or len(asked) > 9)
+    assert len(sweep.run()) == 2
+    assert sweep.states() == ["COMPLETE"] * 9
 
 
 def test_a_loss_that_is_no_number_is_a_failure(tmp_path):

@@ -231,6 +231,25 @@ def test_a_sweep_without_categories_or_budgets_has_no_study(tmp_path):
     assert "Power laws" not in (folder / "report.html").read_text()
 
 
+def test_lists_mappings_and_null_are_values_without_an_order(tmp_path):
+    grid = {
+        "seed": [0, 1],
+        "optimizer": {"betas": [[0.9, 0.95], [0.9, 0.99]]},
+        "data": {"num_categories": [1, 2, None], "mixture": [{"a": 1}, {"a": 2}]},
+        "trainer": {"max_tokens": [10**6, None]},
+    }
+    folder = write_sweep(tmp_path, grid)
+    files, said = write_sweep_report(folder)
+    names = ["final_betas.png", "final_num_categories.png", "final_mixture.png", "loss_tokens.png", "in_context.png"]
+    assert [path.name for path in files[3:]] == names
+    text = "\n".join(said)
+    others = "mixture {'a': 1}, max_tokens 1,000,000 lowest with"
+    assert f"val/loss by betas: at num_categories 1, {others} [0.9, 0.95]" in text
+    assert f"val/loss by num_categories: at betas [0.9, 0.95], {others} 1" in text
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["optimizer.betas"] for row in rows[::12]] == ["[0.9, 0.95]", "[0.9, 0.99]"] * 2
+
+
 def test_every_status_is_told(tmp_path):
     grid = {"seed": [0, 1, 2, 3, 4, 5]}
     folder = write_sweep(tmp_path, grid, leave_out=("seed=1", "seed=2", "seed=3", "seed=4"), in_context=False)

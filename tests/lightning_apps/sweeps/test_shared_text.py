@@ -46,6 +46,19 @@ def test_only_the_largest_budget_counts(tmp_path):
     assert [estimate.value for estimate in found.means.values()] == [5.0, 5.0]
 
 
+def test_null_is_all_categories_and_the_largest_budget(tmp_path):
+    losses = {"a": 5.0, "b": 5.0, "c": 5.0}
+    jobs = [job(tmp_path, 0, NAMES[:k], {**losses, "a": 5.0 + k}, budget=20) for k in (1, 3)]
+    jobs[1].values["data.num_categories"] = None
+    found = shared_text(results(jobs))
+    assert {k: estimate.value for k, estimate in found.means.items()} == {1: 6.0, 3: 8.0}
+    endless = [job(tmp_path, 0, NAMES[:k], losses, budget=40) for k in (1, 2)]
+    for entry in endless:
+        entry.values["trainer.max_tokens"] = None
+    found = shared_text(results(jobs + endless, budget_key="trainer.max_tokens"))
+    assert {k: estimate.value for k, estimate in found.means.items()} == {1: 5.0, 2: 5.0}
+
+
 def test_nothing_to_compare(tmp_path):
     losses = {"a": 5.0, "b": 5.0, "c": 5.0}
     assert shared_text(results([], factors=("seed",))) is None

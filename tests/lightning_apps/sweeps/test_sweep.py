@@ -179,6 +179,14 @@ def test_arxiv_scaling_composes_and_checks():
         ([*GRID, "seed=7"], ["seed=7: the sweep sets seed"]),
         ([*GRID, "run.name=x"], ["run.name=x", "choose another sweep.name"]),
         ([*GRID, "sweep.overrides=['seed=7']"], ["sweep.overrides: seed=7: the sweep sets seed"]),
+        (
+            [*GRID, "sweep.overrides=[experiment=imdb]"],
+            ["sweep.overrides: experiment=imdb: ", "write experiment=imdb on the command line"],
+        ),
+        (
+            [*GRID, "trainer.fast_dev_run=true"],
+            ["job seed=0: trainer.fast_dev_run=True keeps nothing", "try one run without the sweep"],
+        ),
         ([*GRID, "sweep.devices=[0,1]"], ["sweep.devices names GPUs", "hardware=gpu"]),
         ([*GRID, "+sweep.grid.optimizer.lrr=[1]"], ["optimizer.lrr does not exist"]),
         ([*GRID, "+sweep.grid.optimizer.lr=[1e-3,-1]"], ["job lr=-1,seed=0: optimizer.lr=-1", "not negative"]),
