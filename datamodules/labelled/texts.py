@@ -11,10 +11,9 @@ from typing import Any
 from datamodules.text.hub_access import load_hub_dataset
 from datamodules.text.jsonl import decoded_lines, line_place, read_jsonl
 from datamodules.text.parquet import open_parquet, parquet_rows, refuse_twice
+from datamodules.text.split_names import SPLIT_FILES, refuse_unread
 
 FORMATS = (".jsonl", ".csv", ".parquet")
-SPLIT_FILES = ("train", "validation", "test")
-"""File names, without their ending, that a folder of data may hold; `train` is needed."""
 
 
 @dataclass
@@ -84,7 +83,7 @@ def find_split_files(path: Path) -> dict[str, Path]:
         path: a folder with train.jsonl (or .csv, .parquet), validation... and test..., or one file to train on.
 
     Raises:
-        ValueError: nothing is there to train on, or a split is there twice.
+        ValueError: nothing is there to train on, a split is there twice, or under a name that is not read.
     """
     if path.is_file():
         if path.suffix not in FORMATS:
@@ -106,6 +105,7 @@ def find_split_files(path: Path) -> dict[str, Path]:
             f"data.path={path}: no train{'|'.join(FORMATS)} is in this folder; it holds {there}; name a single file to "
             "train on all of it"
         )
+    refuse_unread(path, (file.name for file in path.iterdir()), found, FORMATS)
     return found
 
 

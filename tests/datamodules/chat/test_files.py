@@ -88,9 +88,16 @@ def test_folders_without_data_are_named(tmp_path):
     with pytest.raises(ValueError, match="there is no such folder"):
         split_files(tmp_path / "nowhere")
     (tmp_path / "data.csv").touch()
+    with pytest.raises(ValueError, match=r"data\.csv: this is a file; name a folder that holds train\.jsonl and,"):
+        split_files(tmp_path / "data.csv")
     with pytest.raises(ValueError, match=re.escape("there is no train.jsonl in it (but data.csv)")):
         split_files(tmp_path)
     (tmp_path / "train.jsonl").touch()
     with pytest.raises(ValueError, match="the file has no row"):
         rows(tmp_path)
     assert list(split_files(tmp_path)) == ["train"]
+    (tmp_path / "val.jsonl").touch()
+    with pytest.raises(ValueError, match=r"val\.jsonl would not be read; make it validation\.jsonl, or take it out"):
+        split_files(tmp_path)
+    (tmp_path / "val.jsonl").rename(tmp_path / "validation.jsonl")
+    assert list(split_files(tmp_path)) == ["train", "validation"]

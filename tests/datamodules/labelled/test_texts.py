@@ -114,6 +114,22 @@ def test_files_of_a_folder(tmp_path):
         find_split_files(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["val.jsonl", "valid.csv", "Dev.parquet", "validation.json", "test-0-of-1.csv"])
+def test_a_split_of_another_name_is_not_passed_over(name, tmp_path):
+    write(tmp_path / "train.jsonl", "")
+    write(tmp_path / "test_old.jsonl", "")  # no split by its name
+    write(tmp_path / name, "")
+    split = "test" if name.startswith("test") else "validation"
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (looked at as a whole)
+        find_split_files(tmp_path)
+    assert str(error.value) == (
+        f"data.path={tmp_path}: {name} would not be read; make it {split}.jsonl|.csv|.parquet, or take it out of "
+        "the folder"
+    )
+    write(tmp_path / f"{split}.csv", "")  # the other one is no split then
+    assert list(find_split_files(tmp_path)) == ["train", split]
+
+
 def test_names_of_classes():
     assert find_label_names(labelled("b", "a", "b"), given=None) == ["a", "b"]
     assert find_label_names(labelled("b", "a"), given=["b", "a"]) == ["b", "a"]
