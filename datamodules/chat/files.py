@@ -109,7 +109,7 @@ def to_chat(origin: str, row: Any, *, system_prompt: str | None, calculator_anno
         ]
     if not calculator_annotations:
         messages = [
-            {**message, "content": ANNOTATION.sub("", message["content"])}
+            {**message, "content": _without_annotations(origin, message["content"])}
             if message["role"] == "assistant"
             else message
             for message in messages
@@ -119,6 +119,16 @@ def to_chat(origin: str, row: Any, *, system_prompt: str | None, calculator_anno
     last_line = messages[-1]["content"].strip().splitlines()[-1]
     gold = FINAL_ANSWER.search(last_line)
     return Chat(messages, gold[1] if gold else None, origin)
+
+
+def _without_annotations(origin: str, answer: str) -> str:
+    left = ANNOTATION.sub("", answer)
+    if not left.strip():
+        raise ValueError(
+            f"{origin}: the answer {answer!r} is empty without its annotations; write it out, or keep them: "
+            "data.calculator_annotations=true"
+        )
+    return left
 
 
 def _messages(origin: str, value: Any) -> list[Message]:

@@ -63,6 +63,11 @@ def test_halves_of_characters_become_question_marks(tmp_path):
         ('{"question": "x", "answer": null}', "answer must be a text, found null"),
         ('{"question": "x", "answer": " \\n "}', "answer is empty"),
         ('{"question": "", "answer": "x"}', "question is empty"),
+        (
+            '{"question": "x", "answer": " <<48/2=24>>"}',
+            "the answer ' <<48/2=24>>' is empty without its annotations; write it out, or keep them: "
+            "data.calculator_annotations=true",
+        ),
         ('{"question": "x", ', "not JSON (Expecting property name enclosed in double quotes at column "),
         ("[1, 2]", "[1, 2] is not a JSON object; each line must be one"),
         (b'{"question": "\xff"}', "byte 15 (0xff) is not UTF-8; save the file as UTF-8"),
