@@ -66,9 +66,11 @@ class LabelledTexts:
             raise ValueError(f"{where}: {text_column} is empty; give it a text, or take the {self.unit} out")
         if label is None or label == "":
             raise ValueError(f"{where}: {label_column} is missing; label it, or take the {self.unit} out")
-        whole = isinstance(label, float) and label.is_integer()  # pandas makes floats of whole numbers beside a gap
-        if not whole and not isinstance(label, str | int | list):  # a bool is an int
-            raise ValueError(f"{where}: {label_column} is {_shown(label)}; a label is a name or a whole number")
+        for one in label if isinstance(label, list) else [label]:
+            whole = isinstance(one, float) and one.is_integer()  # pandas makes floats of whole numbers beside a gap
+            if one == "" or (not whole and not isinstance(one, str | int)):  # a bool is an int
+                held = "holds" if isinstance(label, list) else "is"
+                raise ValueError(f"{where}: {label_column} {held} {_shown(one)}; a label is a name or a whole number")
         self.texts.append(text)
         self.labels.append(label)
         self.numbers.append(number)

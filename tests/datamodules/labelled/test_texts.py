@@ -68,6 +68,15 @@ BAD = {
     "empty text": ("a.jsonl", jsonl(ROWS[0], {"text": " \n", "label": 1}), ["a.jsonl, line 2", "text is empty"]),
     "no text": ("a.jsonl", jsonl({"text": 5, "label": 1}), ["line 1", "text is 5, not a text"]),
     "no label": ("a.jsonl", jsonl({"text": "a", "label": None}), ["line 1", "label is missing"]),
+    "null among labels": (
+        "a.jsonl", jsonl({"text": "a", "label": ["a", None]}),
+        ["a.jsonl, line 1: label holds None; a label is a name or a whole number"],
+    ),
+    "empty text among labels": (
+        "a.jsonl", jsonl(ROWS[0], {"text": "a", "label": ["b", ""]}), ["a.jsonl, line 2: label holds ''; a label is"],
+    ),
+    "object among labels": ("a.jsonl", jsonl({"text": "a", "label": [{"x": 1}]}), ["line 1: label holds {'x': 1}; a"]),
+    "list among labels": ("a.jsonl", jsonl({"text": "a", "label": [["a"]]}), ["line 1: label holds ['a']; a label is"]),
     "fraction as label": ("a.jsonl", jsonl({"text": "a", "label": 0.5}), ["line 1", "0.5", "whole number"]),
     "not json": ("a.jsonl", jsonl(ROWS[0]) + "{oops\n", ["a.jsonl, line 2", "not JSON"]),
     "no object": ("a.jsonl", "[1]\n", ["a.jsonl, line 1", "not a JSON object"]),
