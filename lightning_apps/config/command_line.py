@@ -133,7 +133,7 @@ def _explanation(error: Exception, config_path: Path, config_name: str, words: S
         group = next((name for name in given if is_group(config_path, name, words)), "group")
         known = group_options(config_path, group, words)
         leave = f"; to leave the group away write ~{group}" if group not in NEEDED_GROUPS else ""
-        return f"{group}=null: name one of the options of {group}: {', '.join(known)}{leave}"
+        return f"{group}=null: name one of the options of {group}: {', '.join(known) or 'there are none'}{leave}"
     if isinstance(error, TypeError):  # Hydra joins the name of a group with what is no option's name
         for argument in words:
             group, _, value = argument.partition("=")

@@ -231,7 +231,8 @@ BEFORE_TORCH = {
     "loss_ratio, write, layout): callbacks.checkpoints.monitor=<value>",
     "experiment=gsm8k callbacks.extra=null": "callbacks.extra cannot be null; set what it holds (generation, picture): "
     "callbacks.extra.generation=null",
-    "callbacks=default callbacks.extra=null": "callbacks.extra cannot be null; leave the word away, it holds nothing here",
+    "callbacks=default callbacks.extra=null": "callbacks.extra cannot be null; leave the word away, it holds nothing "
+    "here",
     "trainer.log_every=null": "trainer.log_every cannot be null; give it a value",
     "~module": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
     "module=grpo": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
@@ -306,6 +307,10 @@ def test_mistakes_of_values_are_answered_before_torch_is_imported(tmp_path):
         (["scheduler.floor=2"], "scheduler.floor=2: must lie between 0 and 1"),
         (["optimizer.betas=[0.9,1.0]"], "optimizer.betas=[0.9, 1.0]: must be at least 0 and below 1 (at betas[1])"),
         (["optimizer.lr=inf"], "optimizer.lr=inf: must be a finite number"),
+        (
+            ["experiment=imdb", "data.multi_label=true", "data.label_separator=''"],
+            "data.label_separator='': name what stands between two labels, such as |",
+        ),
     ],
 )
 def test_ranges_stand_beside_the_constructors(overrides, message, composed):
