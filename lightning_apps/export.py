@@ -22,7 +22,7 @@ from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
 from lightning_apps.config.package_folder import PREFIX
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory, leads_out
+from lightning_apps.run_files.directory import RunDirectory, check_writable, leads_out
 
 HUB = "hf://"
 ADAPTERS = "adapter"
@@ -53,13 +53,11 @@ def export(cfg: DictConfig) -> None:
             raise ConfigError("onnx=true: a file holds whole weights; take adapters=merged")
     quiet_libraries()
     open_console()
-    is_folder = name is None and not is_remote(to)
-    if is_folder and Path(to).exists() and (not Path(to).is_dir() or any(Path(to).iterdir())):
-        raise ConfigError(f"to={to} is there already; name a folder that is new or empty")
+    place = local_place(to) if name is None and not is_remote(to) else None
     # beside where it goes, so that renaming it into place copies nothing and no half of it is ever seen
-    if is_folder:
-        Path(to).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=Path(to).parent if is_folder else None) as scratch:
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=place.parent if place is not None else None) as scratch:
         folder = Path(scratch) / "model"
         gather(directory, config, folder, keeps_adapters=keeps_adapters)
         say(compare(directory, config, folder, keeps_adapters=keeps_adapters))
@@ -67,7 +65,7 @@ def export(cfg: DictConfig) -> None:
             say(add_onnx(folder))
         if name is not None:
             address = send_to_hub(folder, name, private=options["private"])
-        elif is_remote(to):
+        elif place is None:
             try:
                 upload_folder(folder, to)
             except StorageUnavailableError:
@@ -77,9 +75,26 @@ def export(cfg: DictConfig) -> None:
             address = to
         else:
             folder.chmod(0o755)
-            folder.replace(to)
+            folder.replace(place)
             address = to
     say(f"exported  {address}")
+
+
+def local_place(to: str) -> Path:
+    """The folder that `to` names, links followed: new, or an empty one that the copy takes the place of.
+
+    Raises:
+        ConfigError: something is there already, or nothing can take its place.
+    """
+    place = Path(to).resolve()
+    if place.exists():
+        if not place.is_dir() or any(place.iterdir()):
+            raise ConfigError(f"to={to} is there already; name a folder that is new or empty")
+        # whoever stands in a folder keeps standing in the one that was replaced
+        if place == Path.cwd() or place.is_mount():
+            raise ConfigError(f"to={to}: this folder cannot be replaced; name one that is new")
+    check_writable(place.parent if place.exists() else place, "name another place with to=...")
+    return place
 
 
 def hub_name(to: str) -> str | None:

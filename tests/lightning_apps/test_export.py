@@ -173,6 +173,28 @@ def test_mistakes_cost_one_line_and_leave_nothing(call, composed, tmp_path):
     assert said.endswith("trained no adapters; take adapters=merged\n")
 
 
+def test_a_place_that_cannot_be_replaced_is_refused_before_anything_is_done(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "gather", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.chdir(tmp_path)
+    assert call("to=.")[::2] == (2, "error: to=.: this folder cannot be replaced; name one that is new\n")
+    (tmp_path / "file").touch()
+    assert call("to=file/x")[::2] == (
+        2,
+        f"error: {tmp_path}/file/x cannot be made: {tmp_path}/file is a file; name another place with to=...\n",
+    )
+    assert call("to=file")[::2] == (2, "error: to=file is there already; name a folder that is new or empty\n")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_link_to_an_empty_folder_stays_and_leads_to_the_model(call, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert call(f"to={tmp_path}/link")[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["link", "real"]
+    assert (tmp_path / "real" / "model.safetensors").is_file()
+
+
 def test_damaged_weights_and_links_out_of_the_run_are_not_passed_on(call, composed, tmp_path):
     config = composed(*LOCATION, "trainer.max_steps=1", name="damaged")
     run_experiment(config)
