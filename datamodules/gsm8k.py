@@ -22,6 +22,7 @@ from datamodules.sampling.packing import Document, PackingCollator, packed_batch
 from datamodules.storage.cache import file_sha256, prepared_folder, read_manifest
 from datamodules.text.hub import TokenizerSource, find_tokenizer
 from datamodules.text.hub_access import load_tokenizer
+from datamodules.text.split_names import SPLIT_FILES
 
 DATASET = ("openai/gsm8k", "main")
 PREPARATION_VERSION = 2
@@ -32,14 +33,15 @@ class Gsm8kDataModule(ExperimentData):
     """Chats, packed or grouped by length, and prompts for graded generation.
 
     Args:
-        path: folder with train.jsonl and, for a test, test.jsonl; rows hold `question` and `answer`, or `messages`.
-            None takes openai/gsm8k from Hugging Face.
+        path: folder with train.jsonl and, where there are such, validation.jsonl and test.jsonl; rows hold `question`
+            and `answer`, or `messages`. None takes openai/gsm8k from Hugging Face.
         tokenizer: folder, .gguf file or name on Hugging Face.
         tokenizer_package: installed package that carries a .gguf file, used where the hub and its cache have nothing.
         chat_template: Jinja file in place of the tokenizer's own template; None keeps that.
         system_prompt: put before chats without a system turn; None leaves that to the template.
         calculator_annotations: whether GSM8K's `<<48/2=24>>` stay in the answers.
-        num_validation: chats cut from train, shuffled by `split_seed`, before anything else.
+        num_validation: chats cut from train, shuffled by `split_seed`, before anything else; where there is a
+            validation.jsonl, that is the validation, and nothing is cut.
         max_train_samples: keep only so many of the rest; None keeps all.
         max_test_samples: keep only the first so many of the test file; None keeps all.
         split_seed: of the cut; the same chats are held out whatever the run's seed.
@@ -129,7 +131,7 @@ class Gsm8kDataModule(ExperimentData):
                 to_chat(*row, system_prompt=self.system_prompt, calculator_annotations=self.calculator_annotations)
                 for row in rows[name]
             ]
-            for name in ("train", "test")
+            for name in SPLIT_FILES
             if name in rows
         }
         tokenizer = load_tokenizer(
@@ -159,21 +161,23 @@ class Gsm8kDataModule(ExperimentData):
         self.folder = self._prepared()
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         files = {
-            name: ChatStore(self.folder, name)
-            for name in ("train", "test")
-            if (self.folder / f"{name}.jsonl").is_file()
+            name: ChatStore(self.folder, name) for name in SPLIT_FILES if (self.folder / f"{name}.jsonl").is_file()
         }
         num_rows = len(files["train"])
-        if self.num_validation >= num_rows:
+        num_cut = 0 if "validation" in files else self.num_validation
+        if num_cut >= num_rows:
             raise ValueError(f"data.num_validation={self.num_validation}, but train holds {num_rows} chats: lower it")
         order = list(range(num_rows))
         random.Random(self.split_seed).shuffle(order)  # noqa: S311 (a split, not a secret)
         shuffled = np.array(order, dtype=np.int64)
-        self._given = shuffled[self.num_validation :][: self.max_train_samples]
-        self.files: dict[Split, ChatStore] = {"train": files["train"], "validation": files["train"]}
+        self._given = shuffled[num_cut:][: self.max_train_samples]
+        self.files: dict[Split, ChatStore] = {
+            "train": files["train"],
+            "validation": files.get("validation", files["train"]),
+        }
         self.rows: dict[Split, NDArray[np.int64]] = {
             "train": self._given,
-            "validation": shuffled[: self.num_validation],
+            "validation": np.arange(len(files["validation"])) if "validation" in files else shuffled[:num_cut],
         }
         if "test" in files:
             self.files["test"] = files["test"]
@@ -241,7 +245,7 @@ class Gsm8kDataModule(ExperimentData):
             ValueError: it has nothing to train on.
         """
         assert self.own_samples is not None
-        store, num_given = ChatStore(folder, "train"), len(self.files["validation"])
+        store, num_given = ChatStore(folder, "train"), len(self.files["train"])
         self.facts_of_samples = read_manifest(folder)["facts"]
         own = np.arange(num_given, len(store), dtype=np.int64)
         if not len(own) and not self.own_samples["with_given"]:

@@ -1,5 +1,6 @@
 """Texts with labels, one truncated sequence each: film reviews of IMDb, or any files of the same form."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,16 @@ class ImdbDataModule(StoredTexts):
         super().__init__(synthetic=synthetic_texts, multi_label=multi_label, label_separator=label_separator, **options)
         self.max_length = max_length
         self.truncation: Truncation = truncation
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Whether several labels in one field can be told apart.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if settings["multi_label"] and not settings["label_separator"]:
+            raise ValueError("data.label_separator='': name what stands between two labels, such as |")
 
     def token_settings(self) -> dict[str, Any]:
         """Where texts are cut."""

@@ -8,6 +8,7 @@ The hub is that of HF_ENDPOINT, its token that of HF_TOKEN or `hf auth login`; a
 AWS_ENDPOINT_URL.
 """
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,8 +20,9 @@ from lightning_apps.config.command_line import run_command
 from lightning_apps.config.command_settings import settings_of
 from lightning_apps.config.composition import CONF
 from lightning_apps.config.open_run import open_run
+from lightning_apps.config.package_folder import PREFIX
 from lightning_apps.errors import ConfigError
-from lightning_apps.run_files.directory import RunDirectory, leads_out
+from lightning_apps.run_files.directory import RunDirectory, check_writable, leads_out
 
 HUB = "hf://"
 ADAPTERS = "adapter"
@@ -51,21 +53,19 @@ def export(cfg: DictConfig) -> None:
             raise ConfigError("onnx=true: a file holds whole weights; take adapters=merged")
     quiet_libraries()
     open_console()
-    is_folder = name is None and not is_remote(to)
-    if is_folder and Path(to).exists() and (not Path(to).is_dir() or any(Path(to).iterdir())):
-        raise ConfigError(f"to={to} is there already; name a folder that is new or empty")
+    place = local_place(to) if name is None and not is_remote(to) else None
     # beside where it goes, so that renaming it into place copies nothing and no half of it is ever seen
-    if is_folder:
-        Path(to).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=Path(to).parent if is_folder else None) as scratch:
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=place.parent if place is not None else None) as scratch:
         folder = Path(scratch) / "model"
-        gather(directory, folder, keeps_adapters=keeps_adapters)
+        gather(directory, config, folder, keeps_adapters=keeps_adapters)
         say(compare(directory, config, folder, keeps_adapters=keeps_adapters))
         if options["onnx"]:
             say(add_onnx(folder))
         if name is not None:
             address = send_to_hub(folder, name, private=options["private"])
-        elif is_remote(to):
+        elif place is None:
             try:
                 upload_folder(folder, to)
             except StorageUnavailableError:
@@ -75,9 +75,26 @@ def export(cfg: DictConfig) -> None:
             address = to
         else:
             folder.chmod(0o755)
-            folder.replace(to)
+            folder.replace(place)
             address = to
     say(f"exported  {address}")
+
+
+def local_place(to: str) -> Path:
+    """The folder that `to` names, links followed: new, or an empty one that the copy takes the place of.
+
+    Raises:
+        ConfigError: something is there already, or nothing can take its place.
+    """
+    place = Path(to).resolve()
+    if place.exists():
+        if not place.is_dir() or any(place.iterdir()):
+            raise ConfigError(f"to={to} is there already; name a folder that is new or empty")
+        # whoever stands in a folder keeps standing in the one that was replaced
+        if place == Path.cwd() or place.is_mount():
+            raise ConfigError(f"to={to}: this folder cannot be replaced; name one that is new")
+    check_writable(place.parent if place.exists() else place, "name another place with to=...")
+    return place
 
 
 def hub_name(to: str) -> str | None:
@@ -111,20 +128,35 @@ def check_source(directory: RunDirectory, *, keeps_adapters: bool) -> None:
         )
     if keeps_adapters and not (directory.model / ADAPTERS / "adapter_model.safetensors").is_file():
         raise ConfigError(f"adapters=kept: run={directory.path} trained no adapters; take adapters=merged")
+    if keeps_adapters and _lacks_head(directory):
+        raise ConfigError(
+            f"adapters=kept: run={directory.path} is of an older version, which kept the adapters without the head "
+            "that was trained with them; take adapters=merged"
+        )
     for path in directory.model.rglob("*"):
         if leads_out(path, directory.path):
             raise ConfigError(f"{path} is a link that leads out of the run; it is not exported")
     check_exported(directory.model)
 
 
-def gather(directory: RunDirectory, folder: Path, *, keeps_adapters: bool) -> None:
+def _lacks_head(directory: RunDirectory) -> bool:
+    from lightning_apps.reports.model_card import auto_class_of
+
+    if auto_class_of(directory.model) != "AutoModelForSequenceClassification":
+        return False
+    return not _adapter_settings(directory.model / ADAPTERS).get("modules_to_save")
+
+
+def _adapter_settings(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+
+
+def gather(directory: RunDirectory, config: dict[str, Any], folder: Path, *, keeps_adapters: bool) -> None:
     """Copy what belongs to the model into a new folder, and write its card.
 
     Raises:
         ConfigError: the disk is full.
     """
-    import json
-
     from lightning_apps.reports.model_card import write_model_card
     from lightning_apps.run_files.weights import CARD, CHECKSUMS, write_checksums
 
@@ -133,12 +165,16 @@ def gather(directory: RunDirectory, folder: Path, *, keeps_adapters: bool) -> No
     if keeps_adapters:
         left_out |= {path.name for path in source.iterdir() if path.suffix == ".safetensors"}
         left_out |= {"config.json", "generation_config.json", "model.safetensors.index.json"}
-        settings = json.loads((source / ADAPTERS / "adapter_config.json").read_text(encoding="utf-8"))
-        base = str(settings.get("base_model_name_or_path"))
+        settings = _adapter_settings(source / ADAPTERS)
+        pretrained = str(config["model"].get("pretrained"))
+        # weights of a package lie elsewhere on another machine
+        base = pretrained if pretrained.startswith(PREFIX) else str(settings.get("base_model_name_or_path"))
     try:
         shutil.copytree(source, folder, ignore=lambda at, names: left_out if Path(at) == source else ())
         if keeps_adapters:
             shutil.copytree(source / ADAPTERS, folder, dirs_exist_ok=True)
+            named = json.dumps({**settings, "base_model_name_or_path": base}, indent=2, sort_keys=True)
+            (folder / "adapter_config.json").write_text(named + "\n", encoding="utf-8")
         write_model_card(str(directory.path), folder, adapters_of=base)
         write_checksums(folder)
     except OSError as error:

@@ -2,8 +2,9 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 from safetensors.torch import save_file
@@ -32,10 +33,22 @@ class Lora(TypedDict):
     dora: bool
 
 
-def add_adapters(net: PreTrainedModel, lora: Lora) -> None:
+def add_adapters(
+    net: PreTrainedModel,
+    lora: Lora,
+    *,
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM",
+    saved_whole: Sequence[str] = (),
+) -> None:
     """Put adapters into the net's linear layers (Hu et al. 2022) and freeze all else; the net keeps its class.
 
     The adapters' update is zero at first, so the net computes what it did.
+
+    Args:
+        net: where to.
+        lora: settings of the adapters.
+        task_type: what the net is to peft.
+        saved_whole: names of modules that save_adapters writes too, as the base need not have them.
 
     Raises:
         ValueError: a setting is out of range, or no layer has such a name.
@@ -53,10 +66,12 @@ def add_adapters(net: PreTrainedModel, lora: Lora) -> None:
         lora_dropout=lora["dropout"],
         target_modules=lora["target_modules"],
         use_dora=lora["dora"],
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
     # peft keeps the adapters of bf16 weights in float32, as optimizers need them
     inject_adapter_in_model(config, net)
+    # only now: peft would put copies of them under other names into the net
+    config.modules_to_save = list(saved_whole) or None
 
 
 def has_adapters(net: nn.Module) -> bool:
@@ -92,6 +107,10 @@ def save_adapters(net: PreTrainedModel, folder: Path, base: str) -> None:
     holder: Any = net
     settings = holder.peft_config["default"]
     state = get_peft_model_state_dict(net, adapter_name="default")
+    whole = tuple(settings.modules_to_save or ())
+    for name, part in net.named_modules():
+        if name.endswith(whole):  # as peft finds them
+            state |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
     # peft's own wrapper stands around the net when they are read
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -9,6 +9,7 @@ from typing import Any
 from datamodules.chat.rendering import Message
 from datamodules.text.hub_access import load_hub_dataset
 from datamodules.text.jsonl import line_place, read_jsonl, whole_characters
+from datamodules.text.split_names import SPLIT_FILES, refuse_unread
 
 ROLES = ("system", "user", "assistant")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
@@ -32,19 +33,23 @@ class Chat:
 
 
 def split_files(folder: Path) -> dict[str, Path]:
-    """`train` and, where it is there, `test`: the jsonl files of a data folder.
+    """`train` and, where they are there, `validation` and `test`: the jsonl files of a data folder.
 
     Raises:
-        ValueError: there is no such folder, or it has no train.jsonl.
+        ValueError: there is no such folder, it has no train.jsonl, or a split under a name that is not read.
     """
     if not folder.is_dir():
+        what = "this is a file" if folder.is_file() else "there is no such folder"
         raise ValueError(
-            f"data.path={folder}: there is no such folder; it must hold train.jsonl, and test.jsonl for a test"
+            f"data.path={folder}: {what}; name a folder that holds train.jsonl and, where there are such, "
+            "validation.jsonl and test.jsonl"
         )
     if not (folder / "train.jsonl").is_file():
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise ValueError(f"data.path={folder}: there is no train.jsonl in it (but {there})")
-    return {name: path for name in ("train", "test") if (path := folder / f"{name}.jsonl").is_file()}
+    files = {name: path for name in SPLIT_FILES if (path := folder / f"{name}.jsonl").is_file()}
+    refuse_unread(folder, (path.name for path in folder.iterdir()), files, (".jsonl",))
+    return files
 
 
 def chat_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -104,7 +109,7 @@ def to_chat(origin: str, row: Any, *, system_prompt: str | None, calculator_anno
         ]
     if not calculator_annotations:
         messages = [
-            {**message, "content": ANNOTATION.sub("", message["content"])}
+            {**message, "content": _without_annotations(origin, message["content"])}
             if message["role"] == "assistant"
             else message
             for message in messages
@@ -114,6 +119,16 @@ def to_chat(origin: str, row: Any, *, system_prompt: str | None, calculator_anno
     last_line = messages[-1]["content"].strip().splitlines()[-1]
     gold = FINAL_ANSWER.search(last_line)
     return Chat(messages, gold[1] if gold else None, origin)
+
+
+def _without_annotations(origin: str, answer: str) -> str:
+    left = ANNOTATION.sub("", answer)
+    if not left.strip():
+        raise ValueError(
+            f"{origin}: the answer {answer!r} is empty without its annotations; write it out, or keep them: "
+            "data.calculator_annotations=true"
+        )
+    return left
 
 
 def _messages(origin: str, value: Any) -> list[Message]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.corpus.text_source import SourceError, TextSource, file_source, hub_source, local_files
+from datamodules.corpus.text_source import SUFFIXES, SourceError, TextSource, file_source, hub_source, local_files
 from datamodules.corpus.token_store import TOKENS, StoreError, is_store, open_store
 from datamodules.corpus.tokenize_corpus import write_store
 from datamodules.storage.cache import fingerprint, prepared_folder, read_manifest
@@ -21,6 +21,7 @@ from datamodules.storage.folders import (
     upload_folder,
 )
 from datamodules.storage.object_store import ObjectStore
+from datamodules.text.split_names import refuse_unread
 from datamodules.text.tokenizer_identity import tokenizer_identity
 
 PREPARATION_VERSION = 2
@@ -133,12 +134,26 @@ def _source(
         return hub_source(hub_name, hub_config, **columns)
     if is_remote(path):
         files = _remote_files(path)
-        return file_source(path, sizes=files, open_file=lambda name: open_file(join_url(path, name)), **columns)
-    folder = Path(path)
-    if not folder.is_dir():
-        raise SourceError(f"data.path={path}: no such folder; give one that holds train.jsonl or train.parquet")
-    sizes = local_files(folder, cache_root / "source_hashes.json")
-    return file_source(path, sizes=sizes, open_file=lambda name: (folder / name).open("rb"), **columns)
+        source = file_source(path, sizes=files, open_file=lambda name: open_file(join_url(path, name)), **columns)
+        names = list(files)
+    else:
+        folder = Path(path)
+        if not folder.is_dir():
+            what = "this is a file" if folder.is_file() else "no such folder"
+            raise SourceError(
+                f"data.path={path}: {what}; name a folder that holds train and validation as .jsonl or .parquet"
+            )
+        sizes = local_files(folder, cache_root / "source_hashes.json")
+        source = file_source(path, sizes=sizes, open_file=lambda name: (folder / name).open("rb"), **columns)
+        names = [entry.name for entry in folder.iterdir()]
+    refuse_unread(path, names, source.splits, SUFFIXES)
+    if missing := [split for split in ("train", "validation") if split not in source.splits]:
+        # before hours of tokenizing: nothing is cut from train here, and no evaluation can do without
+        raise SourceError(
+            f"data.path={path}: there is no {missing[0]}.jsonl or {missing[0]}.parquet in it; put some documents of "
+            "every category into one"
+        )
+    return source
 
 
 def _remote_files(url: str) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.corpus.token_store import TOKENS, StoreError, TokenStore
+from datamodules.corpus.token_store import SPLITS, TOKENS, StoreError, TokenStore
 from datamodules.sampling.order import hash_key, mix64
 
 
@@ -51,7 +51,7 @@ def document_ranges(store: TokenStore, split: str, categories: list[str], *, len
         length: fewest tokens of a document.
 
     Raises:
-        StoreError: a category has no document that is long enough.
+        StoreError: a category has no document that is long enough, or the split has none at all.
     """
     longest = [store.documents(split, name, min_length=length) for name in categories]
     everything = [store.documents(split, name) for name in categories]
@@ -60,6 +60,11 @@ def document_ranges(store: TokenStore, split: str, categories: list[str], *, len
     total = np.array([stop - start for start, stop in everything], dtype=np.int64)
     for name, count, there in zip(categories, counts.tolist(), total.tolist(), strict=True):
         if count == 0:
+            if not np.diff(store.groups[SPLITS.index(split)]).any():
+                raise StoreError(
+                    f"{store.folder}: no category has a {split} document; prepare it from a folder that holds "
+                    f"{split}.jsonl or {split}.parquet"
+                )
             what = (
                 f"none of its {there} {split} documents has {length} tokens" if there else f"it has no {split} document"
             )

@@ -11,10 +11,9 @@ from typing import Any
 from datamodules.text.hub_access import load_hub_dataset
 from datamodules.text.jsonl import decoded_lines, line_place, read_jsonl
 from datamodules.text.parquet import open_parquet, parquet_rows, refuse_twice
+from datamodules.text.split_names import SPLIT_FILES, refuse_unread
 
 FORMATS = (".jsonl", ".csv", ".parquet")
-SPLIT_FILES = ("train", "validation", "test")
-"""File names, without their ending, that a folder of data may hold; `train` is needed."""
 
 
 @dataclass
@@ -67,9 +66,11 @@ class LabelledTexts:
             raise ValueError(f"{where}: {text_column} is empty; give it a text, or take the {self.unit} out")
         if label is None or label == "":
             raise ValueError(f"{where}: {label_column} is missing; label it, or take the {self.unit} out")
-        whole = isinstance(label, float) and label.is_integer()  # pandas makes floats of whole numbers beside a gap
-        if not whole and not isinstance(label, str | int | list):  # a bool is an int
-            raise ValueError(f"{where}: {label_column} is {_shown(label)}; a label is a name or a whole number")
+        for one in label if isinstance(label, list) else [label]:
+            whole = isinstance(one, float) and one.is_integer()  # pandas makes floats of whole numbers beside a gap
+            if one == "" or (not whole and not isinstance(one, str | int)):  # a bool is an int
+                held = "holds" if isinstance(label, list) else "is"
+                raise ValueError(f"{where}: {label_column} {held} {_shown(one)}; a label is a name or a whole number")
         self.texts.append(text)
         self.labels.append(label)
         self.numbers.append(number)
@@ -84,7 +85,7 @@ def find_split_files(path: Path) -> dict[str, Path]:
         path: a folder with train.jsonl (or .csv, .parquet), validation... and test..., or one file to train on.
 
     Raises:
-        ValueError: nothing is there to train on, or a split is there twice.
+        ValueError: nothing is there to train on, a split is there twice, or under a name that is not read.
     """
     if path.is_file():
         if path.suffix not in FORMATS:
@@ -106,6 +107,7 @@ def find_split_files(path: Path) -> dict[str, Path]:
             f"data.path={path}: no train{'|'.join(FORMATS)} is in this folder; it holds {there}; name a single file to "
             "train on all of it"
         )
+    refuse_unread(path, (file.name for file in path.iterdir()), found, FORMATS)
     return found
 
 

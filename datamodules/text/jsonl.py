@@ -9,8 +9,11 @@ given back as it was written. Who needs Unicode that can be encoded, as tokenize
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from datamodules.storage.atomic_files import written_aside
 
@@ -124,15 +127,31 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row as one line with its end; NaN and infinity are null.
+    """A row as one line with its end; NaN and infinity are null, dates, decimals and bytes are text.
 
     All but ASCII is escaped: no reader can split inside a row, and halves of surrogate pairs can be written at all.
     """
     try:
-        return json.dumps(row, allow_nan=False) + "\n"
+        return json.dumps(row, allow_nan=False, default=_as_text) + "\n"
     except ValueError:
-        finite = json.loads(json.dumps(row), parse_constant=lambda _: None)
+        finite = json.loads(json.dumps(row, default=_as_text), parse_constant=lambda _: None)
         return json.dumps(finite) + "\n"
+
+
+def _as_text(value: object) -> str:
+    """What a column of parquet may hold and JSON has no word for: bytes of UTF-8 as they read, others in hexadecimal.
+
+    Raises:
+        TypeError: it is something else, a slip of the program.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, date | time | timedelta | Decimal | UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def whole_characters(text: str) -> str:

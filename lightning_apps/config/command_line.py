@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 the configuration or data is wrong, 128 + signal when stopped.
 """
 
+import dataclasses
 import difflib
 import functools
 import os
@@ -20,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from lightning_apps.config.help_page import help_page
 from lightning_apps.config.overrides import override_key, quote_value
+from lightning_apps.config.schema import RootConfig
 from lightning_apps.config.search_path import config_dir_of_completion, group_options, is_group, search_path_override
 from lightning_apps.config.shell_completion import completion_of_all
 from lightning_apps.errors import ConfigError, did_you_mean
@@ -45,6 +47,12 @@ LIGHTNING_KEYS = {
     "val_check_interval": "trainer.evaluate_every",
 }
 """What arguments of Lightning's Trainer that people type after `trainer.` are called here."""
+NEEDED_GROUPS = {
+    field.name
+    for field in dataclasses.fields(RootConfig)
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+}
+"""Keys that a configuration is not whole without; Hydra would leave their group away, and the run could not begin."""
 
 
 def run_command(task: Callable[[DictConfig], Any], *, config_path: Path, config_name: str) -> None:
@@ -123,7 +131,9 @@ def _explanation(error: Exception, config_path: Path, config_name: str, words: S
     if text.startswith("Config group override must be"):
         given = [argument.partition("=")[0] for argument in words if argument.endswith("=null")]
         group = next((name for name in given if is_group(config_path, name, words)), "group")
-        return f"{group}=null: name one of the options of {group}; to leave a group away write ~{group}"
+        known = group_options(config_path, group, words)
+        leave = f"; to leave the group away write ~{group}" if group not in NEEDED_GROUPS else ""
+        return f"{group}=null: name one of the options of {group}: {', '.join(known) or 'there are none'}{leave}"
     if isinstance(error, TypeError):  # Hydra joins the name of a group with what is no option's name
         for argument in words:
             group, _, value = argument.partition("=")
@@ -145,6 +155,8 @@ def _explanation(error: Exception, config_path: Path, config_name: str, words: S
     if match := re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", text + cause):
         full = re.search(r"full_key: (\S+)", text + cause)
         return _unknown_key(full[1] if full else match[1], config_path, config_name, words)
+    if match := re.search(r"field '([^']+)' is not Optional", cause):
+        return _needed(match[1], config_path, config_name, words)
     if "could not be converted" in text + cause or "is not a valid" in text + cause or "Unsupported" in text + cause:
         source = cause if "full_key" in cause else text
         key = re.search(r"full_key: (\S+)", source)
@@ -166,15 +178,34 @@ def lightning_hint(key: str) -> str | None:
     return f"{key} does not exist; what Lightning calls {name} is {LIGHTNING_KEYS[name]} here"
 
 
+def _needed(key: str, config_path: Path, config_name: str, words: Sequence[str]) -> str:
+    """Message for an override that takes away what a run needs."""
+    cfg = _composed(config_path, config_name, words)
+    held = OmegaConf.select(cfg, key) if cfg is not None else None
+    if not OmegaConf.is_dict(held):
+        return f"{key} cannot be null; give it a value"
+    if not held:
+        return f"{key} cannot be null; leave the word away, it holds nothing here"
+    value = "null" if key == "callbacks.extra" else "<value>"
+    return f"{key} cannot be null; set what it holds ({', '.join(map(str, held))}): {key}.{next(iter(held))}={value}"
+
+
+def _composed(config_path: Path, config_name: str, words: Sequence[str]) -> Any:
+    """The configuration with the groups that the words choose and no value of theirs; None where they do not go."""
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
+            groups = [word for word in words if _chooses_group(word, config_path, words)]
+            return hydra.compose(config_name, overrides=[*search_path_override(words), *groups])
+    except Exception:
+        return None
+
+
 def _unknown_key(key: str, config_path: Path, config_name: str, words: Sequence[str]) -> str:
     """Message for an override that names no key, with the keys that stand beside it."""
     if hint := lightning_hint(key):
         return hint
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_path)):
-            groups = [word for word in words if _chooses_group(word, config_path, words)]
-            cfg: Any = hydra.compose(config_name, overrides=[*search_path_override(words), *groups])
-    except Exception:
+    cfg = _composed(config_path, config_name, words)
+    if cfg is None:
         return f"{key} does not exist; see --cfg job for the keys that do"
     parent: Any = cfg
     prefix: list[str] = []

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup, escape
 
+from lightning_apps.config.package_folder import PREFIX
 from lightning_apps.reports.page import ENVIRONMENT, render, showable
 from lightning_apps.reports.run_record import RunRecord, default_settings, mapping, number, read_record, short
 from lightning_apps.reports.run_report import (
@@ -110,10 +111,18 @@ def _loading_code(auto_class: str, task: str | None, adapters_of: str | None, re
     lines = [f"from transformers import {auto_class}, AutoTokenizer", ""]
     if adapters_of is not None:
         lines.insert(0, "from peft import PeftModel")
-        lines += [
-            f"base = {auto_class}.from_pretrained({adapters_of!a})",
-            'model = PeftModel.from_pretrained(base, ".")',
-        ]
+        base = ascii(adapters_of)
+        if adapters_of.startswith(PREFIX):
+            lines.insert(0, "from importlib.resources import files")
+            package, _, inside = adapters_of.removeprefix(PREFIX).partition("/")
+            base = f"str(files({package!a}) / {inside!a})"
+        if task == "text-classification":  # its head has as many rows as there are classes here
+            id2label = mapping(_json(record.directory.model / "config.json").get("id2label"))
+            names = {int(number): name for number, name in id2label.items()}
+            base += f", id2label={names!a}"
+            if record.settings.get("model.replace_head") == "True":
+                base += ", ignore_mismatched_sizes=True"
+        lines += [f"base = {auto_class}.from_pretrained({base})", 'model = PeftModel.from_pretrained(base, ".")']
     else:
         if "hierarchical" in record.settings.get("model._target_", ""):
             lines.insert(0, "import models.encoders.hierarchical  # of lightning-apps: registers the architecture")

@@ -234,10 +234,12 @@ def adapt(net: PreTrainedModel, lora: Lora) -> None:
         targets = rf"{net.base_model_prefix}\.(?!pooler).*\.({'|'.join(linear)})"
     elif isinstance(targets, list) and (wrong := [name for name in targets if name not in linear]):
         raise ValueError(f"model.lora.target_modules: there is no layer {wrong[0]!r}; choose from {', '.join(linear)}")
-    add_adapters(net, {**lora, "target_modules": targets})
-    for name, part in net.named_children():
-        if name != net.base_model_prefix:
-            part.requires_grad_(requires_grad=True)
+    heads = {name: part for name, part in net.named_children() if name != net.base_model_prefix}
+    # a base that was trained without a pooler has none to go with the adapters
+    whole = [name for name, part in heads.items() if list(part.parameters())] + ["pooler"]
+    add_adapters(net, {**lora, "target_modules": targets}, task_type="SEQ_CLS", saved_whole=whole)
+    for part in heads.values():
+        part.requires_grad_(requires_grad=True)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

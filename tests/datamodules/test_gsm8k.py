@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +43,22 @@ def test_splits_are_cut_by_the_split_seed_alone(build):
     assert sorted([*data.rows["train"], *data.rows["validation"]]) == list(range(60))
     assert questions(build("data.split_seed=7"), "validation") != questions(data, "validation")
     assert len(build("data.max_test_samples=3").rows["test"]) == 3
+
+
+def test_a_validation_file_is_the_validation(build, small_gsm8k, tmp_path):
+    """Nothing is cut from train then, and test stays what it is; without one the cache is found as before."""
+    cut = build()
+    shutil.copytree(small_gsm8k / "data", tmp_path / "data")
+    same = build(f"data.path={tmp_path}/data")
+    assert same.folder == cut.folder
+    rows = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} for number in range(3)]
+    write_jsonl(tmp_path / "data" / "validation.jsonl", rows)
+    data = build(f"data.path={tmp_path}/data", "data.num_validation=60")
+    assert questions(data, "validation") == [row["question"] for row in rows]
+    assert sorted(data.rows["train"]) == list(range(60))
+    assert questions(data, "test") == questions(cut, "test")
+    assert data.describe()["data"].startswith("60 train, 3 validation, 8 test chats; ")
+    assert data.folder != cut.folder
 
 
 def test_labels_are_the_answers_and_their_stop_token(build):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -7,12 +8,12 @@ import tempfile
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_apps import export
 from lightning_apps.runs.experiment_run import run_experiment
 from tests.fakes.hub_server import hub  # noqa: F401 (a fixture)
-from tests.tiny.tiny_runs import LOCATION, directory_of
+from tests.tiny.tiny_runs import IMDB, IMDB_DATA, LOCATION, directory_of
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,49 @@ def test_adapters_alone_go_onto_the_base(call, run_path, small_gsm8k, tmp_path):
     assert 'model = PeftModel.from_pretrained(base, ".")' in card
 
 
+def test_adapters_of_a_classifier_bring_its_head_and_the_code_of_their_card_loads_them(
+    call, composed, tmp_path, monkeypatch
+):
+    """On weights of an installed package, whose path is another on each machine, and without a head."""
+    base = composed(*IMDB, name="base")
+    run_experiment(base)
+    package = tmp_path / "site" / "tiny_weights"
+    shutil.copytree(directory_of(base).model, package / "model")
+    (package / "__init__.py").touch()
+    headless = AutoModel.from_pretrained(package / "model", add_pooling_layer=False)
+    headless.save_pretrained(package / "model")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    tuned = composed(
+        *IMDB_DATA, "model=minilm", "model.pretrained=package:tiny_weights/model", "model.lora.rank=2",
+        "data.max_length=32", "optimizer.lr=0.01", "trainer.max_steps=4", "trainer.evaluate_every=2", "hardware=cpu",
+        name="tuned",
+    )  # fmt: skip
+    run_experiment(tuned)
+    run, shared = directory_of(tuned), tmp_path / "shared"
+    assert call(f"run={run.path}", f"to={shared}", "adapters=kept")[0] == 0
+    settings = json.loads((shared / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "package:tiny_weights/model"
+    assert settings["task_type"] == "SEQ_CLS"
+    assert str(tmp_path) not in (shared / "README.md").read_text().partition("## Results")[0]
+    monkeypatch.chdir(shared)
+    loaded = {}
+    exec((shared / "README.md").read_text().partition("```python\n")[2].partition("```")[0], loaded)
+    merged = AutoModelForSequenceClassification.from_pretrained(run.model, dtype=torch.float32)
+    ids = torch.arange(5, 14)[None]
+    with torch.no_grad():
+        found = loaded["model"].eval()(ids).logits
+        torch.testing.assert_close(found, merged(ids).logits, rtol=1e-4, atol=1e-4)  # sums in another order
+    assert loaded["model"].config.id2label == {0: "negative", 1: "positive"}
+    settings = json.loads((run.model / "adapter" / "adapter_config.json").read_text())
+    (run.model / "adapter" / "adapter_config.json").write_text(json.dumps({**settings, "modules_to_save": None}))
+    code, _, said = call(f"run={run.path}", f"to={tmp_path}/x", "adapters=kept")
+    assert (code, said) == (
+        2,
+        f"error: adapters=kept: run={run.path} is of an older version, which kept the adapters without the head that "
+        "was trained with them; take adapters=merged\n",
+    )
+
+
 def test_onnx_computes_what_the_model_does_and_tells_no_paths(call, tmp_path):
     import onnxruntime
 
@@ -127,6 +171,28 @@ def test_mistakes_cost_one_line_and_leave_nothing(call, composed, tmp_path):
     code, _, said = call(f"run={directory_of(config).path}", f"to={tmp_path}/x", "adapters=kept")
     assert code == 2
     assert said.endswith("trained no adapters; take adapters=merged\n")
+
+
+def test_a_place_that_cannot_be_replaced_is_refused_before_anything_is_done(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "gather", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.chdir(tmp_path)
+    assert call("to=.")[::2] == (2, "error: to=.: this folder cannot be replaced; name one that is new\n")
+    (tmp_path / "file").touch()
+    assert call("to=file/x")[::2] == (
+        2,
+        f"error: {tmp_path}/file/x cannot be made: {tmp_path}/file is a file; name another place with to=...\n",
+    )
+    assert call("to=file")[::2] == (2, "error: to=file is there already; name a folder that is new or empty\n")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_link_to_an_empty_folder_stays_and_leads_to_the_model(call, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert call(f"to={tmp_path}/link")[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == ["link", "real"]
+    assert (tmp_path / "real" / "model.safetensors").is_file()
 
 
 def test_damaged_weights_and_links_out_of_the_run_are_not_passed_on(call, composed, tmp_path):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2ForCausalLM
 
 from datamodules.sampling.packing import packed_batch
 from models.adapters import add_adapters, has_adapters, merged_copy, save_adapters
+from models.encoders.classifier import pretrained_classifier
 from models.kernels.packed_attention import use_packed_attention
 from models.language.causal_lm import target_loss
 from tests.asserts.rounding import assert_same_sum
@@ -74,6 +76,48 @@ def test_saved_adapters_and_merged_weights_are_read_by_peft_and_transformers(dor
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     use_packed_attention(read)
     assert_same_sum(target_logits(read, batch), expected, terms=ADDITIONS)
+
+
+def bert(name="BertForSequenceClassification", **changes):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {**sizes, "intermediate_size": 24, "pad_token_id": 0, "max_position_embeddings": 20}
+    return getattr(transformers, name)(transformers.BertConfig(**sizes, **changes)).eval()
+
+
+@pytest.mark.parametrize("base", ["BertForSequenceClassification", "BertModel", "BertForMaskedLM"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_saved_adapters_of_a_classifier_bring_its_head(base, dora, tmp_path):
+    """Also where the base knows other classes, has no head, or no pooler."""
+    from peft import PeftModel
+
+    bert(base).save_pretrained(tmp_path / "base")
+    names = ["a", "b", "c"]
+    net = pretrained_classifier(
+        vocab_size=32, pad_token_id=0, label_names=names, multi_label=False, pretrained=str(tmp_path / "base"),
+        revision=None, hidden_dropout=0.0, attention_dropout=0.0, classifier_dropout=0.0, replace_head=True,
+        lora={**LORA, "dora": dora},
+    )  # fmt: skip
+    assert not any("modules_to_save" in name or "original_module" in name for name in net.state_dict())
+    ids = torch.arange(1, 13).view(2, 6)
+    optimizer = torch.optim.AdamW([entry for entry in net.parameters() if entry.requires_grad], lr=1e-2)
+    before = net(ids).logits.detach()
+    for _ in range(3):
+        torch.nn.functional.cross_entropy(net(ids).logits, torch.tensor([0, 2])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = net(ids).logits.detach()
+    assert (expected - before).abs().max() > 0.05
+    save_adapters(net, tmp_path / "adapter", base="a/base")
+    torch.manual_seed(5)  # of what the base lacks
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", id2label=dict(enumerate(names)), ignore_mismatched_sizes=True
+    )
+    wrapped = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    assert type(wrapped).__name__ == "PeftModelForSequenceClassification"
+    assert_same_sum(wrapped(ids).logits, expected, terms=ADDITIONS)
+    assert_same_sum(merged_copy(net).eval()(ids).logits, expected, terms=ADDITIONS)
+    assert torch.equal(wrapped.base_model.model.classifier.weight, net.classifier.weight)
 
 
 @pytest.mark.parametrize(

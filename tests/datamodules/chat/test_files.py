@@ -63,6 +63,11 @@ def test_halves_of_characters_become_question_marks(tmp_path):
         ('{"question": "x", "answer": null}', "answer must be a text, found null"),
         ('{"question": "x", "answer": " \\n "}', "answer is empty"),
         ('{"question": "", "answer": "x"}', "question is empty"),
+        (
+            '{"question": "x", "answer": " <<48/2=24>>"}',
+            "the answer ' <<48/2=24>>' is empty without its annotations; write it out, or keep them: "
+            "data.calculator_annotations=true",
+        ),
         ('{"question": "x", ', "not JSON (Expecting property name enclosed in double quotes at column "),
         ("[1, 2]", "[1, 2] is not a JSON object; each line must be one"),
         (b'{"question": "\xff"}', "byte 15 (0xff) is not UTF-8; save the file as UTF-8"),
@@ -88,9 +93,16 @@ def test_folders_without_data_are_named(tmp_path):
     with pytest.raises(ValueError, match="there is no such folder"):
         split_files(tmp_path / "nowhere")
     (tmp_path / "data.csv").touch()
+    with pytest.raises(ValueError, match=r"data\.csv: this is a file; name a folder that holds train\.jsonl and,"):
+        split_files(tmp_path / "data.csv")
     with pytest.raises(ValueError, match=re.escape("there is no train.jsonl in it (but data.csv)")):
         split_files(tmp_path)
     (tmp_path / "train.jsonl").touch()
     with pytest.raises(ValueError, match="the file has no row"):
         rows(tmp_path)
     assert list(split_files(tmp_path)) == ["train"]
+    (tmp_path / "val.jsonl").touch()
+    with pytest.raises(ValueError, match=r"val\.jsonl would not be read; make it validation\.jsonl, or take it out"):
+        split_files(tmp_path)
+    (tmp_path / "val.jsonl").rename(tmp_path / "validation.jsonl")
+    assert list(split_files(tmp_path)) == ["train", "validation"]

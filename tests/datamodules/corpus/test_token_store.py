@@ -151,13 +151,15 @@ def test_a_first_look_is_a_sample_and_no_prefix(tmp_path):
 def test_empty_documents_are_counted_and_left_out(tmp_path):
     rows = [{"text": "cell gene", "label": "bio"}, {"text": "", "label": "bio"}, {"text": "  ", "label": "bio"}]
     write_jsonl(tmp_path / "source", "train", rows)
+    write_jsonl(tmp_path / "source", "validation", rows[:2])
     opened = open_store(make(tmp_path, tmp_path / "source"))
-    assert len(opened.index) == 1
-    assert opened.facts["num_empty_documents"] == {"train": 2}
+    assert len(opened.index) == 2
+    assert opened.facts["num_empty_documents"] == {"train": 2, "validation": 1}
 
 
 def test_changed_documents_are_prepared_anew_and_unchanged_ones_are_not(tmp_path):
-    write_jsonl(tmp_path / "source", "train", [{"text": "cell gene", "label": "bio"}])
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / "source", split, [{"text": "cell gene", "label": "bio"}])
     first = make(tmp_path, tmp_path / "source")
     stamp = (first / "tokens.bin").stat().st_mtime_ns
     assert make(tmp_path, tmp_path / "source") == first
@@ -250,6 +252,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(b'{"text": "a", "label": "x"}\n' + line + b"\n")
+    (folder / "validation.jsonl").write_bytes(b'{"text": "a", "label": "x"}\n')
     with pytest.raises(ValueError, match=message):
         make(tmp_path, folder)
     assert [path.name for path in tmp_path.iterdir() if path.name == "arxiv"] == []  # nothing half is left
@@ -270,6 +273,25 @@ def test_a_folder_without_splits_is_refused(tmp_path):
         make(tmp_path, tmp_path)
     with pytest.raises(SourceError, match="no such folder"):
         make(tmp_path, tmp_path / "nowhere")
+    with pytest.raises(SourceError) as error:
+        make(tmp_path, tmp_path / "papers.jsonl")
+    assert str(error.value) == (
+        f"data.path={tmp_path}/papers.jsonl: this is a file; name a folder that holds train and validation as .jsonl "
+        "or .parquet"
+    )
+
+
+def test_a_folder_without_validation_is_refused_before_anything_is_tokenized(tmp_path):
+    shutil.copy(PAPERS / "train.jsonl", tmp_path)
+    with pytest.raises(SourceError) as error:
+        make(tmp_path, tmp_path)
+    assert str(error.value) == (
+        f"data.path={tmp_path}: there is no validation.jsonl or validation.parquet in it; put some documents of every "
+        "category into one"
+    )
+    shutil.copy(PAPERS / "validation.jsonl", tmp_path / "dev.jsonl")
+    with pytest.raises(ValueError, match=r"dev\.jsonl would not be read; make it validation\.jsonl\|\.parquet, or"):
+        make(tmp_path, tmp_path)
 
 
 def test_a_missing_column_of_a_parquet_file_is_named(tmp_path):
@@ -277,6 +299,7 @@ def test_a_missing_column_of_a_parquet_file_is_named(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"body": ["a"], "label": ["x"]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "validation.parquet")
     with pytest.raises(SourceError, match=r"train.parquet: no column text; there are body, label"):
         make(tmp_path / "cache", tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"no parquet")

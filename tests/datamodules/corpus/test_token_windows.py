@@ -133,8 +133,18 @@ def test_a_category_without_a_long_document_is_named(make_store):
     store = make_store([(0, 0, 30), (0, 1, 5), (1, 1, 50)])
     with pytest.raises(StoreError, match=r"category math: none of its 1 train documents has 10 tokens; lower data.seq"):
         document_ranges(store, "train", ["bio", "math"], length=10)
-    with pytest.raises(StoreError, match="category bio: it has no test document"):
+    with pytest.raises(StoreError, match="category bio: it has no validation document"):
+        document_ranges(store, "validation", ["bio"], length=2)
+
+
+def test_a_split_without_any_document_is_named_with_its_file(make_store):
+    store = make_store([(0, 0, 30), (1, 0, 50)])
+    with pytest.raises(StoreError) as error:
         document_ranges(store, "test", ["bio"], length=2)
+    assert str(error.value) == (
+        f"{store.folder}: no category has a test document; prepare it from a folder that holds test.jsonl or "
+        "test.parquet"
+    )
 
 
 def test_a_token_outside_the_vocabulary_is_found_in_the_batch(make_store):

@@ -68,6 +68,15 @@ BAD = {
     "empty text": ("a.jsonl", jsonl(ROWS[0], {"text": " \n", "label": 1}), ["a.jsonl, line 2", "text is empty"]),
     "no text": ("a.jsonl", jsonl({"text": 5, "label": 1}), ["line 1", "text is 5, not a text"]),
     "no label": ("a.jsonl", jsonl({"text": "a", "label": None}), ["line 1", "label is missing"]),
+    "null among labels": (
+        "a.jsonl", jsonl({"text": "a", "label": ["a", None]}),
+        ["a.jsonl, line 1: label holds None; a label is a name or a whole number"],
+    ),
+    "empty text among labels": (
+        "a.jsonl", jsonl(ROWS[0], {"text": "a", "label": ["b", ""]}), ["a.jsonl, line 2: label holds ''; a label is"],
+    ),
+    "object among labels": ("a.jsonl", jsonl({"text": "a", "label": [{"x": 1}]}), ["line 1: label holds {'x': 1}; a"]),
+    "list among labels": ("a.jsonl", jsonl({"text": "a", "label": [["a"]]}), ["line 1: label holds ['a']; a label is"]),
     "fraction as label": ("a.jsonl", jsonl({"text": "a", "label": 0.5}), ["line 1", "0.5", "whole number"]),
     "not json": ("a.jsonl", jsonl(ROWS[0]) + "{oops\n", ["a.jsonl, line 2", "not JSON"]),
     "no object": ("a.jsonl", "[1]\n", ["a.jsonl, line 1", "not a JSON object"]),
@@ -112,6 +121,22 @@ def test_files_of_a_folder(tmp_path):
     write(tmp_path / "train.jsonl", "")
     with pytest.raises(ValueError, match=r"train\.jsonl and train\.csv are both there"):
         find_split_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val.jsonl", "valid.csv", "Dev.parquet", "validation.json", "test-0-of-1.csv"])
+def test_a_split_of_another_name_is_not_passed_over(name, tmp_path):
+    write(tmp_path / "train.jsonl", "")
+    write(tmp_path / "test_old.jsonl", "")  # no split by its name
+    write(tmp_path / name, "")
+    split = "test" if name.startswith("test") else "validation"
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (looked at as a whole)
+        find_split_files(tmp_path)
+    assert str(error.value) == (
+        f"data.path={tmp_path}: {name} would not be read; make it {split}.jsonl|.csv|.parquet, or take it out of "
+        "the folder"
+    )
+    write(tmp_path / f"{split}.csv", "")  # the other one is no split then
+    assert list(find_split_files(tmp_path)) == ["train", split]
 
 
 def test_names_of_classes():

@@ -2,6 +2,8 @@
 
 import json
 import re
+from datetime import date, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -109,6 +111,14 @@ def test_what_is_no_finite_number_is_null():
     assert json_line({"a": [float("nan"), (float("inf"), 1.5)], "é": "\ud800"}) == (
         '{"a": [null, [null, 1.5]], "\\u00e9": "\\ud800"}\n'
     )
+
+
+def test_what_parquet_holds_and_json_has_no_word_for_is_text():
+    row = {"a": [date(2020, 1, 2), float("nan")], "b": b"caf\xc3\xa9", "c": b"\xff\x00", "d": Decimal("1.50")}
+    assert json_line(row) == '{"a": ["2020-01-02", null], "b": "caf\\u00e9", "c": "ff00", "d": "1.50"}\n'
+    assert json_line({"at": datetime(2020, 1, 2, 3, 4, 5)}) == '{"at": "2020-01-02 03:04:05"}\n'
+    with pytest.raises(TypeError, match="object cannot be written as JSON"):
+        json_line({"a": object()})
 
 
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path):

@@ -218,6 +218,22 @@ BEFORE_TORCH = {
     "precision.lightning=''": "precision.lightning='': allowed are auto, 32-true, 16-mixed, bf16-mixed, bf16-true, "
     "16-true, 64-true; precision= chooses one",
     "trainer=[[]]": "trainer=[[]]: name one of the options of trainer: default",
+    "scheduler=null": "scheduler=null: name one of the options of scheduler: constant, cosine, linear, one_cycle, "
+    "warmup_stable_decay",
+    "trainer=null": "trainer=null: name one of the options of trainer: default",
+    "callbacks=null": "callbacks=null: name one of the options of callbacks: arxiv, classification, default, gsm8k, "
+    "location, rating",
+    "logger=null": "logger=null: name one of the options of logger: csv, mlflow, tensorboard, trackio, wandb; to leave "
+    "the group away write ~logger",
+    "callbacks.guards=null": "callbacks.guards cannot be null; set what it holds (non_finite, token_ids, loss_spike, "
+    "loss_spike_sigmas, collapsed_generator, collapsed_after): callbacks.guards.non_finite=<value>",
+    "callbacks.checkpoints=null": "callbacks.checkpoints cannot be null; set what it holds (monitor, mode, keep, "
+    "loss_ratio, write, layout): callbacks.checkpoints.monitor=<value>",
+    "experiment=gsm8k callbacks.extra=null": "callbacks.extra cannot be null; set what it holds (generation, picture): "
+    "callbacks.extra.generation=null",
+    "callbacks=default callbacks.extra=null": "callbacks.extra cannot be null; leave the word away, it holds nothing "
+    "here",
+    "trainer.log_every=null": "trainer.log_every cannot be null; give it a value",
     "~module": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
     "module=grpo": "module: this experiment has no choice of module; leave the word away, or choose another experiment",
     "experiment=gsm8k ~module": "module is missing: give it on the command line, module=...",
@@ -291,6 +307,10 @@ def test_mistakes_of_values_are_answered_before_torch_is_imported(tmp_path):
         (["scheduler.floor=2"], "scheduler.floor=2: must lie between 0 and 1"),
         (["optimizer.betas=[0.9,1.0]"], "optimizer.betas=[0.9, 1.0]: must be at least 0 and below 1 (at betas[1])"),
         (["optimizer.lr=inf"], "optimizer.lr=inf: must be a finite number"),
+        (
+            ["experiment=imdb", "data.multi_label=true", "data.label_separator=''"],
+            "data.label_separator='': name what stands between two labels, such as |",
+        ),
     ],
 )
 def test_ranges_stand_beside_the_constructors(overrides, message, composed):

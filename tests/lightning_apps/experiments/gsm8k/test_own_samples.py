@@ -108,6 +108,18 @@ def test_right_solutions_are_added_once_each_to_the_given_ones(config, monkeypat
     assert alone.num_train_samples == 2 * len(asked)
 
 
+def test_they_come_behind_the_train_file_where_validation_is_a_file_too(config, small_gsm8k, monkeypatch, tmp_path):
+    Solver(monkeypatch)
+    answered(monkeypatch, two_ways)
+    shutil.copytree(small_gsm8k / "data", tmp_path / "data")
+    shutil.copy(tmp_path / "data" / "test.jsonl", tmp_path / "data" / "validation.jsonl")
+    data = build_datamodule(config(f"data.path={tmp_path}/data"))
+    origins = [data.chat("train", index).origin for index in range(data.num_train_samples)]
+    assert all(origin.startswith(f"{tmp_path}/data/train.jsonl") for origin in origins[:60])
+    assert all(origin.startswith("own sample ") for origin in origins[60:])
+    assert len(origins) == 60 + data.facts_of_samples["num_kept"] > 60
+
+
 def test_no_question_that_is_held_out_is_ever_asked(config, small_gsm8k, monkeypatch):
     solver = Solver(monkeypatch)
     data = build_datamodule(config())
