@@ -50,17 +50,14 @@ def linear_probabilities(
     found = np.zeros((len(texts), num_classes))
     for number, target in enumerate(targets):
         if len(np.unique(target)) == 1:  # one class alone, or one of several labels that all samples, or none, bear
-            if train_labels.ndim == 2:
-                found[:, number] = target[0]
-            else:
-                found[:, target[0]] = 1.0
-            continue
-        model = _logistic_regression(_chosen_strength(train_features, target)).fit(train_features, target)
-        probabilities = model.predict_proba(features)
-        if train_labels.ndim == 2:
-            found[:, number] = probabilities[:, 1]
+            classes, probabilities = target[:1], np.ones((len(texts), 1))
         else:
-            found[:, model.classes_] = probabilities
+            model = _logistic_regression(_chosen_strength(train_features, target)).fit(train_features, target)
+            classes, probabilities = model.classes_, model.predict_proba(features)
+        if train_labels.ndim == 2:
+            found[:, number] = probabilities[:, classes == 1].sum(1)
+        else:
+            found[:, classes] = probabilities
     return found
 
 

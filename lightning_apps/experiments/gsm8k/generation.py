@@ -10,7 +10,6 @@ import torch
 from annotated_types import Ge, Gt, Le
 from typing_extensions import TypedDict  # pydantic refuses typing's before Python 3.12
 
-from datamodules.chat.files import Chat
 from datamodules.gsm8k import Gsm8kDataModule, Split
 from datamodules.sampling.order import hash_key
 from lightning_apps.callbacks.gather import gather_in_order
@@ -20,6 +19,7 @@ from lightning_apps.experiments.gsm8k.grading import (
     Grade,
     accuracy_metrics,
     grade,
+    has_number,
     majority_answer,
     number_text,
     numeric_answer,
@@ -170,11 +170,6 @@ class Gsm8kGeneration(Evaluation):
 def gradable(data: Gsm8kDataModule, split: Split) -> list[int]:
     """Samples of a split that have a final number to grade against."""
     return [index for index in data.evaluated(split).tolist() if has_number(data.chat(split, index))]
-
-
-def has_number(chat: Chat) -> bool:
-    """Whether there is a final number to grade against."""
-    return chat.gold is not None and numeric_answer(chat.gold) is not None
 
 
 def decode(data: Gsm8kDataModule, answer: Answer) -> str:

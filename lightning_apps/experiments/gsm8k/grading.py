@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from unicodedata import normalize
 
+from datamodules.chat.files import Chat
 from lightning_apps.statistics.proportions import wilson_interval
 
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -73,6 +74,11 @@ def numeric_answer(output: str) -> Fraction | None:
         return None if GOES_ON.match(final, found.end()) else _value(found)
     *_, found = [None, *NUMBER.finditer(text)]
     return None if found is None else _value(found)
+
+
+def has_number(chat: Chat) -> bool:
+    """Whether answers can be graded by value: the chat has a final number to grade against."""
+    return chat.gold is not None and numeric_answer(chat.gold) is not None
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -23,8 +23,8 @@ from datamodules.sampling.order import hash_key
 from datamodules.sampling.packing import Document, PackingCollator
 from lightning_apps.errors import ConfigError
 from lightning_apps.experiments.experiment import Parts
-from lightning_apps.experiments.gsm8k.generation import decode, has_number
-from lightning_apps.experiments.gsm8k.grading import grade
+from lightning_apps.experiments.gsm8k.generation import decode
+from lightning_apps.experiments.gsm8k.grading import grade, has_number
 from lightning_apps.experiments.gsm8k.module import Gsm8kModule
 from lightning_apps.training.optimizer_step import from_all_ranks
 from lightning_apps.training.sharding import inside_forward, whole_weights

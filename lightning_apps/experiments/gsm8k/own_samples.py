@@ -23,7 +23,7 @@ from datamodules.sampling.order import hash_key
 from datamodules.storage.cache import fingerprint, prepared_folder
 from datamodules.text.jsonl import read_jsonl, write_jsonl
 from lightning_apps.experiments.experiment import Start
-from lightning_apps.experiments.gsm8k.grading import grade, numeric_answer
+from lightning_apps.experiments.gsm8k.grading import grade, has_number
 from lightning_apps.process.console import ProgressCount, say
 from models.decoding.generation import Sampling, generate_answers
 
@@ -126,11 +126,7 @@ def questions_to_ask(data: Gsm8kDataModule) -> list[int]:
     if "test" in data.files:
         held_out |= {_question(data.files["test"].chat(row)) for row in range(len(data.files["test"]))}
     chats = ((index, data.chat("train", index)) for index in range(len(data.rows["train"])))
-    return [
-        index
-        for index, chat in chats
-        if chat.gold is not None and numeric_answer(chat.gold) is not None and _question(chat) not in held_out
-    ]
+    return [index for index, chat in chats if has_number(chat) and _question(chat) not in held_out]
 
 
 def _question(chat: Chat) -> tuple[str, ...]:
